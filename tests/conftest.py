@@ -1,0 +1,48 @@
+"""Shared test set-up: two CPU devices and strict shapes in every test."""
+
+import os
+import pathlib
+
+# Two devices everywhere, so that whatever only works on one is seen at once.
+os.environ.setdefault(
+  'XLA_FLAGS', '--xla_force_host_platform_device_count=2'
+)
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax
+import pytest
+from absl import flags
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Grain refuses its multiprocess options while absl flags are unparsed.
+flags.FLAGS.mark_as_parsed()
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / 'shared' / 'data'
+
+
+@pytest.fixture(scope='session')
+def esc10_dir():
+  """The 400 ESC-10 recordings, where this checkout has them beside it."""
+  path = SHARED / 'esc10'
+  if not path.is_dir():
+    pytest.skip(f'the ESC-10 recordings are not at {path}')
+  return path
+
+
+@pytest.fixture(scope='session')
+def sonyc_dir():
+  """The real SONYC-UST annotations.csv and taxonomy, without recordings."""
+  path = SHARED / 'sonyc_ust'
+  if not path.is_dir():
+    pytest.skip(f'the SONYC-UST annotations are not at {path}')
+  return path
+
+
+@pytest.fixture(scope='session')
+def metric_reference_dir():
+  """Two prediction files with the scores of the official program."""
+  path = SHARED / 'metric_reference'
+  if not path.is_dir():
+    pytest.skip(f'the metric reference files are not at {path}')
+  return path

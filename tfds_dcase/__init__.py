@@ -1,0 +1,5 @@
+"""TFDS builders of urban sound tagging data sets, free of TensorFlow.
+
+Importing this package registers them, so that `tfds.builder('sonyc_ust/v1')`
+or `tfds.builder('urban_scenes/procedural')` find them.
+"""
