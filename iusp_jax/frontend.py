@@ -1,0 +1,185 @@
+"""Log-mel spectrograms from waveforms, in JAX, on any device.
+
+The recipe is VGGish's: frames of 25 ms every 10 ms, periodic Hann window,
+magnitude of the FFT of the next power of two, triangles that are linear on
+the HTK mel scale and not normalised, `log(mel + offset)`. Nothing is padded:
+
+  frame t hears the samples [t * hop, t * hop + window), and the last frame is
+  the last one that fits: 1 + (num_samples - window) // hop frames in all.
+
+Ten seconds at 16 kHz are 998 frames. A sound that comes one hop later is the
+same spectrogram one frame later.
+
+Reference: https://github.com/tensorflow/models/blob/master/research/audioset/\
+vggish/mel_features.py
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class FrontendConfig:
+  """What `log_mel` computes; hashable, so it may be a static argument.
+
+  Attributes:
+    sample_rate: of the waveform, in hertz.
+    window_seconds: length of a frame.
+    hop_seconds: from the start of a frame to the start of the next.
+    num_mel_bands: number of triangles.
+    min_hertz: lower edge of the lowest triangle.
+    max_hertz: upper edge of the highest triangle.
+    log_offset: added before the logarithm; silence is log(log_offset).
+
+  Raises:
+    ValueError: where a field is outside its legal range.
+  """
+
+  sample_rate: int = 16_000
+  window_seconds: float = 0.025
+  hop_seconds: float = 0.010
+  num_mel_bands: int = 64
+  min_hertz: float = 125.0
+  max_hertz: float = 7_500.0
+  log_offset: float = 0.01
+
+  def __post_init__(self):
+    positive = ('sample_rate', 'window_seconds', 'hop_seconds', 'log_offset')
+    for name in (*positive, 'num_mel_bands'):
+      value = getattr(self, name)
+      if not value > 0:
+        raise ValueError(f'FrontendConfig.{name} is {value}; it must be > 0.')
+    for name in ('window_samples', 'hop_samples'):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f'FrontendConfig: {name.replace("_samples", "_seconds")} is less '
+          f'than one sample at {self.sample_rate} Hz; make it longer.'
+        )
+    nyquist = self.sample_rate / 2
+    if not 0 <= self.min_hertz < self.max_hertz <= nyquist:
+      raise ValueError(
+        f'FrontendConfig: min_hertz={self.min_hertz} and '
+        f'max_hertz={self.max_hertz} must satisfy 0 <= min_hertz < max_hertz '
+        f'<= {nyquist} (half of sample_rate={self.sample_rate}).'
+      )
+    empty = np.flatnonzero(mel_matrix(self).sum(axis=0) == 0)
+    if empty.size:
+      raise ValueError(
+        f'FrontendConfig: num_mel_bands={self.num_mel_bands} leaves bands '
+        f'{empty.tolist()} without a frequency of the {self.fft_length}-point '
+        'FFT; ask for fewer bands or a longer window_seconds.'
+      )
+
+  @property
+  def window_samples(self) -> int:
+    """Samples that one frame hears."""
+    return round(self.window_seconds * self.sample_rate)
+
+  @property
+  def hop_samples(self) -> int:
+    """Samples from one frame to the next."""
+    return round(self.hop_seconds * self.sample_rate)
+
+  @property
+  def fft_length(self) -> int:
+    """The smallest power of two that holds a window."""
+    return 1 << (self.window_samples - 1).bit_length()
+
+
+def num_frames(num_samples: int, cfg: FrontendConfig) -> int:
+  """Number of frames of a sound: 1 + (num_samples - window) // hop.
+
+  Raises:
+    ValueError: where the sound is shorter than one window.
+  """
+  if num_samples < cfg.window_samples:
+    raise ValueError(
+      f'The sound has {num_samples} samples, but one frame needs '
+      f'{cfg.window_samples} ({cfg.window_seconds} s at {cfg.sample_rate} '
+      'Hz); pad it with zeros or choose a shorter window_seconds.'
+    )
+  return 1 + (num_samples - cfg.window_samples) // cfg.hop_samples
+
+
+def hertz_to_mel(hertz):
+  """The HTK mel scale, 1127 ln(1 + hertz / 700)."""
+  return 1127.0 * np.log1p(np.asarray(hertz, np.float64) / 700.0)
+
+
+@functools.lru_cache(maxsize=32)
+def mel_matrix(cfg: FrontendConfig) -> np.ndarray:
+  """Weights [fft_length // 2 + 1, num_mel_bands] of the mel triangles.
+
+  Each triangle is linear in mel, peaks at 1 and is not normalised; the
+  constant component of the sound has no weight. Read-only float64.
+  """
+  bins = np.linspace(0.0, cfg.sample_rate / 2, cfg.fft_length // 2 + 1)
+  bins_mel = hertz_to_mel(bins)[:, None]
+  low, high = hertz_to_mel((cfg.min_hertz, cfg.max_hertz))
+  edges = np.linspace(low, high, cfg.num_mel_bands + 2)[None]
+  lower, centre, upper = edges[:, :-2], edges[:, 1:-1], edges[:, 2:]
+  rise = (bins_mel - lower) / (centre - lower)
+  fall = (upper - bins_mel) / (upper - centre)
+  weights = np.maximum(0.0, np.minimum(rise, fall))
+  weights[0] = 0.0
+  weights.flags.writeable = False
+  return weights
+
+
+def frame(wave_BS: jax.Array, window: int, hop: int) -> jax.Array:
+  """Overlapping frames [B, T, window] of waves, without padding.
+
+  The waves are cut into pieces of one hop, and a frame is several pieces in a
+  row: contiguous copies, where a gather by index is many times slower.
+  """
+  batch, samples = wave_BS.shape
+  count = 1 + (samples - window) // hop
+  pieces = -(-window // hop)
+  length = (count + pieces - 1) * hop
+  # What is added or cut at the end here is outside of every frame.
+  wave_BS = jnp.pad(wave_BS, ((0, 0), (0, max(0, length - samples))))
+  pieces_BTS = wave_BS[:, :length].reshape(batch, count + pieces - 1, hop)
+  frames = [pieces_BTS[:, i : i + count] for i in range(pieces)]
+  return jnp.concatenate(frames, axis=-1)[..., :window]
+
+
+def log_mel(wave_BS: jax.Array, cfg: FrontendConfig) -> jax.Array:
+  """Log-mel spectrogram of each wave.
+
+  Args:
+    wave_BS: int16 [B, S], or float [B, S] in [-1, 1], at `cfg.sample_rate`.
+    cfg: the front end.
+
+  Returns:
+    mel_BTF: float32 [B, num_frames(S, cfg), num_mel_bands], natural logarithm
+    of magnitudes; frame t hears the samples [t * hop, t * hop + window).
+
+  Raises:
+    ValueError: where the waves are not [B, S], are neither int16 nor float,
+      or are shorter than one window.
+  """
+  if wave_BS.ndim != 2:
+    raise ValueError(
+      f'wave_BS has shape {wave_BS.shape}; expected [clips, samples].'
+    )
+  if wave_BS.dtype == jnp.int16:
+    wave_BS = wave_BS.astype(jnp.float32) / 32_768.0
+  elif jnp.issubdtype(wave_BS.dtype, jnp.floating):
+    wave_BS = wave_BS.astype(jnp.float32)
+  else:
+    raise ValueError(
+      f'wave_BS has dtype {wave_BS.dtype}; expected int16, or float in [-1, 1].'
+    )
+  num_frames(wave_BS.shape[1], cfg)  # Raises where the sound is too short.
+  window = cfg.window_samples
+  hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
+  frames_BTS = frame(wave_BS, window, cfg.hop_samples)
+  frames_BTS = frames_BTS * hann.astype(np.float32)[None, None]
+  spectrum = jnp.abs(jnp.fft.rfft(frames_BTS, n=cfg.fft_length))
+  weights = jnp.asarray(mel_matrix(cfg), jnp.float32)
+  mel_BTF = jnp.matmul(spectrum, weights, precision='highest')
+  return jnp.log(mel_BTF + cfg.log_offset)

@@ -1,0 +1,84 @@
+"""Audio taggers in Flax linen: log-mel in, logits and frame embeddings out."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from iusp_jax.models.cnn import Cnn
+from iusp_jax.models.crnn import Crnn
+from iusp_jax.models.layers import TaggerOutput
+
+__all__ = ['ARCHITECTURES', 'TaggerOutput', 'build']
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {'cnn': Cnn, 'crnn': Crnn}
+
+_NOT_CONFIG = {'num_tags', 'axis_name', 'parent', 'name'}
+
+
+def build(
+  cfg: Mapping[str, Any], num_tags: int, axis_name: str | None = None
+) -> nn.Module:
+  """Builds the tagger that a config names.
+
+  Args:
+    cfg: `architecture`, and any of that architecture's fields; the rest keep
+      the defaults of the module.
+    num_tags: number of outputs.
+    axis_name: the pmapped axis over which BatchNorm takes its statistics.
+
+  Returns:
+    A module; `module.apply(variables, mel_BTF, train=..., keys_B=...)` gives
+    a `TaggerOutput`.
+
+  Raises:
+    ValueError: for an unknown architecture or field, or an illegal value.
+  """
+  fields = dict(cfg.items())
+  if 'architecture' not in fields:
+    raise ValueError(
+      f'The model config {sorted(fields)} has no field architecture; set it '
+      f'to one of {sorted(ARCHITECTURES)}.'
+    )
+  architecture = fields.pop('architecture')
+  _check_name('architecture', architecture, ARCHITECTURES)
+  module = ARCHITECTURES[architecture]
+  legal = {
+    field.name: field
+    for field in dataclasses.fields(module)
+    if field.name not in _NOT_CONFIG
+  }
+  for name, value in fields.items():
+    _check_name(f'field of the model {architecture}', name, legal)
+    fields[name] = _convert(architecture, name, value, legal[name].default)
+  return module(num_tags=num_tags, axis_name=axis_name, **fields)
+
+
+def _check_name(what: str, name: str, legal) -> None:
+  """Raises where `name` is not legal, with the nearest one that is."""
+  if name in legal:
+    return
+  near = difflib.get_close_matches(str(name), legal, n=1)
+  hint = f' Did you mean {near[0]!r}?' if near else ''
+  raise ValueError(
+    f'Unknown {what}: {name!r}; expected one of {sorted(legal)}.{hint}'
+  )
+
+
+def _convert(architecture: str, name: str, value, default):
+  """The value as the module wants it; raises where its type is wrong."""
+  if name == 'dtype':
+    _check_name('dtype', jnp.dtype(value).name, ('float32', 'bfloat16'))
+    return jnp.dtype(value)
+  kinds = (int, float) if isinstance(default, float) else (type(default),)
+  if isinstance(value, bool) != isinstance(default, bool) or not isinstance(
+    value, kinds
+  ):
+    raise ValueError(
+      f'{name} of the model {architecture} is {value!r}; expected a value '
+      f'like {default!r}.'
+    )
+  return value

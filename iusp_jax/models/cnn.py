@@ -1,0 +1,96 @@
+"""A VGG-like convolutional tagger: the teacher, and as a narrow one a student.
+
+Blocks of 3x3 convolution, BatchNorm and ReLU, each followed by pooling; the
+channels double from block to block. Frame-rate law: the stem's stride and the
+first blocks' pooling reduce time by 8 in all (`time_reduction`), so that T
+log-mel frames become ceil(T / 8) frame embeddings and 998 become 125; frame j
+is centred on the log-mel frames [8 j, 8 j + 8).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from iusp_jax.models import layers
+from iusp_jax.models.layers import TaggerOutput
+
+
+class Cnn(nn.Module):
+  """Convolutional tagger.
+
+  Attributes:
+    num_tags: outputs.
+    width: channels of the first block; block i has width * 2**i.
+    num_blocks: convolution blocks; each halves the frequency axis.
+    convolutions_per_block: 3x3 convolutions in a block.
+    stem_stride: stride in time of the first convolution: 1, or 2 or more,
+      which takes the place of the first pooling steps in time and makes the
+      first block that much cheaper.
+    time_reduction: log-mel frames per frame embedding, a power of two.
+    block_pool: 'max' or 'average', the pooling after a block.
+    frequency: 'pool' (mean over frequency, D = channels) or 'flatten' (D =
+      channels * frequencies) of the last feature map.
+    pooling: over time, see `layers.Head`.
+    dropout_rate: of the features before the last layer.
+    dtype: of the computation; parameters and outputs are float32.
+    lowering: see `layers`.
+    axis_name: the pmapped axis over which BatchNorm takes its statistics.
+  """
+
+  num_tags: int
+  width: int = 24
+  num_blocks: int = 4
+  convolutions_per_block: int = 1
+  stem_stride: int = 1
+  time_reduction: int = 8
+  block_pool: str = 'max'
+  frequency: str = 'pool'
+  pooling: str = 'mean_max'
+  dropout_rate: float = 0.0
+  dtype: Any = jnp.float32
+  lowering: str = 'auto'
+  axis_name: str | None = None
+
+  def __post_init__(self):
+    super().__post_init__()
+    layers.check_common(self)
+    for name in ('width', 'num_blocks', 'convolutions_per_block'):
+      layers.check_range('Cnn', name, getattr(self, name), 1)
+    powers = [2**i for i in range(self.num_blocks + 1)]
+    layers.check_choice('Cnn', 'time_reduction', self.time_reduction, powers)
+    strides = [i for i in powers if i <= self.time_reduction]
+    layers.check_choice('Cnn', 'stem_stride', self.stem_stride, strides)
+    layers.check_choice('Cnn', 'frequency', self.frequency, ('pool', 'flatten'))
+    kinds = ('max', 'average')
+    layers.check_choice('Cnn', 'block_pool', self.block_pool, kinds)
+
+  @nn.compact
+  def __call__(self, mel_BTF, train: bool = False, keys_B=None):
+    """Tags log-mel spectrograms [B, T, F]."""
+    x_BTF = layers.normalise_bands(mel_BTF, train, self.axis_name)
+    x_BTFH = x_BTF[..., None].astype(self.dtype)
+    stride, left = self.stem_stride, self.time_reduction // self.stem_stride
+    for block in range(self.num_blocks):
+      for _ in range(self.convolutions_per_block):
+        x_BTFH = layers.Conv(
+          self.width * 2**block,
+          strides=(stride, 1),
+          dtype=self.dtype,
+          lowering=self.lowering,
+        )(x_BTFH)
+        stride = 1
+        norm = layers.batch_norm(train, self.axis_name, self.dtype)
+        x_BTFH = nn.relu(norm(x_BTFH))
+      # Time is pooled early, where it saves most, but for the stem's share.
+      step = 2 if left > 1 and (block or self.stem_stride == 1) else 1
+      left //= step
+      x_BTFH = layers.pool(x_BTFH, (step, 2), self.block_pool, self.lowering)
+    x_BTFH = x_BTFH.astype(jnp.float32)
+    if self.frequency == 'pool':
+      frames_BTD = x_BTFH.mean(axis=2)
+    else:
+      frames_BTD = x_BTFH.reshape(*x_BTFH.shape[:2], -1)
+    head = layers.Head(self.num_tags, self.pooling, self.dropout_rate)
+    logits_BC = head(frames_BTD, keys_B if train else None)
+    return TaggerOutput(logits_BC, frames_BTD)

@@ -1,0 +1,76 @@
+"""The paper's kind of student: one convolution, one LSTM, one dense layer.
+
+Frame-rate law: the convolution's stride and the pooling after it reduce time
+by `time_reduction` in all: T log-mel frames become ceil(T / 8) frame
+embeddings, 998 become 125; frame j has heard the log-mel frames up to
+8 j + 8 (and the convolution's 3 frames of margin), and nothing later.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from iusp_jax.models import layers
+from iusp_jax.models.layers import TaggerOutput
+
+
+class Crnn(nn.Module):
+  """Convolution 5x5 with stride 2, pooling in time, LSTM.
+
+  Attributes:
+    num_tags: outputs.
+    width: channels of the convolution.
+    hidden: units of the LSTM, the size D of a frame embedding.
+    time_reduction: log-mel frames per frame embedding; even.
+    block_pool: 'max' or 'average', the pooling after the convolution.
+    pooling: over time, see `layers.Head`.
+    dropout_rate: of the features before the last layer.
+    dtype: of the computation; parameters and outputs are float32.
+    lowering: see `layers`.
+    axis_name: the pmapped axis over which BatchNorm takes its statistics.
+  """
+
+  num_tags: int
+  width: int = 32
+  hidden: int = 64
+  time_reduction: int = 8
+  block_pool: str = 'max'
+  pooling: str = 'mean_max'
+  dropout_rate: float = 0.0
+  dtype: Any = jnp.float32
+  lowering: str = 'auto'
+  axis_name: str | None = None
+
+  def __post_init__(self):
+    super().__post_init__()
+    layers.check_common(self)
+    for name in ('width', 'hidden'):
+      layers.check_range('Crnn', name, getattr(self, name), 1)
+    evens = range(2, 65, 2)
+    layers.check_choice('Crnn', 'time_reduction', self.time_reduction, evens)
+    kinds = ('max', 'average')
+    layers.check_choice('Crnn', 'block_pool', self.block_pool, kinds)
+
+  @nn.compact
+  def __call__(self, mel_BTF, train: bool = False, keys_B=None):
+    """Tags log-mel spectrograms [B, T, F]."""
+    x_BTF = layers.normalise_bands(mel_BTF, train, self.axis_name)
+    x_BTFH = layers.Conv(
+      self.width,
+      size=(5, 5),
+      strides=(2, 2),
+      pad_frequency=False,
+      dtype=self.dtype,
+      lowering=self.lowering,
+    )(x_BTF[..., None])
+    norm = layers.batch_norm(train, self.axis_name, self.dtype)
+    x_BTFH = nn.relu(norm(x_BTFH))
+    x_BTFH = layers.pool(
+      x_BTFH, (self.time_reduction // 2, 1), self.block_pool, self.lowering
+    )
+    x_BTD = x_BTFH.reshape(*x_BTFH.shape[:2], -1)
+    frames_BTD = layers.Lstm(self.hidden, dtype=self.dtype)(x_BTD)
+    head = layers.Head(self.num_tags, self.pooling, self.dropout_rate)
+    logits_BC = head(frames_BTD, keys_B if train else None)
+    return TaggerOutput(logits_BC, frames_BTD)
