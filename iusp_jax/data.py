@@ -1,0 +1,332 @@
+"""From a TFDS data set to batches of waveforms and tags, with Grain.
+
+No jax in here: a batch is a dict of NumPy arrays.
+
+  wave    int16   [B, S]  16 kHz, 10 s
+  tags    float32 [B, C]  targets in [0, 1]
+  mask    float32 [B, C]  0 where a tag is unknown
+  length  int32   [B]     samples of real sound before the padding
+  index   int32   [B]     which clip of the split
+  valid   float32 [B]     0 for clips that only fill up the last batch
+
+The order of a training run is a function of the seed: element k of the
+endless, reshuffled sequence is the same on any number of hosts, and host h of
+H reads elements h, h + H, … of it. The state of the stream is one number.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import grain
+import numpy as np
+
+from tfds_dcase import annotations, folder, sonyc_ust, taxonomy, urban_scenes
+
+LEVELS = ('coarse', 'fine', 'both')
+
+# What `config.dataset.name` may be, and the builder that makes it.
+BUILDERS = {
+  'urban_scenes/procedural': (urban_scenes, 'procedural'),
+  'urban_scenes/clips': (urban_scenes, 'clips'),
+  'sonyc_ust/v1': (sonyc_ust, 'v1'),
+  'sonyc_ust/v2': (sonyc_ust, 'v2'),
+  'folder': (folder, None),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """One split: a random-access source and how to make targets of it."""
+
+  name: str
+  source: Any  # Random access to dicts of features.
+  level: str
+  aggregation: str
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """A prepared data set, seen at one level of its tags."""
+
+  name: str  # Builder, config and version: names the data exactly.
+  level: str
+  coarse: tuple[str, ...]
+  fine: tuple[str, ...]  # Empty where the data has one level.
+  splits: Mapping[str, Split]
+
+  @property
+  def tags(self) -> tuple[str, ...]:
+    """The names of the C outputs of a model for this data."""
+    return {
+      'coarse': self.coarse,
+      'fine': self.fine,
+      'both': self.coarse + self.fine,
+    }[self.level]
+
+  def fingerprint(self) -> dict[str, Any]:
+    """What a model trained on this depends on."""
+    return {
+      'name': self.name,
+      'level': self.level,
+      'aggregation': self.splits['train'].aggregation,
+      'sizes': {name: len(split) for name, split in self.splits.items()},
+    }
+
+
+def make_builder(config: Mapping[str, Any]):
+  """The TFDS builder that `config.dataset` names, nothing prepared yet.
+
+  Raises:
+    ValueError: for an unknown name; or whatever the builder finds wrong.
+  """
+  name = config['name']
+  if name not in BUILDERS:
+    close = difflib.get_close_matches(name, BUILDERS, 1)
+    hint = f'; did you mean {close[0]!r}?' if close else ''
+    raise ValueError(
+      f'config.dataset.name is {name!r}: expected one of '
+      f'{", ".join(BUILDERS)}{hint}'
+    )
+  module, variant = BUILDERS[name]
+  settings = dict(config['builder'])
+  if config['manual_dir']:
+    settings['manual_dir'] = config['manual_dir']
+  if variant is not None:
+    settings[
+      'version' if module is sonyc_ust else 'variant'
+    ] = variant
+  return module.make_builder(data_dir=config['data_dir'], **settings)
+
+
+def load(config: Mapping[str, Any]) -> Dataset:
+  """Prepares the data set if that has not been done, and opens its splits.
+
+  Args:
+    config: `config.dataset`; see configs/base.py.
+
+  Raises:
+    ValueError: if the level or the data set is unknown, or the data set has
+      no such level.
+  """
+  level = config['level']
+  if level not in LEVELS:
+    raise ValueError(
+      f'config.dataset.level is {level!r}: expected one of {LEVELS}'
+    )
+  builder = make_builder(config)
+  builder.download_and_prepare(file_format='array_record')
+  metadata = dict(builder.info.metadata or {})
+  fine = tuple(metadata.get('fine', ()))
+  if level != 'coarse' and not fine:
+    raise ValueError(
+      f'config.dataset.level is {level!r}, but {config["name"]} has one level '
+      f"of tags: expected 'coarse'"
+    )
+  splits = {
+    name: Split(
+      name, builder.as_data_source(name), level, config['aggregation']
+    )
+    for name in builder.info.splits
+  }
+  return Dataset(
+    name=str(builder.info.full_name),
+    level=level,
+    coarse=tuple(metadata['coarse']),
+    fine=fine,
+    splits=splits,
+  )
+
+
+def targets(
+  example: Mapping[str, Any], level: str, aggregation: str
+) -> tuple[np.ndarray, np.ndarray]:
+  """Tags and mask of one example, `[C]` each.
+
+  A fine tag is unknown where the X flag of its coarse class is set: a sound
+  of that class is there, and nobody could say which (unless it was also
+  marked itself).
+  """
+  coarse, fine, unknown = _levels(example, aggregation)
+  if level == 'coarse':
+    return coarse, np.ones_like(coarse)
+  assert fine is not None and unknown is not None  # Checked by `load`.
+  flagged = np.zeros(len(taxonomy.COARSE), np.float32)
+  flagged[taxonomy.COARSE_OF_UNKNOWN] = unknown > 0
+  known = 1.0 - flagged[taxonomy.COARSE_OF_FINE]
+  if level == 'fine':
+    return fine, known.astype(np.float32)
+  mask = np.concatenate([np.ones_like(coarse), known])
+  return np.concatenate([coarse, fine]), mask.astype(np.float32)
+
+
+def _levels(example, aggregation):
+  """Coarse [8], fine [23] and X [6] tags as float32, by the given rule."""
+  if 'fine' not in example:
+    return example['coarse'].astype(np.float32), None, None
+  if aggregation == 'any':  # The official rule is what is stored.
+    return tuple(
+      example[key].astype(np.float32)
+      for key in ('coarse', 'fine', 'fine_unknown')
+    )
+  columns = np.asarray(annotations.aggregate(example['votes'], aggregation))
+  coarse = annotations.coarse_from_fine(columns[None])[0]
+  unknown = taxonomy.IS_UNKNOWN
+  return tuple(
+    part.astype(np.float32)
+    for part in (coarse, columns[~unknown], columns[unknown])
+  )
+
+
+def _element(split: Split):
+  """Turns example `index` of a split into one element of a batch."""
+
+  def read(index: int) -> dict[str, np.ndarray]:
+    try:
+      example = split.source[int(index)]
+    except Exception as error:
+      raise ValueError(
+        f'record {index} of split {split.name!r} cannot be read ({error}): '
+        'delete the prepared data set, so that it is built again'
+      ) from error
+    tags, mask = targets(example, split.level, split.aggregation)
+    return {
+      'wave': example['audio'],
+      'tags': tags,
+      'mask': mask,
+      'length': np.int32(example['num_samples']),
+      'index': np.int32(index),
+    }
+
+  return read
+
+
+def _mix(pair, rng: np.random.Generator, alpha: float):
+  """Mixup of two elements: waves and tags in the same proportion."""
+  own, partner = pair
+  share = np.float32(rng.beta(alpha, alpha))
+  share = max(share, 1 - share)  # The clip that names the mix is the louder.
+  wave = share * own['wave'] + (1 - share) * partner['wave']
+  return own | {
+    'wave': np.rint(wave).astype(np.int16),
+    'tags': share * own['tags'] + (1 - share) * partner['tags'],
+    'mask': own['mask'] * partner['mask'],
+    'length': np.maximum(own['length'], partner['length']),
+  }
+
+
+def train_stream(
+  split: Split,
+  batch_size: int,
+  seed: int,
+  *,
+  mixup_alpha: float = 0.0,
+  host: int = 0,
+  num_hosts: int = 1,
+  num_threads: int = 4,
+) -> grain.DatasetIterator:
+  """This host's part of an endless sequence of shuffled batches.
+
+  Args:
+    split: what to read.
+    batch_size: clips in the *global* batch.
+    seed: of the order and of mixup.
+    mixup_alpha: of the beta distribution of the shares; 0 for no mixup.
+    host: number of this host.
+    num_hosts: hosts that share the batch.
+    num_threads: that read records.
+
+  Returns:
+    A Grain iterator of dicts of arrays, `batch_size // num_hosts` clips each.
+
+  Raises:
+    ValueError: if the batch cannot be shared evenly, or exceeds the split.
+  """
+  if batch_size % num_hosts:
+    raise ValueError(
+      f'batch_size {batch_size} does not divide among {num_hosts} hosts: '
+      'expected a multiple'
+    )
+  if batch_size > len(split):
+    raise ValueError(
+      f'batch_size {batch_size} exceeds the {len(split)} clips of split '
+      f'{split.name!r}: expected at most that many'
+    )
+
+  def endless(order_seed):
+    clips = grain.MapDataset.range(len(split)).seed(order_seed).shuffle()
+    return clips.repeat().map(_element(split))
+
+  clips = endless(seed)
+  if mixup_alpha > 0:
+    partners = endless(seed + 2**20)
+    clips = grain.experimental.ZipMapDataset([clips, partners])
+    clips = clips.seed(seed).random_map(
+      lambda pair, rng: _mix(pair, rng, mixup_alpha)
+    )
+  clips = clips.slice(slice(host, None, num_hosts))
+  clips = clips.batch(batch_size // num_hosts, drop_remainder=True)
+  return iter(
+    clips.to_iter_dataset(
+      grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=8)
+    )
+  )
+
+
+def eval_batches(
+  split: Split,
+  batch_size: int,
+  *,
+  host: int = 0,
+  num_hosts: int = 1,
+  num_threads: int = 4,
+) -> Iterator[dict[str, np.ndarray]]:
+  """Every clip of a split once, in order, this host's part of each batch.
+
+  The last batch is filled up with copies of the last clip, marked by
+  `valid = 0`, so that every host and device runs the same number of equal
+  batches.
+  """
+  num_batches = -(-len(split) // batch_size)
+  padded = np.minimum(np.arange(num_batches * batch_size), len(split) - 1)
+  own = padded.reshape(num_batches, num_hosts, -1)[:, host].reshape(-1)
+  valid = np.arange(num_batches * batch_size) < len(split)
+  valid = valid.reshape(num_batches, num_hosts, -1)[:, host].reshape(-1)
+  read = _element(split)
+  clips = grain.MapDataset.range(len(own)).map(
+    lambda k: read(own[k]) | {'valid': np.float32(valid[k])}
+  )
+  clips = clips.batch(batch_size // num_hosts)
+  yield from clips.to_iter_dataset(
+    grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4)
+  )
+
+
+def truth(split: Split) -> dict[str, Any]:
+  """What a split is scored against, read once.
+
+  Returns:
+    `clip_id`, a list of N names; `coarse`, int8 `[N, C]`; and for data with
+    two levels `fine`, int8 `[N, 29]`, in the order of
+    `taxonomy.FINE_COLUMNS`, X included.
+  """
+  examples = [split.source[k] for k in range(len(split))]
+  result: dict[str, Any] = {
+    'clip_id': [_text(example['clip_id']) for example in examples],
+    'coarse': np.stack([example['coarse'] for example in examples]),
+  }
+  if 'fine' in examples[0]:
+    columns = np.zeros((len(examples), len(taxonomy.FINE_COLUMNS)), np.int8)
+    unknown = taxonomy.IS_UNKNOWN
+    columns[:, ~unknown] = [example['fine'] for example in examples]
+    columns[:, unknown] = [example['fine_unknown'] for example in examples]
+    result['fine'] = columns
+  return result
+
+
+def _text(value) -> str:
+  return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,191 @@
+"""What the student is trained on: tags, soft tags, and similarities.
+
+Every objective is a mean over clips, and is written twice: `*_per_clip` gives
+one value a clip, from which the train step takes the mean over the global
+batch, wherever its clips are; `*_loss` is that mean for a batch in one place.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from iusp_jax import similarity
+
+
+def tagging_per_tag(
+  logits_BC: jax.Array, tags_BC: jax.Array, mask_BC: jax.Array
+) -> jax.Array:
+  """Binary cross-entropy of every tag, `[B, C]`, 0 where masked."""
+  entropy_BC = optax.sigmoid_binary_cross_entropy(
+    logits_BC.astype(jnp.float32), tags_BC
+  )
+  # `where` and not a product: an unknown tag may hold any number.
+  return jnp.where(mask_BC > 0, entropy_BC * mask_BC, 0.0)
+
+
+def tagging_loss(
+  logits_BC: jax.Array, tags_BC: jax.Array, mask_BC: jax.Array | None = None
+) -> jax.Array:
+  """Masked binary cross-entropy, the mean over the known tags.
+
+  Args:
+    logits_BC: the student's, `[B, C]`.
+    tags_BC: targets in [0, 1], `[B, C]`.
+    mask_BC: 1 where the tag is known, 0 where not, `[B, C]`.
+
+  Returns:
+    A float32 scalar; 0 if no tag is known.
+  """
+  if mask_BC is None:
+    mask_BC = jnp.ones_like(logits_BC, jnp.float32)
+  entropy_BC = tagging_per_tag(logits_BC, tags_BC, mask_BC)
+  return jnp.sum(entropy_BC) / jnp.maximum(jnp.sum(mask_BC), 1.0)
+
+
+def kd_per_clip(
+  student_logits_BC: jax.Array,
+  teacher_logits_BC: jax.Array,
+  temperature: float,
+) -> jax.Array:
+  """See `kd_loss`; one value a clip, `[B]`."""
+  student_BC = student_logits_BC.astype(jnp.float32) / temperature
+  teacher_BC = teacher_logits_BC.astype(jnp.float32) / temperature
+  entropy_BC = optax.sigmoid_binary_cross_entropy(
+    student_BC, jax.nn.sigmoid(teacher_BC)
+  )
+  return temperature**2 * jnp.mean(entropy_BC, axis=1)
+
+
+def kd_loss(
+  student_logits_BC: jax.Array,
+  teacher_logits_BC: jax.Array,
+  temperature: float = 1.0,
+) -> jax.Array:
+  """Logit distillation for several tags a clip: BCE with the teacher's tags.
+
+  `τ² · mean BCE(σ(s/τ), σ(r/τ))`. The Bernoulli form and the factor are our
+  choice; the idea is Hinton et al., arXiv 1503.02531.
+
+  Args:
+    student_logits_BC: `[B, C]`.
+    teacher_logits_BC: `[B, C]`.
+    temperature: τ > 0.
+
+  Returns:
+    A float32 scalar; its minimum, at equal logits, is the teacher's entropy.
+  """
+  return jnp.mean(
+    kd_per_clip(student_logits_BC, teacher_logits_BC, temperature)
+  )
+
+
+def sp_per_clip(
+  student_BTD: jax.Array,
+  teacher_gram_BB: jax.Array,
+  axis_name: str | None = None,
+) -> jax.Array:
+  """See `sp_loss`; one value a clip, `[B]`, whose mean is the loss.
+
+  Args:
+    student_BTD: frames of this device's clips, `[b, T, D]`.
+    teacher_gram_BB: the teacher's unnormalised similarities of this device's
+      clips to all clips of the global batch, `[b, B]`.
+    axis_name: the pmapped axis that the batch is spread over, if it is.
+  """
+  own = similarity.flatten_clips(student_BTD)
+  everyone = own
+  if axis_name is not None:
+    everyone = jax.lax.all_gather(own, axis_name, tiled=True)
+  num_clips = everyone.shape[0]
+  if num_clips == 1:  # A single similarity is 1, whatever the model.
+    return jnp.zeros(1)
+  student_BB = similarity.normalise_rows(
+    similarity.gram(own, everyone), axis_name=axis_name
+  )
+  teacher_BB = similarity.normalise_rows(teacher_gram_BB, axis_name=axis_name)
+  return jnp.sum(jnp.square(teacher_BB - student_BB), axis=1) / num_clips
+
+
+def sp_loss(student_BTD: jax.Array, teacher_BTD: jax.Array) -> jax.Array:
+  """Similarity-preserving distillation, `‖G_R − G_S‖² / B²`.
+
+  Args:
+    student_BTD: `[B, T_S, D_S]`.
+    teacher_BTD: `[B, T_R, D_R]`; other T and D are fine, nothing is aligned.
+
+  Returns:
+    A float32 scalar; 0 for one clip.
+
+  References:
+    Tung & Mori, ICCV 2019, arXiv 1907.09682, Eq. 4 for one layer pair.
+  """
+  _same_batch(student_BTD, teacher_BTD)
+  teacher_BB = similarity.gram(similarity.flatten_clips(teacher_BTD))
+  return jnp.mean(sp_per_clip(student_BTD, teacher_BB))
+
+
+def iusp_per_clip(
+  student_BTD: jax.Array,
+  teacher_gram_BTT: jax.Array,
+  mask_BT: jax.Array | None = None,
+) -> jax.Array:
+  """See `iusp_loss`; from the teacher's unnormalised `[B, T_R, T_R]`."""
+  if mask_BT is None:
+    return jax.vmap(_iusp_of_clip)(student_BTD, teacher_gram_BTT)
+  return jax.vmap(_iusp_of_clip)(student_BTD, teacher_gram_BTT, mask_BT)
+
+
+def _iusp_of_clip(student_TD, teacher_gram_TT, mask_T=None):
+  num_frames = min(student_TD.shape[0], teacher_gram_TT.shape[0])
+  if num_frames == 1:  # A single similarity is 1, whatever the model.
+    return jnp.zeros(())
+  student_TD = similarity.align_frames(student_TD, num_frames)
+  teacher_TT = similarity.align_gram(teacher_gram_TT, num_frames)
+  if mask_T is None:
+    mask_T = jnp.ones(num_frames)
+  pair_TT = mask_T[:, None] * mask_T[None]
+  difference_TT = similarity.normalise_rows(
+    teacher_TT * pair_TT, mask_T
+  ) - similarity.frame_similarity(student_TD, mask_T)
+  return jnp.sum(jnp.square(difference_TT)) / jnp.maximum(jnp.sum(pair_TT), 1.0)
+
+
+def iusp_loss(
+  student_BTD: jax.Array,
+  teacher_BTD: jax.Array,
+  mask_BT: jax.Array | None = None,
+) -> jax.Array:
+  """Intra-utterance similarity preserving distillation.
+
+  `mean_i ‖G_R[i] − G_S[i]‖² / T²`, with G[i] the similarities between the
+  frames of clip i. Where the models differ in frame rate, the finer frames
+  are averaged in time to the coarser (our choice).
+
+  Args:
+    student_BTD: `[B, T_S, D_S]`, in time order.
+    teacher_BTD: `[B, T_R, D_R]`.
+    mask_BT: 1 for frames of the recording, 0 for padding, `[B, min(T)]`.
+
+  Returns:
+    A float32 scalar; 0 for one frame.
+
+  References:
+    Chang et al., Interspeech 2020, arXiv 2009.01759; the division by T² is
+    the transposition of Tung & Mori's B² (our choice).
+  """
+  _same_batch(student_BTD, teacher_BTD)
+  teacher_BTT = jax.vmap(similarity.gram)(teacher_BTD)
+  return jnp.mean(iusp_per_clip(student_BTD, teacher_BTT, mask_BT))
+
+
+def _same_batch(student_BTD, teacher_BTD):
+  for name, frames in (('student', student_BTD), ('teacher', teacher_BTD)):
+    if frames.ndim != 3:
+      raise ValueError(
+        f'{name} frames have shape {frames.shape}: expected [B, T, D]'
+      )
+  if student_BTD.shape[0] != teacher_BTD.shape[0]:
+    raise ValueError(
+      f'student frames of {student_BTD.shape[0]} clips, teacher frames of '
+      f'{teacher_BTD.shape[0]}: expected the same clips'
+    )
