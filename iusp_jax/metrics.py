@@ -65,9 +65,7 @@ def score(
       a negative bootstrap.
   """
   truth_NQ, scores_NQ = _checked(truth, scores, level)
-  if (
-    isinstance(bootstrap, bool) or bootstrap != int(bootstrap) or bootstrap < 0
-  ):
+  if not isinstance(bootstrap, int | np.integer) or bootstrap < 0:
     raise ValueError(
       f'bootstrap={bootstrap!r}: expected a number of resamples >= 0 '
       '(0 = no intervals).'
