@@ -1,0 +1,84 @@
+"""Places sources in a scene: distance, level, onset, noise. Pure functions.
+
+Waves are float32 [S] at 16 kHz; levels are in dB.
+"""
+
+import numpy as np
+
+from tfds_dcase.urban_scenes.synthesis import dsp
+
+SAMPLE_RATE = 16000
+SCENE_SAMPLES = 10 * SAMPLE_RATE
+_PEAK = 0.95  # a scene whose peak would be higher is turned down as a whole
+
+
+def level_db(wave_S) -> float:
+  """Level of the parts that sound, roughly as an ear weighs them.
+
+  Pre-emphasis stands in for the ear, which is why rumble does not count as
+  much as a whistle. The mean is over the 20-ms blocks within 25 dB of the
+  loudest, so that rows of short events are not weakened by their gaps.
+  """
+  size = SAMPLE_RATE // 50
+  flat = np.append(wave_S[:1], wave_S[1:] - np.float32(0.95) * wave_S[:-1])
+  flat = np.pad(flat, (0, -len(flat) % size)).reshape(-1, size)
+  power = np.mean(flat**2, axis=1)
+  loud = power[power > power.max() * 10**-2.5]
+  return float(10 * np.log10(loud.mean() + 1e-20)) if len(loud) else -200.0
+
+
+def trim(wave_S) -> np.ndarray:
+  """Cuts the silence off both ends (60 dB below the peak)."""
+  loud = np.flatnonzero(np.abs(wave_S) > 1e-3 * np.abs(wave_S).max())
+  return wave_S[loud[0] : loud[-1] + 1] if len(loud) else wave_S[:1]
+
+
+def carry(rng, wave_S, distance: float) -> np.ndarray:
+  """What is left of a sound over a distance: air, corners and echoes.
+
+  Args:
+    rng: random generator.
+    wave_S: the sound at its source.
+    distance: 0 (beside the microphone) to 1 (streets away).
+
+  Returns:
+    A wave of the same length: low-passed at 7 kHz (near) to 900 Hz (far),
+    with a few echoes that weigh more the farther it is.
+  """
+  dull = dsp.band(wave_S, 0, 7000 * (900 / 7000) ** distance)
+  result = dull.copy()
+  for _ in range(3):
+    delay = int(rng.uniform(0.005, 0.02 + 0.12 * distance) * SAMPLE_RATE)
+    gain = np.float32(rng.uniform(-0.7, 0.7) * distance)
+    if delay < len(dull):
+      result[delay:] += gain * dull[:-delay]
+  return result
+
+
+def add(scene_S, wave_S, onset: int, gain_db: float) -> None:
+  """Adds a wave to a scene, in place; what runs over the end is cut."""
+  stop = min(len(scene_S), onset + len(wave_S))
+  gain = np.float32(10 ** (gain_db / 20))
+  scene_S[onset:stop] += gain * wave_S[: stop - onset]
+
+
+def mix(noise_S, sources, loudness_db: float) -> np.ndarray:
+  """Noise and sources as one recording that does not clip.
+
+  Args:
+    noise_S: the background.
+    sources: (wave, onset in samples, SNR in dB) of each source; the SNR
+      compares `level_db` of the source with that of the noise.
+    loudness_db: level at which the noise is recorded, dB re full scale.
+
+  Returns:
+    float32 of the noise's length, peak at most 0.95.
+  """
+  scene_S = np.array(noise_S, np.float32)
+  noise_level = level_db(scene_S)
+  for wave_S, onset, snr_db in sources:
+    add(scene_S, wave_S, onset, noise_level + snr_db - level_db(wave_S))
+  rms = np.sqrt(np.mean(np.square(noise_S)))
+  scene_S *= np.float32(10 ** (loudness_db / 20) / rms)
+  peak = float(np.abs(scene_S).max())
+  return scene_S * np.float32(min(1.0, _PEAK / peak))
