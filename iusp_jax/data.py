@@ -97,9 +97,7 @@ def make_builder(config: Mapping[str, Any]):
   if config['manual_dir']:
     settings['manual_dir'] = config['manual_dir']
   if variant is not None:
-    settings[
-      'version' if module is sonyc_ust else 'variant'
-    ] = variant
+    settings['version' if module is sonyc_ust else 'variant'] = variant
   return module.make_builder(data_dir=config['data_dir'], **settings)
 
 
@@ -154,7 +152,8 @@ def targets(
   coarse, fine, unknown = _levels(example, aggregation)
   if level == 'coarse':
     return coarse, np.ones_like(coarse)
-  assert fine is not None and unknown is not None  # Checked by `load`.
+  assert fine is not None
+  assert unknown is not None
   flagged = np.zeros(len(taxonomy.COARSE), np.float32)
   flagged[taxonomy.COARSE_OF_UNKNOWN] = unknown > 0
   known = 1.0 - flagged[taxonomy.COARSE_OF_FINE]

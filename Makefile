@@ -1,0 +1,44 @@
+# make run    set-up and the main job: a teacher distilled into a tiny student
+# make test   set-up and the fast tests; make test-slow: the others
+# make setup  set-up alone; PYTHON=python3.12 takes another interpreter
+
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: run setup test test-slow lint sonyc clean
+
+run: .venv/installed
+	$(BIN)/python run.py --config=configs/iusp.py:demo
+
+setup: .venv/installed
+
+test: .venv/installed-dev
+	$(BIN)/pytest -n 2 -m 'not slow'
+
+test-slow: .venv/installed-dev
+	$(BIN)/pytest -m slow
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# SONYC-UST, for those who have the recordings or can download 3 GB.
+sonyc: .venv/installed
+	$(BIN)/python run.py --config=configs/iusp.py:sonyc_ust
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo "$(PYTHON) is not Python 3.11 to 3.13: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: requirements.txt | .venv/bin/python
+	$(BIN)/pip install -q -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: requirements.txt requirements-dev.txt | .venv/bin/python
+	$(BIN)/pip install -q -r requirements-dev.txt
+	@touch $@ .venv/installed
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,1 @@
+"""Configs: `base` has every field, each of the others overrides a few."""

@@ -1,0 +1,163 @@
+"""Checkpoints: arrays and facts in one folder, written whole or not at all.
+
+Orbax writes beside the final name and renames, so a kill leaves no half
+checkpoint. It restores a flipped bit without a word, though, so every
+checkpoint carries a manifest of checksums of our own.
+"""
+
+import hashlib
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+Tree = Mapping[str, Any]
+
+
+class DamagedCheckpoint(ValueError):
+  """A checkpoint that cannot be read, or is not what was written."""
+
+
+def save(
+  folder: pathlib.Path,
+  step: int,
+  arrays: Tree,
+  facts: Mapping[str, Any],
+  keep: int,
+) -> None:
+  """Writes `folder/<step>` and deletes all but the newest `keep`.
+
+  Args:
+    folder: of one series of checkpoints, such as 'last' or 'best'.
+    step: number of the checkpoint; one that exists is written anew.
+    arrays: nested dicts of NumPy arrays.
+    facts: what JSON can hold.
+    keep: checkpoints to keep, at least 1.
+
+  Raises:
+    OSError: where it cannot be written; older checkpoints are still there.
+  """
+  arrays = jax.tree.map(np.asarray, arrays)
+  path = folder.resolve() / f'{step:08d}'
+  try:
+    with _checkpointer() as checkpointer:
+      checkpointer.save(
+        path,
+        ocp.args.Composite(
+          arrays=ocp.args.StandardSave(arrays),
+          facts=ocp.args.JsonSave(
+            {'facts': dict(facts), 'checksums': checksums(arrays)}
+          ),
+        ),
+        force=True,
+      )
+  except Exception as error:
+    older = steps(folder)
+    raise OSError(
+      f'checkpoint {path} could not be written ({error}); '
+      + (f'the last good one is {older[-1]}' if older else 'there is no older')
+      + ': make room or choose another --workdir, then run again'
+    ) from error
+  for old in steps(folder)[:-keep]:
+    shutil.rmtree(folder / f'{old:08d}')
+  for leftover in folder.glob('*.orbax-checkpoint-tmp*'):  # Of a kill.
+    shutil.rmtree(leftover, ignore_errors=True)
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+  """The steps of the finished checkpoints of a series, in order."""
+  if not folder.is_dir():
+    return []
+  return sorted(
+    int(path.name)
+    for path in folder.iterdir()
+    if path.is_dir() and path.name.isdigit()
+  )
+
+
+def restore(path: pathlib.Path) -> tuple[Tree, dict[str, Any]]:
+  """Reads one checkpoint and holds it against its manifest.
+
+  Returns:
+    Nested dicts of NumPy arrays, and the facts.
+
+  Raises:
+    DamagedCheckpoint: naming the arrays that differ from what was written.
+  """
+  try:
+    with _checkpointer() as checkpointer:
+      restored = checkpointer.restore(
+        path.resolve(),
+        ocp.args.Composite(
+          arrays=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore()
+        ),
+      )
+    arrays, stored = restored['arrays'], restored['facts']
+    facts, expected = stored['facts'], stored['checksums']
+  except Exception as error:
+    raise DamagedCheckpoint(
+      f'checkpoint {path} cannot be read ({type(error).__name__}: {error})'
+    ) from error
+  arrays = jax.tree.map(np.asarray, arrays or {})
+  found = checksums(arrays)
+  wrong = sorted(
+    name
+    for name in found.keys() | expected.keys()
+    if found.get(name) != expected.get(name)
+  )
+  if wrong:
+    raise DamagedCheckpoint(
+      f'checkpoint {path} is damaged: {len(wrong)} of {len(expected)} arrays '
+      f'differ from what was written ({", ".join(wrong[:3])} …)'
+    )
+  return arrays, facts
+
+
+def restore_newest(
+  folder: pathlib.Path,
+) -> tuple[int, Tree, dict[str, Any]] | None:
+  """The newest checkpoint that is whole; None if there is no checkpoint.
+
+  Raises:
+    DamagedCheckpoint: if there are checkpoints and all are damaged.
+  """
+  damaged: list[str] = []
+  for step in reversed(steps(folder)):
+    try:
+      arrays, facts = restore(folder / f'{step:08d}')
+    except DamagedCheckpoint as error:
+      damaged.append(str(error))
+      logging.error('%s; trying the one before', error)
+      continue
+    return step, arrays, facts
+  if damaged:
+    raise DamagedCheckpoint(
+      'no checkpoint is whole: '
+      + '; '.join(damaged)
+      + f'. Delete {folder} to start over'
+    )
+  return None
+
+
+def checksums(arrays: Tree) -> dict[str, str]:
+  """SHA-256 of every array with its type and shape, by its path."""
+
+  def checksum(array):
+    array = np.ascontiguousarray(array)
+    kind = f'{array.dtype}{array.shape}'.encode()
+    return hashlib.sha256(kind + array.tobytes()).hexdigest()
+
+  leaves = jax.tree_util.tree_leaves_with_path(arrays)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): checksum(leaf)
+    for path, leaf in leaves
+  }
+
+
+def _checkpointer():
+  return ocp.Checkpointer(ocp.CompositeCheckpointHandler())

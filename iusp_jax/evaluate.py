@@ -1,0 +1,122 @@
+"""Scoring a split with a tagger: every clip once, on every device."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from iusp_jax import data, metrics, parallel, tagger
+from tfds_dcase import taxonomy
+
+
+def compile_predict(model: tagger.Tagger) -> Callable:
+  """A pmapped `predict(variables, batch)`: logits of the global batch."""
+
+  def predict(variables, batch):
+    mel_BTF = tagger.hear(model, batch['wave'])
+    logits_BC = model.module.apply(variables, mel_BTF, train=False).logits_BC
+    return parallel.gather(logits_BC)
+
+  return parallel.pmap(predict)
+
+
+def predict_split(
+  predict: Callable, variables: Any, split: data.Split, batch_size: int
+) -> np.ndarray:
+  """Probabilities `[N, C]` of a split's clips, in the split's order.
+
+  Args:
+    predict: from `compile_predict`.
+    variables: of the tagger, replicated.
+    split: to read.
+    batch_size: clips in the global batch; does not change the result.
+  """
+  batches = data.eval_batches(
+    split,
+    batch_size,
+    host=jax.process_index(),
+    num_hosts=jax.process_count(),
+  )
+  logits = [
+    np.asarray(
+      predict(
+        variables, parallel.shard({'wave': batch['wave']})
+      ).addressable_data(0)
+    )[0]
+    for batch in batches
+  ]
+  logits_NC = np.concatenate(logits)[: len(split)].astype(np.float64)
+  return 1.0 / (1.0 + np.exp(-logits_NC))
+
+
+def by_level(
+  dataset: data.Dataset, scores_NC: np.ndarray
+) -> dict[str, np.ndarray]:
+  """The scores that a model's outputs imply at every level of the tags.
+
+  A model of fine tags alone scores a coarse class by the maximum of its fine
+  tags (PAPER: the official baseline's rule). An X tag is never predicted.
+
+  Returns:
+    `coarse` `[N, C]`, and `fine` `[N, 29]` where the model has fine outputs.
+  """
+  if dataset.level == 'coarse':
+    return {'coarse': scores_NC}
+  num_coarse = len(dataset.coarse) if dataset.level == 'both' else 0
+  fine_NC = scores_NC[:, num_coarse:]
+  columns = np.zeros((len(fine_NC), len(taxonomy.FINE_COLUMNS)))
+  columns[:, ~taxonomy.IS_UNKNOWN] = fine_NC
+  coarse = scores_NC[:, :num_coarse]
+  if not num_coarse:
+    coarse = np.stack(
+      [
+        fine_NC[:, c == taxonomy.COARSE_OF_FINE].max(1)
+        for c in range(len(taxonomy.COARSE))
+      ],
+      axis=1,
+    )
+  return {'coarse': coarse, 'fine': columns}
+
+
+def score_split(
+  dataset: data.Dataset,
+  truth: Mapping[str, Any],
+  scores_NC: np.ndarray,
+  bootstrap: int = 0,
+) -> dict[str, dict[str, Any]]:
+  """The official DCASE scores at every level, and the field's own beside them.
+
+  Args:
+    dataset: for the names and levels of the tags.
+    truth: from `data.truth`.
+    scores_NC: probabilities from `predict_split`.
+    bootstrap: resamples of the clips for 95 % intervals; 0 for none.
+
+  Returns:
+    By level, what `metrics.score` gives, and for the coarse level `map` and
+    `lwlrap`.
+  """
+  result = {}
+  for level, scores in by_level(dataset, scores_NC).items():
+    result[level] = metrics.score(
+      truth[level], scores, level=level, bootstrap=bootstrap
+    )
+  coarse = by_level(dataset, scores_NC)['coarse']
+  result['coarse']['map'] = metrics.mean_average_precision(
+    truth['coarse'], coarse
+  )
+  result['coarse']['lwlrap'] = metrics.lwlrap(truth['coarse'], coarse)
+  return result
+
+
+def scalars(
+  split: str, scores: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float]:
+  """Scores as rows of the log: `validate/coarse_micro_auprc` and so on."""
+  return {
+    f'{split}/{level}_{name}': float(value)
+    for level, named in scores.items()
+    for name, value in named.items()
+    if np.ndim(value) == 0 and isinstance(value, int | float | np.floating)
+  }

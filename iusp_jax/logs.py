@@ -1,0 +1,151 @@
+"""What a run says: JSON lines (the source of truth), TensorBoard, progress."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorboardX
+import tqdm
+
+
+def say(message: str) -> None:
+  """A line of the log, past a progress bar if there is one."""
+  tqdm.tqdm.write(message, file=sys.stdout)
+  sys.stdout.flush()
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+  """Replaces a text file in one step: it is never seen half written."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  descriptor, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+  try:
+    with os.fdopen(descriptor, 'w') as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.chmod(name, 0o644)
+    os.replace(name, path)
+  except BaseException:
+    os.unlink(name)
+    raise
+
+
+@contextlib.contextmanager
+def lock(folder: pathlib.Path, busy: str, wait: bool = True) -> Iterator[None]:
+  """Holds a folder against other processes; ends with this one, however.
+
+  Args:
+    folder: made if it is not there.
+    busy: what to say where another process holds it.
+    wait: until it is free; otherwise ValueError is raised at once.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / '.lock').open('a') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      if not wait:
+        raise ValueError(f'{folder}: {busy}') from None
+      say(f'{folder}: {busy}; waiting')
+      fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def to_json(value: Any) -> str:
+  """JSON with a newline at the end; NumPy numbers and arrays are fine."""
+  return json.dumps(value, indent=1, default=_plain) + '\n'
+
+
+def _plain(value):
+  if isinstance(value, np.generic | np.ndarray):
+    return value.tolist()
+  return str(value)
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The rows of a metrics.jsonl; a last line cut by a kill is left out."""
+  if not path.exists():
+    return []
+  rows = []
+  for line in path.read_text().splitlines():
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return rows
+
+
+class Metrics:
+  """Appends rows of numbers to metrics.jsonl and to TensorBoard's events."""
+
+  def __init__(self, workdir: pathlib.Path, step: int):
+    """Cuts the file back to the rows up to `step`, then appends."""
+    path = workdir / 'metrics.jsonl'
+    rows = [row for row in read_metrics(path) if row['step'] <= step]
+    write_atomically(path, ''.join(json.dumps(row) + '\n' for row in rows))
+    self._file = path.open('a')
+    self._board = tensorboardX.SummaryWriter(
+      str(workdir / 'tensorboard'), purge_step=step + 1 if step else None
+    )
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """One row; names are like `validate/coarse_micro_auprc`."""
+    row = {'step': step, **{k: float(v) for k, v in scalars.items()}}
+    self._file.write(json.dumps(row) + '\n')
+    self._file.flush()
+    for name, value in scalars.items():
+      self._board.add_scalar(name, float(value), step)
+
+  def close(self) -> None:
+    """Makes sure that all is on the disk."""
+    self._file.flush()
+    os.fsync(self._file.fileno())
+    self._file.close()
+    self._board.close()
+
+
+class Progress:
+  """A bar on a terminal, a plain line now and then elsewhere."""
+
+  def __init__(self, name: str, step: int, num_steps: int):
+    self._name, self._num_steps = name, num_steps
+    self._first = self._start = None
+    self._bar = None
+    self._said = time.monotonic()
+    if sys.stderr.isatty():
+      self._bar = tqdm.tqdm(
+        initial=step, total=num_steps, desc=name, unit='step', smoothing=0.1
+      )
+
+  def update(self, step: int, loss: float) -> None:
+    """After `step` steps; the estimate starts at the second step seen."""
+    now = time.monotonic()
+    if self._bar is not None:
+      self._bar.update(step - self._bar.n)
+      self._bar.set_postfix(loss=f'{loss:.4f}', refresh=False)
+      return
+    if self._start is None:  # The first step compiles: it is no measure.
+      self._first, self._start = step, now
+      return
+    if now - self._said < 20 and step < self._num_steps:
+      return
+    self._said = now
+    rate = (step - self._first) / max(now - self._start, 1e-9)
+    left = (self._num_steps - step) / max(rate, 1e-9)
+    say(
+      f'{self._name}: step {step}/{self._num_steps}, loss {loss:.4f}, '
+      f'{rate:.2f} steps/s, {left:.0f} s to go'
+    )
+
+  def close(self) -> None:
+    """Ends the bar's line."""
+    if self._bar is not None:
+      self._bar.close()

@@ -1,0 +1,226 @@
+"""The frozen teacher's outputs for a split, computed once and looked up.
+
+Without random augmentation a frozen teacher says the same of a clip in every
+epoch. What the objectives need of it is small: logits `[N, C]`, the frame
+similarities of each clip `[N, T, T]`, and the similarities of all clips to
+all `[N, N]`, of which a batch's are a part. Gram matrices are kept
+unnormalised: alignment pools frames before the rows are normalised, and a
+batch's rows are normalised over the batch.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from iusp_jax import data, logs, parallel, similarity, tagger, teacher
+
+# Above this many clips the [N, N] matrix (4 N² bytes) is not worth its place.
+MAX_CLIPS = 20_000
+
+PRECISIONS = ('float32', 'float16')
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+  """A split's teacher outputs, memory-mapped.
+
+  Attributes:
+    logits: `[N, C]`.
+    frame_gram: `[N, T, T]`, each clip's divided by `frame_scale`.
+    frame_scale: `[N]`, so that no entry exceeds 1 and float16 is enough.
+    batch_gram: `[N, N]` float32.
+  """
+
+  logits: np.ndarray
+  frame_gram: np.ndarray
+  frame_scale: np.ndarray
+  batch_gram: np.ndarray
+
+  def lookup(
+    self, batch: Mapping[str, np.ndarray], terms: tuple[str, ...]
+  ) -> dict[str, np.ndarray]:
+    """What `train.teacher_outputs` would give for a batch, float32."""
+    index_B = batch['index']
+    found = {}
+    if 'kd' in terms:
+      found['teacher_logits'] = self.logits[index_B]
+    if 'iusp' in terms:
+      # The scale of a clip's matrix is lost on its normalised rows.
+      found['teacher_frame_gram'] = self.frame_gram[index_B].astype(np.float32)
+    if 'sp' in terms:
+      found['teacher_batch_gram'] = self.batch_gram[index_B][:, index_B]
+    return found
+
+
+def obstacle(config: Mapping[str, Any], num_clips: int) -> str:
+  """Why the teacher has to run in every step; empty if it need not."""
+  hearing = config['student']['augment']
+  random = [
+    name
+    for name in (
+      'mixup_alpha',
+      'time_roll_seconds',
+      'num_time_masks',
+      'num_mel_masks',
+    )
+    if hearing[name]
+  ]
+  if random:
+    return (
+      f'config.student.augment.{random[0]} is {hearing[random[0]]}: an '
+      'augmented clip sounds different every time'
+    )
+  if num_clips > MAX_CLIPS:
+    return f'{num_clips} clips are more than {MAX_CLIPS}'
+  if jax.process_count() > 1:
+    return 'several hosts share the batch'
+  return ''
+
+
+def obtain(
+  config: Mapping[str, Any], trained: teacher.Trained, dataset: data.Dataset
+) -> Store | None:
+  """The store of the training split, made if it is not in the cache.
+
+  Args:
+    config: the whole config; `teacher.store` and `cache_dir` count.
+    trained: the frozen teacher.
+    dataset: whose training split is stored.
+
+  Returns:
+    None where `config.teacher.store` is 'off', or is 'auto' and the teacher
+    has to run in every step (the reason is said).
+
+  Raises:
+    ValueError: where a store is demanded and cannot be right.
+  """
+  wanted = config['teacher']['store']
+  legal = ('auto', 'off', *PRECISIONS)
+  if wanted not in legal:
+    raise ValueError(
+      f'config.teacher.store is {wanted!r}: expected one of {legal}'
+    )
+  if wanted == 'off':
+    return None
+  split = dataset.splits['train']
+  reason = obstacle(config, len(split))
+  if reason and wanted == 'auto':
+    logs.say(f'teacher: runs in every step, since {reason}')
+    return None
+  if reason:
+    raise ValueError(
+      f'config.teacher.store is {wanted!r}, but the outputs of the teacher '
+      f"cannot be stored: {reason}. Set it to 'auto' or switch that off"
+    )
+  precision = 'float32' if wanted == 'auto' else wanted
+  key = teacher.fingerprint(
+    {
+      'teacher': trained.fingerprint,
+      'dataset': dataset.fingerprint(),
+      'precision': precision,
+    }
+  )
+  folder = pathlib.Path(config['cache_dir']) / 'outputs' / key
+  if not (folder / 'logits.npy').exists():
+    with logs.lock(folder.parent, 'another run stores teacher outputs'):
+      if not folder.exists():
+        build(folder, trained, split, precision)
+  return open_store(folder)
+
+
+def open_store(folder: pathlib.Path) -> Store:
+  """A finished store, memory-mapped."""
+  return Store(
+    **{
+      field.name: np.load(folder / f'{field.name}.npy', mmap_mode='r')
+      for field in dataclasses.fields(Store)
+    }
+  )
+
+
+def build(
+  folder: pathlib.Path,
+  trained: teacher.Trained,
+  split: data.Split,
+  precision: str,
+  batch_size: int = 32,
+) -> None:
+  """One pass of the teacher over a split; the folder appears when it is done.
+
+  Raises:
+    OSError: where it cannot be written; nothing is left then.
+  """
+  partial = folder.with_name(folder.name + '.partial')
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir(parents=True)
+  try:
+    _write(partial, trained, split, precision, batch_size)
+  except BaseException:
+    shutil.rmtree(partial, ignore_errors=True)
+    raise
+  partial.rename(folder)
+
+
+def _write(partial, trained, split, precision, batch_size):
+  predict = _compile(trained)
+  variables = parallel.replicate(trained.variables)
+  num_clips, done = len(split), 0
+  arrays, clips = {}, None
+  batch_size = max(1, batch_size // jax.device_count()) * jax.device_count()
+  for batch in data.eval_batches(split, batch_size):
+    outputs = predict(variables, parallel.shard({'wave': batch['wave']}))
+    count = min(batch_size, num_clips - done)
+    logits, gram, flat = (
+      np.asarray(x).reshape(-1, *x.shape[2:])[:count] for x in outputs
+    )
+    scale = np.abs(gram).max((1, 2))
+    scale = np.where(scale > 0, scale, 1.0)
+    if clips is None:
+      arrays = {
+        'logits': _create(partial, 'logits', (num_clips, *logits.shape[1:])),
+        'frame_gram': _create(
+          partial, 'frame_gram', (num_clips, *gram.shape[1:]), precision
+        ),
+        'frame_scale': _create(partial, 'frame_scale', (num_clips,)),
+        'batch_gram': _create(partial, 'batch_gram', (num_clips, num_clips)),
+      }
+      clips = _create(partial, 'clips', (num_clips, flat.shape[1]))
+    own = slice(done, done + count)
+    arrays['logits'][own] = logits
+    arrays['frame_gram'][own] = gram / scale[:, None, None]
+    arrays['frame_scale'][own] = scale
+    clips[own] = flat
+    done += count
+  assert clips is not None
+  for start in range(0, num_clips, 256):
+    rows = slice(start, start + 256)
+    arrays['batch_gram'][rows] = clips[rows] @ clips.T
+  for array in arrays.values():
+    array.flush()
+  del clips
+  (partial / 'clips.npy').unlink()  # Large, and no longer needed.
+
+
+def _create(partial, name, shape, dtype='float32'):
+  return np.lib.format.open_memmap(
+    partial / f'{name}.npy', mode='w+', dtype=dtype, shape=shape
+  )
+
+
+def _compile(trained: teacher.Trained) -> Callable:
+  def predict(variables, batch):
+    mel_BTF = tagger.hear(trained.model, batch['wave'])
+    output = trained.model.module.apply(variables, mel_BTF, train=False)
+    gram_BTT = jax.vmap(similarity.gram)(output.frames_BTD)
+    return (
+      output.logits_BC,
+      gram_BTT,
+      similarity.flatten_clips(output.frames_BTD).astype('float32'),
+    )
+
+  return parallel.pmap(predict)

@@ -1,0 +1,93 @@
+"""A tagger as it hears: waveform, augmentation, front end, model."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from iusp_jax import augment, cost, frontend, models
+
+Variables = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tagger:
+  """A model with the front end it was made for.
+
+  Attributes:
+    module: gives `TaggerOutput(logits_BC, frames_BTD)` for a log-mel.
+    frontend: turns waveforms into that log-mel.
+    num_tags: number of logits.
+  """
+
+  module: nn.Module
+  frontend: frontend.FrontendConfig
+  num_tags: int
+
+  def initialise(self, seed: int, num_samples: int) -> Variables:
+    """Fresh variables: 'params' and 'batch_stats'."""
+    num_frames = frontend.num_frames(num_samples, self.frontend)
+    mel_BTF = jnp.zeros((1, num_frames, self.frontend.num_mel_bands))
+    variables = jax.jit(self.module.init)(jax.random.key(seed), mel_BTF)
+    return {'batch_stats': {}, **variables}
+
+  def num_parameters(self, variables: Variables) -> int:
+    """How many numbers training changes."""
+    return cost.count_parameters({'params': variables['params']})
+
+  def num_macs(self, variables: Variables, num_samples: int) -> int:
+    """Multiply-accumulates of the model for one clip, front end excluded."""
+    num_frames = frontend.num_frames(num_samples, self.frontend)
+    mel_BTF = jnp.zeros((1, num_frames, self.frontend.num_mel_bands))
+    native = self.module.clone(lowering='native')
+    return cost.count_macs(native.apply, variables, mel_BTF)
+
+
+def build(
+  recipe: Mapping[str, Any], num_tags: int, axis_name: str | None = None
+) -> Tagger:
+  """The tagger of a recipe's `model` and `frontend` fields."""
+  return Tagger(
+    module=models.build(recipe['model'], num_tags, axis_name),
+    frontend=frontend.FrontendConfig(**recipe['frontend']),
+    num_tags=num_tags,
+  )
+
+
+def clip_keys(seed: int, step: jax.Array, index_B: jax.Array) -> jax.Array:
+  """One random key a clip, from its place in the split alone.
+
+  So that what happens to a clip depends neither on the devices that share
+  the batch nor on what was drawn before, and a resumed run needs no key.
+  """
+  key = jax.random.fold_in(jax.random.key(seed), step)
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, index_B)
+
+
+def subkeys(keys_B: jax.Array, purpose: int) -> jax.Array:
+  """Independent keys of the same clips for another purpose."""
+  return jax.vmap(jax.random.fold_in, (0, None))(keys_B, purpose)
+
+
+def hear(
+  tagger: Tagger,
+  wave_BS: jax.Array,
+  keys_B: jax.Array | None = None,
+  masks: Any = None,
+) -> jax.Array:
+  """The log-mel that a model gets, `[B, T, F]`.
+
+  Args:
+    tagger: whose front end to use.
+    wave_BS: int16 or float in [-1, 1].
+    keys_B: for SpecAugment. The same keys mask the same seconds and hertz
+      for every front end, so that teacher and student hear the same.
+    masks: `augment.SpecAugmentConfig`, or None for the plain sound.
+  """
+  mel_BTF = frontend.log_mel(wave_BS, tagger.frontend)
+  if masks is None or keys_B is None:
+    return mel_BTF
+  return augment.spec_augment(mel_BTF, keys_B, masks)

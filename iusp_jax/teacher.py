@@ -1,0 +1,192 @@
+"""The frozen teacher: named by the config, found in the cache, or trained.
+
+A teacher is known by the fingerprint of all that it depends on: architecture,
+front end, training settings, augmentation, seed and data. Runs with the same
+fingerprint share one teacher, so that comparisons have the same.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from iusp_jax import checkpoint, data, logs, tagger, train
+
+RECIPE = ('model', 'frontend', 'training', 'augment')
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A trained tagger and where it came from."""
+
+  model: tagger.Tagger
+  variables: tagger.Variables
+  fingerprint: str
+  workdir: pathlib.Path
+
+
+def facts(config: Mapping[str, Any], dataset: data.Dataset) -> dict[str, Any]:
+  """All that a teacher depends on; plain JSON."""
+  recipe = plain({key: config['teacher'][key] for key in RECIPE})
+  return {
+    **recipe,
+    'seed': config['teacher']['seed'],
+    'dataset': dataset.fingerprint(),
+  }
+
+
+def plain(config: Any) -> Any:
+  """A config as nested dicts and lists, as JSON would give it back."""
+  if isinstance(config, ConfigDict):
+    config = config.to_dict()
+  return json.loads(json.dumps(config))
+
+
+def fingerprint(of: Mapping[str, Any]) -> str:
+  """12 hexadecimal digits that name the facts."""
+  text = json.dumps(of, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def obtain(config: Mapping[str, Any], dataset: data.Dataset) -> Trained:
+  """The teacher that a config asks for; trains it if there is none yet.
+
+  Args:
+    config: the whole config: `teacher` and `cache_dir` count.
+    dataset: to train on.
+
+  Raises:
+    ValueError: if `config.teacher.checkpoint` is no run's workdir, or of
+      other tags.
+  """
+  if config['teacher']['checkpoint']:
+    return load(pathlib.Path(config['teacher']['checkpoint']), dataset)
+  of = facts(config, dataset)
+  name = fingerprint(of)
+  workdir = pathlib.Path(config['cache_dir']) / 'teachers' / name
+  if (workdir / 'done').exists():
+    logs.say(f'teacher: found {name} in {workdir}')
+    return load(workdir, dataset)
+  with logs.lock(workdir, 'the teacher is being trained by another run'):
+    if not (workdir / 'done').exists():
+      _train(of, dataset, workdir)
+  return load(workdir, dataset)
+
+
+def _train(of, dataset, workdir):
+  logs.say(f'teacher: trains in {workdir}')
+  save_facts(workdir, of, dataset)
+  started = time.monotonic()
+  train.fit(
+    train.Job(
+      name='teacher',
+      recipe=of,
+      objective={},
+      dataset=dataset,
+      seed=of['seed'],
+      workdir=workdir,
+    )
+  )
+  minutes = (time.monotonic() - started) / 60
+  logs.write_atomically(workdir / 'done', f'{minutes:.1f} minutes\n')
+
+
+def save_facts(
+  workdir: pathlib.Path, of: Mapping[str, Any], dataset: data.Dataset
+) -> None:
+  """Writes `model.json`: what is needed to use the checkpoints of a run."""
+  logs.write_atomically(
+    workdir / 'model.json',
+    logs.to_json({**of, 'tags': list(dataset.tags)}),
+  )
+
+
+def load(
+  workdir: pathlib.Path, dataset: data.Dataset, which: str = 'best'
+) -> Trained:
+  """The tagger of a run.
+
+  Args:
+    workdir: of a run of this project.
+    dataset: whose tags it must have.
+    which: 'best' by validation, or 'last'.
+
+  Raises:
+    ValueError: if there is no trained model, or it has other tags.
+  """
+  path = workdir / 'model.json'
+  if not path.is_file():
+    raise ValueError(
+      f'{workdir} holds no trained model: expected a workdir of run.py, with '
+      f'{path.name} and checkpoints; leave config.teacher.checkpoint empty to '
+      'train a teacher'
+    )
+  of = json.loads(path.read_text())
+  if of['tags'] != list(dataset.tags):
+    raise ValueError(
+      f'the model in {workdir} has the tags {of["tags"]}: expected those of '
+      f'{dataset.name} at level {dataset.level}, {list(dataset.tags)}'
+    )
+  restored = checkpoint.restore_newest(workdir / 'checkpoints' / which)
+  if restored is None:
+    raise ValueError(
+      f'{workdir}/checkpoints/{which} has no checkpoint: the run stopped '
+      'before its first validation; run it again'
+    )
+  model = tagger.build(of, len(dataset.tags))
+  _, arrays, _ = restored
+  variables = _evaluated(arrays)
+  _check_architecture(model, variables, workdir, dataset)
+  identity = {key: of[key] for key in of if key != 'tags'}
+  return Trained(model, variables, fingerprint(identity), workdir)
+
+
+def find(config: Mapping[str, Any], dataset: data.Dataset) -> Trained | None:
+  """The config's teacher if it has been trained already, else None."""
+  name = fingerprint(facts(config, dataset))
+  workdir = pathlib.Path(config['cache_dir']) / 'teachers' / name
+  done = config['teacher']['checkpoint'] or (workdir / 'done').exists()
+  return obtain(config, dataset) if done else None
+
+
+def _evaluated(arrays):
+  """The variables to evaluate from a checkpoint of 'best' or 'last'."""
+  if arrays.get('average'):
+    return arrays['average']
+  return {
+    'params': arrays['params'],
+    'batch_stats': arrays.get('batch_stats') or {},
+  }
+
+
+def _check_architecture(model, variables, workdir, dataset):
+  """Raises unless the arrays are those of the model, shape by shape."""
+  num_samples = dataset.splits['validate'].source[0]['audio'].shape[0]
+  expected = jax.eval_shape(lambda: model.initialise(0, num_samples))
+
+  def shapes(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+      jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
+      for path, leaf in leaves
+    }
+
+  found, wanted = shapes(variables), shapes(expected)
+  wrong = sorted(
+    name
+    for name in found.keys() | wanted.keys()
+    if found.get(name) != wanted.get(name)
+  )
+  if wrong:
+    name = wrong[0]
+    raise ValueError(
+      f'the checkpoint in {workdir} is of another architecture than its '
+      f'model.json: {len(wrong)} arrays differ, {name} is '
+      f'{found.get(name)}, expected {wanted.get(name)}'
+    )

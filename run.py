@@ -1,0 +1,71 @@
+"""Trains, distils and scores audio taggers; see README.md.
+
+python run.py --config=configs/iusp.py:demo
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'A file of configs/, with arguments after a colon.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', '', 'Where the run goes; default: runs/<config>-<arguments>.'
+)
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'score'], 'What to do.')
+_SCORE_FLAGS = [
+  flags.DEFINE_string('predictions', '', 'score: a CSV file.'),
+  flags.DEFINE_string('annotations', '', 'score: a CSV file.'),
+  flags.DEFINE_string('split', 'validate', 'score: of the annotations.'),
+  flags.DEFINE_enum(
+    'level', '', ['', 'coarse', 'fine'], 'score: default both.'
+  ),
+  flags.DEFINE_enum(
+    'labels', 'recomputed', ['recomputed', 'as_shipped'], 'score: coarse tags.'
+  ),
+  flags.DEFINE_string('output', '', 'score: a JSON file to write.'),
+  flags.DEFINE_integer('bootstrap', 0, 'score: resamples for intervals.'),
+]
+
+
+def main(argv):
+  """Dispatches; heavy imports are inside, so that --help is instant."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  from iusp_jax import experiment, scoring
+
+  try:
+    if _MODE.value == 'score':
+      scoring.main_score(**{f.name: f.value for f in _SCORE_FLAGS})
+    elif _CONFIG.value is None:
+      raise ValueError('--config is missing: try --config=configs/iusp.py:demo')
+    else:
+      experiment.run(_CONFIG.value, workdir())
+  except (ValueError, OSError, FloatingPointError) as error:
+    if flags.FLAGS.verbosity > 0:  # --verbosity=1 shows where it came from.
+      raise
+    sys.exit(f'error: {error}')
+
+
+def workdir():
+  """--workdir, or runs/<config>-<arguments>."""
+  path, _, arguments = flags.FLAGS['config'].config_filename.partition(':')
+  name = '-'.join(
+    [pathlib.Path(path).stem, *filter(None, arguments.split(','))]
+  )
+  return pathlib.Path(_WORKDIR.value or f'runs/{name}')
+
+
+def parse(argv):
+  """Reads the flags; a typo in a config or argument is one plain line."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (ValueError, AttributeError, KeyError, TypeError) as error:
+    sys.exit(f'error: {error.args[0] if error.args else error}')
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=parse)
