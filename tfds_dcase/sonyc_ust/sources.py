@@ -1,0 +1,151 @@
+"""Streams of recordings, from folders and from archives that stay packed."""
+
+import gzip
+import hashlib
+import pathlib
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tfds_dcase.sonyc_ust import records
+
+# Ten seconds at 192 kHz in stereo and 32 bits are 15 MB: whatever is larger
+# is no recording of this data set, and is never read into memory.
+MAX_BYTES = 16 << 20
+
+
+class Recording(NamedTuple):
+  """One sound file, still encoded.
+
+  Attributes:
+    name: base name, as in the annotations.
+    where: folder path or `archive: member`, for messages.
+    data: the file's bytes; None where it is larger than `MAX_BYTES`.
+  """
+
+  name: str
+  where: str
+  data: bytes | None
+
+  def digest(self) -> bytes:
+    """md5 of the bytes."""
+    return hashlib.md5(self.data or b'').digest()
+
+
+class Found(NamedTuple):
+  """What a folder holds.
+
+  Attributes:
+    annotations: annotation files, annotations.csv before annotations-dev.csv.
+    archives: archives of recordings in natural order.
+    recordings: loose sound files by base name; several paths where a name
+      occurs in several folders.
+  """
+
+  annotations: tuple[pathlib.Path, ...]
+  archives: tuple[pathlib.Path, ...]
+  recordings: dict[str, tuple[pathlib.Path, ...]]
+
+
+def find(folder: pathlib.Path) -> Found:
+  """Looks through a folder and its subfolders, in any of the known layouts.
+
+  Known are audio/, audio-dev/train, audio-dev/validate, audio-eval/, all files
+  in one folder, the archives of every record, and mixtures of these.
+
+  Raises:
+    ValueError: `folder` is not a folder.
+  """
+  if not folder.is_dir():
+    raise ValueError(f'manual_dir: {folder} is not a folder.')
+  annotations, archives = [], []
+  recordings: dict[str, list[pathlib.Path]] = {}
+  for path in sorted(folder.rglob('*')):
+    if not path.is_file():
+      continue
+    if path.name in records.ANNOTATION_NAMES:
+      annotations.append(path)
+    elif records.ARCHIVE_PATTERN.fullmatch(path.name):
+      archives.append(path)
+    elif _is_recording(path.name):
+      recordings.setdefault(path.name, []).append(path)
+  annotations.sort(key=lambda path: (path.name, len(path.parts)))
+  archives.sort(key=lambda path: _natural(path.name))
+  return Found(
+    tuple(annotations),
+    tuple(archives),
+    {name: tuple(paths) for name, paths in recordings.items()},
+  )
+
+
+def from_paths(paths: tuple[pathlib.Path, ...]) -> Iterator[Recording]:
+  """Reads loose sound files."""
+  for path in paths:
+    whole = path.stat().st_size <= MAX_BYTES
+    yield Recording(path.name, str(path), path.read_bytes() if whole else None)
+
+
+def from_archive(path: pathlib.Path) -> Iterator[Recording]:
+  """Reads the sound files of a .tar.gz in its own order, nothing on disk.
+
+  The archive is read to its end even where nothing more is wanted, as its
+  checksum stands there.
+
+  Raises:
+    ValueError: a cut or damaged archive, or a member that points outside it
+      (absolute, `..`) or is no plain file (link, device).
+  """
+  count, last = 0, 'none'
+  try:
+    # gzip.open checks the CRC, which tarfile's own 'r|gz' does not.
+    with (
+      gzip.open(path) as stream,
+      tarfile.open(fileobj=stream, mode='r|', bufsize=1 << 16) as archive,
+    ):
+      for member in archive:
+        _check_member(path, member)
+        name = pathlib.PurePosixPath(member.name).name
+        if not member.isfile() or not _is_recording(name):
+          continue
+        data, file = None, archive.extractfile(member)
+        if file is not None and member.size <= MAX_BYTES:
+          data = file.read()
+        yield Recording(name, f'{path}: {member.name}', data)
+        count, last = count + 1, member.name
+      while stream.read(1 << 20):
+        pass
+  except (EOFError, tarfile.TarError, gzip.BadGzipFile, zlib.error) as error:
+    raise ValueError(
+      f'{path}: the archive is cut or damaged after {count} recordings (last '
+      f'whole one: {last}): {error}. It has {path.stat().st_size} bytes; '
+      'delete it and download it again.'
+    ) from error
+
+
+def _check_member(path, member):
+  parts = pathlib.PurePosixPath(member.name.replace('\\', '/')).parts
+  reason = None
+  if member.name.startswith(('/', '\\')) or re.match('[A-Za-z]:', member.name):
+    reason = 'an absolute path'
+  elif '..' in parts:
+    reason = 'a path with ..'
+  elif not (member.isfile() or member.isdir()):
+    reason = 'a link or device'
+  if reason:
+    raise ValueError(
+      f'{path}: member {member.name!r} is {reason}, which no SONYC-UST '
+      'archive holds. Nothing was written; download the archive again from '
+      'Zenodo.'
+    )
+
+
+def _is_recording(name: str) -> bool:
+  # macOS puts ._NAME.wav with its own data beside every file.
+  return name.lower().endswith('.wav') and not name.startswith('._')
+
+
+def _natural(name: str):
+  """Sorts audio-2 before audio-10."""
+  return [int(s) if s.isdigit() else s for s in re.split(r'(\d+)', name)]
