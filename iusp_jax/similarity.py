@@ -90,11 +90,20 @@ def frame_similarity(
     float32 `[T, T]`, rows of length 1 (see `normalise_rows`), 0 where either
     frame is padding. Unchanged by a rotation of D and by a positive scale.
 
+  Raises:
+    ValueError: if the frames are not those of one clip.
+
   References:
     Chang et al., Interspeech 2020, arXiv 2009.01759.
   """
+  if frames_TD.ndim != 2:
+    raise ValueError(
+      f'frames have shape {frames_TD.shape}: expected [T, D] of one clip; '
+      'use jax.vmap for a batch'
+    )
   if mask_T is not None:
-    frames_TD = frames_TD * mask_T[:, None]
+    # `where` and not a product: padding may hold any number, NaN included.
+    frames_TD = jnp.where(mask_T[:, None] > 0, frames_TD, 0)
   return normalise_rows(gram(frames_TD), mask_T)
 
 
@@ -107,9 +116,16 @@ def batch_similarity(frames_BTD: jax.Array) -> jax.Array:
   Returns:
     float32 `[B, B]`, rows of length 1 (see `normalise_rows`).
 
+  Raises:
+    ValueError: if the frames are not those of a batch.
+
   References:
     Tung & Mori, ICCV 2019, arXiv 1907.09682, Eq. 2.
   """
+  if frames_BTD.ndim != 3:
+    raise ValueError(
+      f'frames have shape {frames_BTD.shape}: expected [B, T, D]'
+    )
   return normalise_rows(gram(flatten_clips(frames_BTD)))
 
 
