@@ -39,6 +39,8 @@ def pmap(step: Callable, donate: tuple[int, ...] = ()) -> Callable:
 
 def replicate(tree: Any) -> Any:
   """Puts a copy of every array on every local device: adds a device axis."""
+  if not jax.tree.leaves(tree):
+    return tree
   num_devices = jax.local_device_count()
   copies = jax.tree.map(
     lambda x: np.broadcast_to(x, (num_devices, *np.shape(x))), tree

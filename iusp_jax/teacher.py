@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from iusp_jax import checkpoint, data, logs, tagger, train
 
@@ -43,9 +42,7 @@ def facts(config: Mapping[str, Any], dataset: data.Dataset) -> dict[str, Any]:
 
 def plain(config: Any) -> Any:
   """A config as nested dicts and lists, as JSON would give it back."""
-  if isinstance(config, ConfigDict):
-    config = config.to_dict()
-  return json.loads(json.dumps(config))
+  return json.loads(json.dumps(config, default=lambda part: part.to_dict()))
 
 
 def fingerprint(of: Mapping[str, Any]) -> str:

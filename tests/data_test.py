@@ -1,0 +1,187 @@
+"""The pipeline: every clip once an epoch, shared by hosts, targets, masks."""
+
+import itertools
+
+import numpy as np
+import pytest
+from fakes import dataset
+
+from configs import base
+from iusp_jax import data, evaluate
+from tfds_dcase import taxonomy
+
+
+@pytest.fixture(scope='module')
+def fake():
+  return dataset('both', sizes=(23, 11, 13))
+
+
+def indices(stream, num_batches):
+  batches = itertools.islice(stream, num_batches)
+  return np.stack([batch['index'] for batch in batches])
+
+
+def test_every_clip_is_seen_once_an_epoch(fake):
+  """Batches of 8 straddle the epochs of 23 clips; none is lost or doubled."""
+  seen = indices(data.train_stream(fake.splits['train'], 8, 0), 23).reshape(-1)
+  epochs = seen.reshape(8, 23)
+  np.testing.assert_array_equal(np.sort(epochs), [np.arange(23)] * 8)
+  assert len({tuple(epoch) for epoch in epochs}) == 8  # Each in a new order.
+
+
+@pytest.mark.parametrize('num_hosts', [2, 4])
+def test_hosts_share_what_one_host_reads(fake, num_hosts):
+  split = fake.splits['train']
+  whole = indices(data.train_stream(split, 8, 3), 9)
+  parts = [
+    indices(data.train_stream(split, 8, 3, host=h, num_hosts=num_hosts), 9)
+    for h in range(num_hosts)
+  ]
+  shared = np.sort(np.concatenate(parts, axis=1), axis=1)
+  np.testing.assert_array_equal(shared, np.sort(whole, axis=1))
+
+
+def test_order_depends_on_the_seed_alone(fake):
+  split = fake.splits['train']
+  first, again, other = (
+    indices(data.train_stream(split, 8, seed), 3) for seed in (1, 1, 2)
+  )
+  np.testing.assert_array_equal(first, again)
+  assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize('alpha', [0.0, 0.5])
+def test_stream_continues_from_its_state(fake, alpha):
+  def make():
+    return data.train_stream(fake.splits['train'], 8, 0, mixup_alpha=alpha)
+
+  stream = make()
+  for _ in range(4):
+    next(stream)
+  state = stream.get_state()
+  expected = [next(stream) for _ in range(3)]
+  resumed = make()
+  resumed.set_state(state)
+  for batch in expected:
+    found = next(resumed)
+    for name in batch:
+      np.testing.assert_array_equal(found[name], batch[name])
+
+
+def test_mixup_mixes_waves_and_tags_in_one_proportion(fake):
+  split = fake.splits['train']
+  plain = next(data.train_stream(split, 8, 0))
+  mixed = next(data.train_stream(split, 8, 0, mixup_alpha=1.0))
+  np.testing.assert_array_equal(mixed['index'], plain['index'])
+  examples = [split.source[k] for k in range(len(split))]
+  for row in range(8):
+    own = plain['wave'][row].astype(np.float64)
+    # Some partner and share explain both the wave and the tags.
+    errors = []
+    for example in examples:
+      partner = example['audio'].astype(np.float64)
+      difference = own - partner
+      if not difference.any():
+        errors.append(0 if np.array_equal(mixed['wave'][row], own) else 1e9)
+        continue
+      share = difference @ (mixed['wave'][row] - partner)
+      share /= difference @ difference
+      wave = share * own + (1 - share) * partner
+      tags, _ = data.targets(example, 'both', 'any')
+      tags = share * plain['tags'][row] + (1 - share) * tags
+      error = np.abs(wave - mixed['wave'][row]).max()
+      errors.append(error + 1e4 * np.abs(tags - mixed['tags'][row]).max())
+      assert error > 1 or 0.499 < share <= 1.001
+    assert min(errors) < 1.0
+
+
+@pytest.mark.parametrize(('batch_size', 'num_hosts'), [(4, 1), (8, 2), (16, 4)])
+def test_evaluation_sees_every_clip_once(fake, batch_size, num_hosts):
+  split = fake.splits['test']
+  hosts = [
+    list(data.eval_batches(split, batch_size, host=h, num_hosts=num_hosts))
+    for h in range(num_hosts)
+  ]
+  assert len({len(batches) for batches in hosts}) == 1
+  order = [
+    (int(k), float(v))
+    for step in zip(*hosts, strict=True)
+    for part in step
+    for k, v in zip(part['index'], part['valid'], strict=True)
+  ]
+  assert [k for k, valid in order if valid] == list(range(len(split)))
+  assert all(
+    part['wave'].shape[0] == batch_size // num_hosts
+    for batches in hosts
+    for part in batches
+  )
+
+
+def test_fine_tags_are_masked_where_x_is_marked():
+  columns = np.zeros(29, np.int8)
+  columns[taxonomy.FINE_COLUMNS.index('5-X_other-unknown-alert-signal')] = 1
+  columns[taxonomy.FINE_COLUMNS.index('8-1_dog-barking-whining')] = 1
+  sample = {
+    'coarse': np.array([0, 0, 0, 0, 1, 0, 0, 1], np.int8),
+    'fine': columns[~taxonomy.IS_UNKNOWN],
+    'fine_unknown': columns[taxonomy.IS_UNKNOWN],
+    'votes': np.stack([columns, columns, 0 * columns]),
+  }
+  tags, mask = data.targets(sample, 'both', 'any')
+  np.testing.assert_array_equal(tags[:8], sample['coarse'])
+  np.testing.assert_array_equal(mask[:8], np.ones(8))
+  masked = np.array(taxonomy.FINE)[mask[8:] == 0]
+  assert [name[:3] for name in masked] == ['5-1', '5-2', '5-3', '5-4']
+  mean, _ = data.targets(sample, 'coarse', 'mean')
+  np.testing.assert_allclose(mean[[4, 7, 0]], [2 / 3, 2 / 3, 0], 1e-6)
+  majority, _ = data.targets(sample, 'coarse', 'majority')
+  np.testing.assert_array_equal(majority, sample['coarse'])
+
+
+def test_truth_puts_fine_and_x_into_file_order(fake):
+  truth = data.truth(fake.splits['test'])
+  votes = [example['votes'][0] for example in fake.splits['test'].source]
+  np.testing.assert_array_equal(truth['fine'], votes)
+  assert truth['clip_id'][3] == '03_000003.wav'
+
+
+def test_scores_of_fine_outputs_at_the_coarse_level():
+  fine = dataset('fine', sizes=(8, 8, 8))
+  scores = np.random.default_rng(0).random((8, 23))
+  levels = evaluate.by_level(fine, scores)
+  for k, name in enumerate(taxonomy.COARSE):
+    own = [j for j, tag in enumerate(taxonomy.FINE) if tag[0] == name[0]]
+    np.testing.assert_array_equal(levels['coarse'][:, k], scores[:, own].max(1))
+  assert not levels['fine'][:, taxonomy.IS_UNKNOWN].any()
+  both = dataset('both', sizes=(8, 8, 8))
+  columns = np.concatenate([scores[:, :8], scores], axis=1)
+  np.testing.assert_array_equal(
+    evaluate.by_level(both, columns)['coarse'], scores[:, :8]
+  )
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'name': 'urban_scene/procedural'}, "did you mean 'urban_scenes/proc"),
+    ({'name': 'audioset'}, 'expected one of urban_scenes/procedural'),
+    ({'level': 'medium'}, "config.dataset.level is 'medium'"),
+  ],
+)
+def test_unknown_names_are_refused(change, message, tmp_path):
+  config = base.dataset('urban_scenes/procedural').to_dict() | change
+  with pytest.raises(ValueError, match=message):
+    data.load(config | {'data_dir': str(tmp_path)})
+
+
+def test_broken_record_is_named(fake):
+  class Broken:
+    def __len__(self):
+      return 8
+
+    def __getitem__(self, index):
+      raise OSError('bad block')
+
+  split = data.Split('train', Broken(), 'coarse', 'any')
+  with pytest.raises(ValueError, match="of split 'train' cannot be read"):
+    next(data.train_stream(split, 8, 0))
