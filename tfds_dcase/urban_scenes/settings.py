@@ -8,8 +8,11 @@ import math
 
 import tensorflow_datasets as tfds
 
+# Marks fields that are worked out from the folder, not set by a user.
+_DERIVED = {'derived': True}
 
-@dataclasses.dataclass(eq=False, kw_only=True)
+
+@dataclasses.dataclass(eq=False, kw_only=True, repr=False)
 class ScenesConfig(tfds.core.BuilderConfig):
   """What both variants share.
 
@@ -29,8 +32,11 @@ class ScenesConfig(tfds.core.BuilderConfig):
   snr_db: tuple[float, float] = (-6.0, 12.0)
   sources: tuple[int, int] = (1, 4)
 
+  def __repr__(self):  # TFDS logs it: not with every file of a folder
+    return f'{self.name} {values(self)}'
 
-@dataclasses.dataclass(eq=False, kw_only=True)
+
+@dataclasses.dataclass(eq=False, kw_only=True, repr=False)
 class ProceduralConfig(ScenesConfig):
   """Synthesised sources, with three simulated annotators for `train`.
 
@@ -46,13 +52,40 @@ class ProceduralConfig(ScenesConfig):
   unknown: float = 0.06
 
 
+@dataclasses.dataclass(eq=False, kw_only=True, repr=False)
+class ClipsConfig(ScenesConfig):
+  """Scenes mixed from a folder of recordings; made by `clips.make_config`.
+
+  Attributes:
+    validate_fold: fold of the recordings that `validate` is mixed from.
+    test_fold: likewise `test`; all other folds are `train`.
+    split_by: where folds come from, see `recordings.folds`.
+    on_bad_recording: 'stop', or 'skip' to leave out and report.
+    manual_dir: the folder.
+    classes: tags in order.
+    recordings: the files, with tags and splits.
+  """
+
+  validate_fold: int = 4
+  test_fold: int = 5
+  split_by: str = 'auto'
+  on_bad_recording: str = 'stop'
+  manual_dir: str = dataclasses.field(default='', metadata=_DERIVED)
+  classes: tuple = dataclasses.field(default=(), repr=False, metadata=_DERIVED)
+  recordings: tuple = dataclasses.field(
+    default=(), repr=False, metadata=_DERIVED
+  )
+
+
 _BASE = {field.name for field in dataclasses.fields(tfds.core.BuilderConfig)}
 
 
 def setting_names(config_class) -> list[str]:
   """The fields of a config class that a user may set, in order."""
   return [
-    f.name for f in dataclasses.fields(config_class) if f.name not in _BASE
+    f.name
+    for f in dataclasses.fields(config_class)
+    if f.name not in _BASE and f.metadata != _DERIVED
   ]
 
 

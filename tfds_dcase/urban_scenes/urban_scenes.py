@@ -1,14 +1,16 @@
 """TFDS builder of 10-s urban scenes: synthesised, or mixed from recordings."""
 
 import concurrent.futures
+import functools
 import os
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 from etils import epath
 
 from tfds_dcase import taxonomy
-from tfds_dcase.urban_scenes import mixer, procedural, settings
+from tfds_dcase.urban_scenes import clips, mixer, procedural, settings
 
 _DESCRIPTION = """\
 Ten-second urban sound scenes for multi-label audio tagging, 16 kHz mono.
@@ -95,10 +97,10 @@ class UrbanScenes(tfds.core.GeneratorBasedBuilder):
     self._workers = workers or os.cpu_count() or 1
     if config is None or isinstance(config, str):
       config = make_config(config or 'procedural', manual_dir, **given)
-    predefined = {c.name for c in self.BUILDER_CONFIGS}
     super().__init__(
       data_dir=data_dir,
-      config=config.name if config.name in predefined else config,
+      # TFDS wants its own object, or the name, for a config that it knows.
+      config='procedural' if config.name == 'procedural' else config,
       version=version,
       file_format=file_format,
     )
@@ -116,14 +118,22 @@ class UrbanScenes(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager):
     del dl_manager
+    config = self.builder_config
+    if isinstance(config, settings.ClipsConfig):
+      library = clips.Library(config, self._workers)
+      if library.problems:
+        logging.warning('%s', library.summary(len(config.recordings)))
+      make = functools.partial(clips.scene, config, library)
+    else:
+      make = functools.partial(procedural.scene, config)
     return {
-      split: self._generate_examples(split) for split in procedural.SPLITS
+      split: self._generate_examples(
+        functools.partial(make, split), getattr(config, f'{split}_scenes')
+      )
+      for split in procedural.SPLITS
     }
 
-  def _generate_examples(self, split):
-    config = self.builder_config
-    count = getattr(config, f'{split}_scenes')
-    make = lambda index: procedural.scene(config, split, index)  # noqa: E731
+  def _generate_examples(self, make, count: int):
     # Threads, not processes: NumPy and SciPy let go of the interpreter lock,
     # and a script without a `__main__` guard stays safe.
     with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
@@ -156,11 +166,11 @@ def _features(config) -> dict:
 
 
 def _metadata(config) -> dict:
-  return {
-    'coarse': list(taxonomy.COARSE),
-    'fine': list(taxonomy.FINE),
-    'settings': settings.values(config),
-  }
+  if isinstance(config, settings.ClipsConfig):
+    tags = {'coarse': list(config.classes)}
+  else:
+    tags = {'coarse': list(taxonomy.COARSE), 'fine': list(taxonomy.FINE)}
+  return {**tags, 'settings': settings.values(config)}
 
 
 def make_config(variant: str, manual_dir=None, **given):
@@ -169,8 +179,15 @@ def make_config(variant: str, manual_dir=None, **given):
   Raises:
     ValueError: for an unknown variant or setting, or a senseless value.
   """
+  if variant == 'clips':
+    return clips.make_config(manual_dir, **given)
   if variant != 'procedural':
-    raise ValueError(f'variant={variant!r}: must be procedural')
+    raise ValueError(f"variant={variant!r}: must be 'procedural' or 'clips'")
+  if manual_dir is not None:
+    raise ValueError(
+      f'manual_dir={str(manual_dir)!r} is only for clips: procedural scenes '
+      "need no recordings; set variant='clips' or leave it out"
+    )
   default = UrbanScenes.BUILDER_CONFIGS[0]
   names = settings.setting_names(settings.ProceduralConfig)
   settings.refuse_unknown(given, names, 'urban_scenes/procedural')

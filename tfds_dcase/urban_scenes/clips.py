@@ -1,0 +1,192 @@
+"""One scene mixed from a user's recordings; tags are exact in every split."""
+
+import collections
+import concurrent.futures
+import functools
+import pathlib
+
+import numpy as np
+
+from iusp_jax import audio
+from tfds_dcase.urban_scenes import mixer, recordings, settings
+from tfds_dcase.urban_scenes.synthesis import ambience
+
+SPLITS = ('train', 'validate', 'test')
+_KEPT_SAMPLES = 30 * mixer.SAMPLE_RATE  # what is used of a longer recording
+_KEPT_WAVES = 512  # decoded recordings held in memory, at most 1 MB each
+
+
+def make_config(manual_dir, **given) -> settings.ClipsConfig:
+  """The config of a folder: its name tells folders and settings apart.
+
+  The path of the folder is no part of the name; files and their sizes are.
+
+  Raises:
+    ValueError: for unknown or senseless settings or a folder without what the
+      scenes need.
+  """
+  names = settings.setting_names(settings.ClipsConfig)
+  settings.refuse_unknown(given, names, 'urban_scenes/clips')
+  given = settings.coerce(settings.ClipsConfig, given)
+  config = settings.ClipsConfig(name='clips', **given)
+  settings.check_scenes(config)
+  audio.check_on_bad_recording(config.on_bad_recording)
+  listed = recordings.assign_splits(
+    recordings.list_recordings(manual_dir),
+    config.validate_fold,
+    config.test_fold,
+    config.split_by,
+  )
+  classes = sorted({r.tag for r in listed})
+  if config.sources[1] > len(classes):
+    if 'sources' in given:
+      raise ValueError(
+        f'sources={config.sources}, but there are only {len(classes)} classes'
+      )
+    config.sources = (config.sources[0], len(classes))
+  files = [[r.path, r.size] for r in listed]
+  config.name = f'clips_{settings.fingerprint(settings.values(config), files)}'
+  config.description = f'Scenes mixed from recordings of {", ".join(classes)}.'
+  config.classes = tuple(classes)
+  config.recordings = tuple(listed)
+  config.manual_dir = str(pathlib.Path(manual_dir).expanduser().resolve())
+  return config
+
+
+class Library:
+  """The decoded recordings of a config: checked once, kept within bounds.
+
+  Attributes:
+    problems: what was left out, one line a recording.
+    by_split: usable recordings, `by_split[split][tag]`.
+  """
+
+  def __init__(self, config: settings.ClipsConfig, workers: int = 1):
+    """Decodes everything once.
+
+    Raises:
+      ValueError: for a recording that is bad or in two splits, with
+        on_bad_recording='stop'; for a class of which too few are usable.
+    """
+    self._folder = pathlib.Path(config.manual_dir)
+    self.wave = functools.lru_cache(maxsize=_KEPT_WAVES)(self._decode)
+    self.problems: list[str] = []
+    usable = self._check(config, workers)
+    missing = recordings.absent(usable)
+    if missing or {r.tag for r in usable} != set(config.classes):
+      raise ValueError(
+        f'{self._folder}: too few usable recordings: none of {missing[:8]} '
+        f'left.\n{self.summary(len(config.recordings))}'
+      )
+    self.by_split = {s: collections.defaultdict(list) for s in SPLITS}
+    for recording in usable:
+      self.by_split[recording.split][recording.tag].append(recording)
+
+  def summary(self, total: int) -> str:
+    """One message on what was left out."""
+    return audio.summarise_problems(self.problems, total)
+
+  def _decode(self, path: str) -> np.ndarray:
+    wave_S = audio.read(self._folder / path)[:_KEPT_SAMPLES]
+    return audio.to_int16(wave_S)
+
+  def _check(self, config, workers) -> list[recordings.Recording]:
+    """The usable recordings; in the order of the listing, whoever decodes."""
+
+    def look(recording):
+      problems: list[str] = []
+      wave_S = audio.read_usable(
+        self._folder / recording.path, problems, config.on_bad_recording
+      )
+      if wave_S is None:
+        return problems[0], None
+      if audio.is_silent(wave_S[:_KEPT_SAMPLES]):
+        return self._refuse(
+          recording, 'its first 30 s are silent', config
+        ), None
+      return None, hash(self.wave(recording.path).tobytes())
+
+    usable, seen = [], {}
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+      for recording, (problem, content) in zip(
+        config.recordings, pool.map(look, config.recordings), strict=True
+      ):
+        other = seen.setdefault(content, recording)
+        if problem is None and other.split != recording.split:
+          why = f'the same sound as {other.path}, which is in {other.split}'
+          problem = self._refuse(recording, why, config)
+        if problem is None:
+          usable.append(recording)
+        else:
+          self.problems.append(problem)
+    return usable
+
+  def _refuse(self, recording, why: str, config) -> str:
+    line = f'{self._folder / recording.path}: {why}'
+    if config.on_bad_recording == 'stop':
+      raise ValueError(
+        f"{line}. on_bad_recording='skip' leaves such recordings out"
+      )
+    return line
+
+
+def arrange(rng, wave_S) -> np.ndarray:
+  """What of a recording goes into a scene: once, repeated or an excerpt. [S]
+
+  Of a long one ten seconds around its loudest moment; of one shorter than half a scene, half
+  the time, several repetitions with the same short pause between them.
+  """
+  wave_S = mixer.trim(wave_S)
+  length = mixer.SCENE_SAMPLES
+  if len(wave_S) > length:
+    # The loudest sample stays in, so that the excerpt is never just a pause.
+    loudest = int(np.argmax(np.abs(wave_S)))
+    first = max(0, loudest - length + 1)
+    last = min(loudest, len(wave_S) - length)
+    start = rng.integers(first, last, endpoint=True)
+    return wave_S[start : start + length]
+  if len(wave_S) > length // 2 or rng.random() < 0.5:
+    return wave_S
+  pause = np.zeros(int(rng.uniform(0.05, 0.8) * mixer.SAMPLE_RATE), np.float32)
+  once = np.concatenate([wave_S, pause])
+  most = length // len(once)
+  return np.tile(once, int(rng.integers(2, max(3, most + 1))))[:length]
+
+
+def scene(config, library: Library, split: str, index: int) -> dict:
+  """One example, determined by its arguments alone.
+
+  Args:
+    config: of `make_config`.
+    library: of that config.
+    split: 'train', 'validate' or 'test'; only its own recordings are used.
+    index: of the scene in its split.
+
+  Returns:
+    The features of the builder.
+  """
+  entropy = [config.seed, SPLITS.index(split), index]
+  rng = np.random.default_rng(np.random.SeedSequence(entropy))
+  count = rng.integers(config.sources[0], config.sources[1], endpoint=True)
+  chosen = np.sort(rng.permutation(len(config.classes))[:count])
+  placed = []
+  for tag in chosen:
+    takes = library.by_split[split][config.classes[tag]]
+    path = takes[rng.integers(len(takes))].path
+    wave_S = arrange(rng, library.wave(path).astype(np.float32) / 32768)
+    last = max(1, mixer.SCENE_SAMPLES - min(len(wave_S), mixer.SAMPLE_RATE))
+    onset = int(rng.integers(0, last))
+    placed.append((wave_S, onset, float(rng.uniform(*config.snr_db))))
+  hump = (1000.0, 1.0, 0.0)
+  noise_S = ambience.coloured_noise(
+    rng, mixer.SCENE_SAMPLES, rng.uniform(0.0, 2.0), hump
+  )
+  wave_S = mixer.mix(noise_S, placed, rng.uniform(-45, -28))
+  coarse_C = np.zeros(len(config.classes), np.int8)
+  coarse_C[chosen] = 1
+  return {
+    'audio': audio.to_int16(wave_S),
+    'num_samples': mixer.SCENE_SAMPLES,
+    'clip_id': f'{split}_{index:06d}.wav',
+    'coarse': coarse_C,
+  }

@@ -1,0 +1,241 @@
+"""A user's folder of isolated recordings: what is in it, and which split.
+
+    manual_dir/
+      001 - Dog bark/1-100032-A.ogg ...
+      002 - Rain/...
+
+One folder a tag. A leading number ('001 - ') is no part of the tag.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import os
+import pathlib
+import re
+
+from iusp_jax import audio
+
+NUM_FOLDS = 5  # of recordings whose names do not say a fold
+SPLIT_BY = ('auto', 'fold', 'hash', 'balanced')
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+  """One file: path below the folder ('/' between parts), tag, bytes, split."""
+
+  path: str
+  tag: str
+  size: int
+  split: str = ''
+
+
+def find_sound_files(folder) -> list[str]:
+  """Sound files below a folder, by extension, as sorted relative paths.
+
+  Hidden files and folders are passed over.
+  """
+  found = []
+  for root, folders, names in os.walk(folder, followlinks=True):
+    folders[:] = sorted(f for f in folders if not f.startswith(('.', '__')))
+    for name in names:
+      if not name.startswith('.') and name.lower().endswith(audio.EXTENSIONS):
+        path = pathlib.Path(root, name).relative_to(folder)
+        found.append(path.as_posix())
+  return sorted(found)
+
+
+def check_folder(manual_dir, what: str) -> pathlib.Path:
+  """The folder as a path, or a ValueError that says what it should hold."""
+  if manual_dir is None:
+    raise ValueError(
+      f'manual_dir is not set: give the folder that holds {what}'
+    )
+  folder = pathlib.Path(manual_dir).expanduser().resolve()
+  if not folder.is_dir():
+    raise ValueError(
+      f'manual_dir={str(manual_dir)!r}: no such folder; it must hold {what}'
+    )
+  return folder
+
+
+def list_recordings(manual_dir) -> list[Recording]:
+  """The recordings of a folder of class folders, without splits.
+
+  Raises:
+    ValueError: no such folder, no recordings, a class folder without any, or
+      fewer than two classes.
+  """
+  folder = check_folder(manual_dir, 'one folder of recordings a class')
+  classes = sorted(
+    p.name
+    for p in folder.iterdir()
+    if p.is_dir() and not p.name.startswith(('.', '__'))
+  )
+  files = {name: find_sound_files(folder / name) for name in classes}
+  if not any(files.values()):
+    raise ValueError(
+      f'{folder}: no recordings in its {len(classes)} folders; expected '
+      f'<class>/<recording> with one of {" ".join(audio.EXTENSIONS)}'
+    )
+  empty = [name for name in classes if not files[name]]
+  if empty:
+    raise ValueError(
+      f'{folder}: no recordings in {_few(empty)}; add some or remove the folder'
+    )
+  if len(classes) < 2:
+    raise ValueError(
+      f'{folder}: {classes[0]!r} is the only class; at least 2 are needed'
+    )
+  tags = tag_names(classes)
+  return [
+    Recording(
+      f'{name}/{file}', tags[name], (folder / name / file).stat().st_size
+    )
+    for name in classes
+    for file in files[name]
+  ]
+
+
+def tag_names(folders: list[str]) -> dict[str, str]:
+  """Tag of each class folder: its name without '001 - ', if that is unique."""
+  tidy = {f: re.sub(r'^\d+\s*[-_.]\s*(?=\S)', '', f) for f in folders}
+  unique = len({t.lower() for t in tidy.values()}) == len(folders)
+  return tidy if unique else {f: f for f in folders}
+
+
+def fold_in_name(path: str) -> int | None:
+  """The fold of an ESC-style name, `<digit>-...`, or None."""
+  match = re.match(r'(\d)-', path.rsplit('/', 1)[-1])
+  return int(match.group(1)) if match else None
+
+
+def original(path: str) -> str:
+  """What the takes of one original share: the name without a take letter.
+
+  '1-28135-A.ogg' and '1-28135-B.ogg' give '1-28135'; 'bark12b.wav' gives
+  'bark12'; 'door.wav' stays 'door'.
+  """
+  stem = path.rsplit('/', 1)[-1].rsplit('.', 1)[0].lower()
+  match = re.match(r'(.*\d)[-_ ]?[a-z]$', stem)
+  return match.group(1) if match else stem
+
+
+def _digest(text: str) -> int:
+  return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big')
+
+
+def folds(recordings: list[Recording], split_by: str = 'auto') -> list[int]:
+  """The fold of each recording.
+
+  Args:
+    recordings: of one folder.
+    split_by: 'fold' reads it from the name (`<digit>-...`); 'hash' takes 1 to
+      5 from a hash of the name, so that it never changes; 'balanced' deals
+      each class's originals out to folds 1 to 5 in turn, so that small classes
+      reach every fold, but new files may move old ones; 'auto' is 'fold' where
+      every name has one, else 'hash'.
+
+  Returns:
+    One fold a recording. Takes of one original share theirs.
+
+  Raises:
+    ValueError: for another `split_by`, or 'fold' and a name without one.
+  """
+  if split_by not in SPLIT_BY:
+    raise ValueError(f'split_by={split_by!r}: must be one of {SPLIT_BY}')
+  named = [fold_in_name(r.path) for r in recordings]
+  without = [
+    r.path for r, f in zip(recordings, named, strict=True) if f is None
+  ]
+  if split_by == 'fold' and without:
+    raise ValueError(
+      f"split_by='fold', but {len(without)} of {len(recordings)} names do not "
+      f"begin with '<fold>-', such as {without[0]!r}; use 'hash' or 'balanced'"
+    )
+  if split_by in ('auto', 'fold') and not without:
+    return [f for f in named if f is not None]
+  if split_by != 'balanced':
+    return [1 + _digest(original(r.path)) % NUM_FOLDS for r in recordings]
+  return _deal(recordings)
+
+
+def _deal(recordings: list[Recording]) -> list[int]:
+  fold_of: dict[str, int] = {}
+  for tag in sorted({r.tag for r in recordings}):
+    keys = {original(r.path) for r in recordings if r.tag == tag}
+    # Validate and test (folds 4 and 5) first, so that 3 originals suffice.
+    turn = itertools.cycle((4, 5, 1, 2, 3))
+    for key in sorted(keys - fold_of.keys(), key=_digest):
+      fold_of[key] = next(turn)
+  return [fold_of[original(r.path)] for r in recordings]
+
+
+def assign_splits(
+  recordings: list[Recording],
+  validate_fold: int = 4,
+  test_fold: int = 5,
+  split_by: str = 'auto',
+) -> list[Recording]:
+  """The recordings with their splits; every class has some in every split.
+
+  Raises:
+    ValueError: for equal folds, a fold that does not exist, or a class without
+      recordings in a split (naming two folds that would do, if there are any).
+  """
+  if validate_fold == test_fold:
+    raise ValueError(
+      f'validate_fold and test_fold are both {test_fold}; they must differ'
+    )
+  fold_N = folds(recordings, split_by)
+  present = sorted(set(fold_N))
+  for name, fold in (
+    ('validate_fold', validate_fold),
+    ('test_fold', test_fold),
+  ):
+    if fold not in present:
+      raise ValueError(
+        f'{name}={fold}: no recording is in it; folds found: {present}'
+      )
+  names = {validate_fold: 'validate', test_fold: 'test'}
+  result = [
+    dataclasses.replace(r, split=names.get(f, 'train'))
+    for r, f in zip(recordings, fold_N, strict=True)
+  ]
+  missing = absent(result)
+  if missing:
+    raise ValueError(_say_missing(recordings, fold_N, missing, split_by))
+  return result
+
+
+def absent(recordings: list[Recording]) -> list[tuple[str, str]]:
+  """(tag, split) pairs without a recording."""
+  have = {(r.tag, r.split) for r in recordings}
+  tags = sorted({r.tag for r in recordings})
+  splits = ('train', 'validate', 'test')
+  return [(t, s) for t in tags for s in splits if (t, s) not in have]
+
+
+def _say_missing(recordings, fold_N, missing, split_by) -> str:
+  pairs = _few([f'{tag!r} in {split}' for tag, split in missing])
+  sets = collections.defaultdict(set)
+  for recording, fold in zip(recordings, fold_N, strict=True):
+    sets[recording.tag].add(fold)
+  good = [
+    pair
+    for pair in itertools.permutations(sorted(set(fold_N)), 2)
+    if all(set(pair) < have for have in sets.values())
+  ]
+  if good:
+    advice = f'validate_fold={good[0][0]}, test_fold={good[0][1]} would do'
+  elif split_by != 'balanced':
+    advice = "add recordings, or set split_by='balanced'"
+  else:
+    advice = 'a class needs at least 3 originals; add recordings'
+  return f'no recordings of {pairs}; {advice}'
+
+
+def _few(names: list[str], limit: int = 8) -> str:
+  more = f' and {len(names) - limit} more' if len(names) > limit else ''
+  return ', '.join(names[:limit]) + more
