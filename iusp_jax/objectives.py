@@ -16,11 +16,15 @@ def tagging_per_tag(
   logits_BC: jax.Array, tags_BC: jax.Array, mask_BC: jax.Array
 ) -> jax.Array:
   """Binary cross-entropy of every tag, `[B, C]`, 0 where masked."""
+  _same_shape(logits=logits_BC, tags=tags_BC, mask=mask_BC)
+  # An unknown tag may hold any number. It is replaced before the entropy:
+  # afterwards would do for the value, but the gradient would be 0 · NaN.
+  known_BC = mask_BC > 0
   entropy_BC = optax.sigmoid_binary_cross_entropy(
-    logits_BC.astype(jnp.float32), tags_BC
+    jnp.where(known_BC, logits_BC.astype(jnp.float32), 0.0),
+    jnp.where(known_BC, tags_BC, 0).astype(jnp.float32),
   )
-  # `where` and not a product: an unknown tag may hold any number.
-  return jnp.where(mask_BC > 0, entropy_BC * mask_BC, 0.0)
+  return jnp.where(known_BC, entropy_BC * mask_BC, 0.0)
 
 
 def tagging_loss(
@@ -35,6 +39,9 @@ def tagging_loss(
 
   Returns:
     A float32 scalar; 0 if no tag is known.
+
+  Raises:
+    ValueError: if the shapes differ.
   """
   if mask_BC is None:
     mask_BC = jnp.ones_like(logits_BC, jnp.float32)
@@ -48,6 +55,10 @@ def kd_per_clip(
   temperature: float,
 ) -> jax.Array:
   """See `kd_loss`; one value a clip, `[B]`."""
+  _same_shape(student=student_logits_BC, teacher=teacher_logits_BC)
+  # Within jit it may be a traced number, of which nothing is known.
+  if isinstance(temperature, int | float) and not temperature > 0:
+    raise ValueError(f'temperature is {temperature}: expected more than 0')
   student_BC = student_logits_BC.astype(jnp.float32) / temperature
   teacher_BC = teacher_logits_BC.astype(jnp.float32) / temperature
   entropy_BC = optax.sigmoid_binary_cross_entropy(
@@ -72,7 +83,11 @@ def kd_loss(
     temperature: τ > 0.
 
   Returns:
-    A float32 scalar; its minimum, at equal logits, is the teacher's entropy.
+    A float32 scalar; its minimum, at equal logits, is τ² times the teacher's
+    mean entropy at that temperature.
+
+  Raises:
+    ValueError: if the shapes differ or the temperature is not positive.
   """
   return jnp.mean(
     kd_per_clip(student_logits_BC, teacher_logits_BC, temperature)
@@ -116,6 +131,9 @@ def sp_loss(student_BTD: jax.Array, teacher_BTD: jax.Array) -> jax.Array:
   Returns:
     A float32 scalar; 0 for one clip.
 
+  Raises:
+    ValueError: if the frames are not `[B, T, D]` of as many clips.
+
   References:
     Tung & Mori, ICCV 2019, arXiv 1907.09682, Eq. 4 for one layer pair.
   """
@@ -130,6 +148,13 @@ def iusp_per_clip(
   mask_BT: jax.Array | None = None,
 ) -> jax.Array:
   """See `iusp_loss`; from the teacher's unnormalised `[B, T_R, T_R]`."""
+  num_frames = min(student_BTD.shape[1], teacher_gram_BTT.shape[1])
+  expected = (student_BTD.shape[0], num_frames)
+  if mask_BT is not None and mask_BT.shape != expected:
+    raise ValueError(
+      f'the frame mask has shape {mask_BT.shape}: expected {expected}, the '
+      'clips and the frames of the coarser model'
+    )
   if mask_BT is None:
     return jax.vmap(_iusp_of_clip)(student_BTD, teacher_gram_BTT)
   return jax.vmap(_iusp_of_clip)(student_BTD, teacher_gram_BTT, mask_BT)
@@ -143,11 +168,14 @@ def _iusp_of_clip(student_TD, teacher_gram_TT, mask_T=None):
   teacher_TT = similarity.align_gram(teacher_gram_TT, num_frames)
   if mask_T is None:
     mask_T = jnp.ones(num_frames)
+  mask_T = mask_T.astype(jnp.float32)
   pair_TT = mask_T[:, None] * mask_T[None]
+  # `where` and not a product: padding may hold any number, NaN included.
   difference_TT = similarity.normalise_rows(
-    teacher_TT * pair_TT, mask_T
+    jnp.where(pair_TT > 0, teacher_TT, 0.0), mask_T
   ) - similarity.frame_similarity(student_TD, mask_T)
-  return jnp.sum(jnp.square(difference_TT)) / jnp.maximum(jnp.sum(pair_TT), 1.0)
+  mean = jnp.sum(jnp.square(difference_TT)) / jnp.maximum(jnp.sum(pair_TT), 1)
+  return jnp.where(jnp.sum(mask_T) > 1, mean, 0.0)  # As for T = 1 above.
 
 
 def iusp_loss(
@@ -167,7 +195,11 @@ def iusp_loss(
     mask_BT: 1 for frames of the recording, 0 for padding, `[B, min(T)]`.
 
   Returns:
-    A float32 scalar; 0 for one frame.
+    A float32 scalar; a clip of one frame, padding aside, counts as 0.
+
+  Raises:
+    ValueError: if the frames are not `[B, T, D]` of as many clips, or the
+      mask is not of the coarser model's frames.
 
   References:
     Chang et al., Interspeech 2020, arXiv 2009.01759; the division by T² is
@@ -189,3 +221,9 @@ def _same_batch(student_BTD, teacher_BTD):
       f'student frames of {student_BTD.shape[0]} clips, teacher frames of '
       f'{teacher_BTD.shape[0]}: expected the same clips'
     )
+
+
+def _same_shape(**arrays):
+  shapes = {name: array.shape for name, array in arrays.items()}
+  if len(set(shapes.values())) > 1:
+    raise ValueError(f'shapes differ: {shapes}; expected one [B, C] for all')
