@@ -2,8 +2,8 @@
 
 A count (hits, false alarms, misses) changes only where the falling threshold
 passes a score. So each count is a list of steps, and its value at all
-thresholds is one cumulative sum over the sorted steps. A bootstrap resample
-only gives each clip another weight: the sort is done once, and hundreds of
+thresholds is one cumulative sum over the steps in order. A bootstrap resample
+only gives each clip another weight: scores are sorted once, and many
 resamples go through the same sums side by side.
 
 Axes beyond the package's: K column of a pool or distinct threshold of a class
@@ -46,17 +46,18 @@ class Pool(NamedTuple):
 
 
 class _Steps(NamedTuple):
-  """Changes of one count in order of their thresholds."""
+  """Changes of one count: E steps, in any order."""
 
+  place_E: np.ndarray  # the threshold at which it happens, of all classes'
   clip_E: np.ndarray
-  step_E: np.ndarray
-  ends_K: np.ndarray  # at threshold k the steps [:ends_K[k]] have happened
+  step_E: np.ndarray  # +1 or -1
 
 
 class Curve(NamedTuple):
   """All that does not depend on the weights of the clips."""
 
   threshold_K: np.ndarray
+  class_K: np.ndarray
   starts_C: np.ndarray  # each class's first threshold, always 1.0
   hits: _Steps
   alarms: _Steps
@@ -85,21 +86,21 @@ class Areas(NamedTuple):
 
   Attributes:
     micro_W: area under the curve of all classes' summed counts.
-    class_CW: area under each class's curve.
+    class_WC: area under each class's curve.
     f1_W: micro F1 at the first threshold >= 0.5.
     f1_threshold_W: that threshold.
     f1_counts: [W] each, the counts there.
   """
 
   micro_W: np.ndarray
-  class_CW: np.ndarray
+  class_WC: np.ndarray
   f1_W: np.ndarray
   f1_threshold_W: np.ndarray
   f1_counts: Counts
 
 
 def curve(pools: Sequence[Pool]) -> Curve:
-  """Sorts the steps of every class.
+  """Sorts the scores of every class and finds the steps of every count.
 
   Args:
     pools: one a class, all with the same N.
@@ -107,68 +108,70 @@ def curve(pools: Sequence[Pool]) -> Curve:
   Returns:
     What `areas` needs, to be used for any number of weightings.
   """
-  thresholds = [_thresholds(pool) for pool in pools]
-  starts_C = np.cumsum([0] + [len(t) for t in thresholds])[:-1]
+  thresholds, pieces = [], []
+  for pool in pools:
+    threshold_K, place_NK, unknown_place_N = _places(pool)
+    thresholds.append(threshold_K)
+    pieces.append(_class_steps(pool, place_NK, unknown_place_N))
+  sizes = [len(threshold_K) for threshold_K in thresholds]
+  starts_C = np.cumsum([0, *sizes[:-1]])
   threshold_K = np.concatenate(thresholds)
-  counts = [_class_steps(pool) for pool in pools]
-  sorted_steps = {
-    name: _sort(
-      [
-        _placed(count[name], threshold, start)
-        for count, threshold, start in zip(
-          counts, thresholds, starts_C, strict=True
-        )
-      ],
-      len(threshold_K),
-    )
-    for name in ('hits', 'alarms', 'misses', 'shown')
-  }
   order_K = np.argsort(-threshold_K, kind='stable')
   falls = np.diff(threshold_K[order_K], append=-1.0) != 0
   return Curve(
     threshold_K=threshold_K,
+    class_K=np.repeat(np.arange(len(pools)), sizes),
     starts_C=starts_C,
     all_misses_NC=np.stack([_all_misses(pool) for pool in pools], axis=1),
     order_K=order_K,
     last_M=np.flatnonzero(falls),
-    **sorted_steps,
+    **{
+      name: _joined([piece[name] for piece in pieces], starts_C, sizes)
+      for name in ('hits', 'alarms', 'misses', 'shown')
+    },
   )
 
 
-def areas(curve: Curve, weight_NW: np.ndarray) -> Areas:
-  """Areas and F1 where clip n counts weight_NW[n, w] times.
+def areas(curve: Curve, weight_WN: np.ndarray) -> Areas:
+  """Areas and F1 where clip n counts weight_WN[w, n] times.
 
   Args:
     curve: from `curve`.
-    weight_NW: float64 whole numbers >= 0, not all 0 in any column.
+    weight_WN: float64 whole numbers >= 0, not all 0 in any row.
 
   Returns:
-    One of each result for every column of weights.
+    One of each result for every row of weights.
   """
-  all_misses_CW = curve.all_misses_NC.T @ weight_NW
-  counts, shown_KW = _class_counts(curve, weight_NW, all_misses_CW)
-  class_CW = _area(counts, curve.starts_C)
-  summed = _sum_over_classes(curve, counts, all_misses_CW)
-  micro_W = _area(summed, np.zeros(1, int))[0]
-  threshold_M = curve.threshold_K[curve.order_K][curve.last_M]
+  all_misses_WC = weight_WN @ curve.all_misses_NC
+  counts, shown_WK = _class_counts(curve, weight_WN, all_misses_WC)
+  class_WC = _area(counts, curve.starts_C)
+  summed = _sum_over_classes(curve, counts, all_misses_WC)
+  micro_W = _area(summed, np.zeros(1, int))[:, 0]
+  threshold_M = curve.threshold_K[curve.order_K[curve.last_M]]
   at_half = np.count_nonzero(threshold_M >= 0.5) - 1  # 1.0 is always there
-  f1_counts = Counts(*(count[at_half] for count in summed))
-  halves = (curve.threshold_K >= 0.5)[:, None] & shown_KW
+  f1_counts = Counts(*(count_WM[:, at_half] for count_WM in summed))
+  half_WK = shown_WK & (curve.threshold_K >= 0.5)
   return Areas(
     micro_W=micro_W,
-    class_CW=class_CW,
+    class_WC=class_WC,
     f1_W=f1_counts.f1(),
-    f1_threshold_W=np.where(halves, curve.threshold_K[:, None], 1.0).min(
-      axis=0
-    ),
+    f1_threshold_W=np.where(half_WK, curve.threshold_K, 1.0).min(axis=1),
     f1_counts=f1_counts,
   )
 
 
-def _thresholds(pool: Pool) -> np.ndarray:
-  """The class's distinct thresholds in decreasing order; X makes none."""
-  scores = pool.scores_NK[pool.scores_NK >= MIN_THRESHOLD]
-  return np.unique(np.append(scores, 1.0))[::-1]
+def _places(pool: Pool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """The class's distinct thresholds, decreasing, and each score's place.
+
+  A score takes effect at the largest threshold that does not exceed it, and a
+  place beyond the last threshold means never. X makes no threshold.
+  """
+  flat = np.append(pool.scores_NK, 1.0)
+  value, index = np.unique(flat, return_inverse=True)
+  threshold_K = value[value >= MIN_THRESHOLD][::-1]
+  place = np.minimum(len(value) - 1 - index.ravel()[:-1], len(threshold_K))
+  unknown_place_N = np.searchsorted(-threshold_K, -pool.unknown_score_N)
+  return threshold_K, place.reshape(pool.scores_NK.shape), unknown_place_N
 
 
 def _all_misses(pool: Pool) -> np.ndarray:
@@ -177,143 +180,138 @@ def _all_misses(pool: Pool) -> np.ndarray:
   return pool.truth_NK.sum(axis=1) + only_unknown_N.astype(np.float64)
 
 
-def _class_steps(pool: Pool) -> dict[str, list[tuple]]:
-  """Steps of each count as (score that is passed, clip, step) pieces.
+def _class_steps(
+  pool: Pool, place_NK: np.ndarray, unknown_place_N: np.ndarray
+) -> dict[str, list[tuple]]:
+  """Steps of each count as pieces of (place, clip, step).
 
-  With t falling, a tag is predicted once t <= its score; any tag of the
-  class, X included, once t <= `highest`; all tags, once t <= `lowest`.
+  As the threshold falls, a tag is predicted from its place on; any tag of the
+  class, X included, from `anything`; all tags, from `everything`.
   """
-  true_NK, scores_NK, unknown_N, unknown_score_N = pool
+  true_NK, unknown_N = pool.truth_NK, pool.unknown_N
   any_true_N = true_NK.any(axis=1)
-  highest_N = np.maximum(scores_NK.max(axis=1), unknown_score_N)
-  lowest_N = scores_NK.min(axis=1)
-  first_hit_N = np.where(true_NK, scores_NK, -1.0).max(axis=1)
+  anything_N = np.minimum(place_NK.min(axis=1), unknown_place_N)
+  everything_N = place_NK.max(axis=1)
+  never = np.iinfo(place_NK.dtype).max
+  first_hit_N = np.where(true_NK, place_NK, never).min(axis=1)
 
-  def steps(score_N, where_N, step):
-    return score_N[where_N], np.flatnonzero(where_N), step
+  def steps(place_N, where_N, step):
+    return place_N[where_N], np.flatnonzero(where_N), step
 
   def tag_steps(where_NK, step):
-    return scores_NK[where_NK], np.nonzero(where_NK)[0], step
+    return place_NK[where_NK], np.nonzero(where_NK)[0], step
 
-  # X in the truth: a hit by anything of the class, until a tag hits itself.
-  by_anything = steps(highest_N, unknown_N, 1)
-  until_tag_hits = steps(first_hit_N, unknown_N & any_true_N, -1)
   # X in the prediction: an alarm where the class is absent, unless all of its
   # tags are predicted.
-  alarm_N = ~unknown_N & ~any_true_N & (unknown_score_N > lowest_N)
+  alarm_N = ~unknown_N & ~any_true_N & (unknown_place_N < everything_N)
   return {
-    'hits': [tag_steps(true_NK, 1), by_anything, until_tag_hits],
+    'hits': [
+      tag_steps(true_NK, 1),
+      # X in the truth: a hit by anything, until a tag hits by itself.
+      steps(anything_N, unknown_N, 1),
+      steps(first_hit_N, unknown_N & any_true_N, -1),
+    ],
     'alarms': [
       tag_steps(~true_NK & ~unknown_N[:, None], 1),
-      steps(unknown_score_N, alarm_N, 1),
-      steps(lowest_N, alarm_N, -1),
+      steps(unknown_place_N, alarm_N, 1),
+      steps(everything_N, alarm_N, -1),
     ],
     'misses': [
       tag_steps(true_NK, -1),
-      steps(highest_N, unknown_N & ~any_true_N, -1),
+      steps(anything_N, unknown_N & ~any_true_N, -1),
     ],
     'shown': [tag_steps(np.ones_like(true_NK), 1)],
   }
 
 
-def _placed(pieces: list[tuple], threshold_K: np.ndarray, start: int) -> tuple:
-  """Steps of one class: place of the threshold, clip, step.
+def _joined(
+  classes: list[list[tuple]], starts_C: np.ndarray, sizes: list[int]
+) -> _Steps:
+  """All classes' pieces of one count, without what never happens."""
+  places, clips, steps = [], [], []
+  for pieces, start, size in zip(classes, starts_C, sizes, strict=True):
+    for place_E, clip_E, step in pieces:
+      happens_E = place_E < size
+      places.append(start + place_E[happens_E])
+      clips.append(clip_E[happens_E])
+      steps.append(np.full(len(places[-1]), float(step)))
+  return _Steps(*map(np.concatenate, (places, clips, steps)))
 
-  A score takes effect at the largest threshold that does not exceed it; below
-  the smallest threshold, never.
-  """
-  score_E = np.concatenate([piece[0] for piece in pieces])
-  clip_E = np.concatenate([piece[1] for piece in pieces])
-  step_E = np.repeat(
-    [piece[2] for piece in pieces], [len(p[0]) for p in pieces]
+
+def _changes(steps: _Steps, weight_WN: np.ndarray, K: int) -> np.ndarray:
+  """Weighted sum of the steps at each threshold [W, K]."""
+  return np.stack(
+    [
+      np.bincount(steps.place_E, steps.step_E * weight_N[steps.clip_E], K)
+      for weight_N in weight_WN
+    ]
   )
-  place_E = np.searchsorted(-threshold_K, -score_E)
-  reached_E = place_E < len(threshold_K)
-  return start + place_E[reached_E], clip_E[reached_E], step_E[reached_E]
-
-
-def _sort(placed: list[tuple], K: int) -> _Steps:
-  """All classes' steps in order of their places."""
-  place_E, clip_E, step_E = map(np.concatenate, zip(*placed, strict=True))
-  order = np.argsort(place_E, kind='stable')
-  ends_K = np.cumsum(np.bincount(place_E, minlength=K))
-  return _Steps(clip_E[order], step_E[order].astype(np.float64), ends_K)
-
-
-def _cumulative(steps: _Steps, weight_NW: np.ndarray) -> np.ndarray:
-  """Weighted sum of the steps up to every threshold [K, W]."""
-  total_EW = np.zeros((len(steps.clip_E) + 1, weight_NW.shape[1]))
-  np.multiply(weight_NW[steps.clip_E], steps.step_E[:, None], out=total_EW[1:])
-  np.cumsum(total_EW, axis=0, out=total_EW)
-  return total_EW[steps.ends_K]
 
 
 def _class_counts(
-  curve: Curve, weight_NW: np.ndarray, all_misses_CW: np.ndarray
+  curve: Curve, weight_WN: np.ndarray, all_misses_WC: np.ndarray
 ) -> tuple[Counts, np.ndarray]:
-  """Counts of each class at its thresholds, and which are there [K, W].
+  """Counts of each class at its thresholds, and which are there [W, K].
 
   A threshold that no clip of nonzero weight shows does not exist; it repeats
   the counts of the one before, which leaves every area as it is.
   """
-  class_K = np.repeat(
-    np.arange(len(curve.starts_C)),
-    np.diff(curve.starts_C, append=len(curve.threshold_K)),
-  )
+  K = len(curve.threshold_K)
 
-  def within_class(total_KW):
-    before_CW = total_KW[curve.starts_C - 1]
-    before_CW[0] = 0
-    return total_KW - before_CW[class_K]
+  def counted(steps):
+    total_WK = np.cumsum(_changes(steps, weight_WN, K), axis=1)
+    before_WC = total_WK[:, curve.starts_C - 1]
+    before_WC[:, 0] = 0
+    return total_WK - before_WC[:, curve.class_K]
 
-  seen_KW = _cumulative(curve.shown, weight_NW)
-  shown_KW = np.diff(seen_KW, axis=0, prepend=0) > 0
-  shown_KW[curve.starts_C] = True  # 1.0 is always a threshold
   counts = [
-    within_class(_cumulative(curve.hits, weight_NW)),
-    within_class(_cumulative(curve.alarms, weight_NW)),
-    within_class(_cumulative(curve.misses, weight_NW)) + all_misses_CW[class_K],
+    counted(curve.hits),
+    counted(curve.alarms),
+    counted(curve.misses) + all_misses_WC[:, curve.class_K],
   ]
-  if not shown_KW.all():
-    place_KW = np.where(shown_KW, np.arange(len(shown_KW))[:, None], 0)
-    np.maximum.accumulate(place_KW, axis=0, out=place_KW)
-    counts = [np.take_along_axis(c, place_KW, axis=0) for c in counts]
-  return Counts(*counts), shown_KW
+  shown_WK = np.ones((len(weight_WN), K), bool)
+  if not weight_WN.all():
+    shown_WK = _changes(curve.shown, weight_WN, K) > 0
+    shown_WK[:, curve.starts_C] = True  # 1.0 is always a threshold
+    place_WK = np.where(shown_WK, np.arange(K), 0)
+    np.maximum.accumulate(place_WK, axis=1, out=place_WK)
+    counts = [np.take_along_axis(c, place_WK, axis=1) for c in counts]
+  return Counts(*counts), shown_WK
 
 
 def _sum_over_classes(
-  curve: Curve, counts: Counts, all_misses_CW: np.ndarray
+  curve: Curve, counts: Counts, all_misses_WC: np.ndarray
 ) -> Counts:
-  """Counts of all classes together at every distinct threshold [M, W].
+  """Counts of all classes together at every distinct threshold [W, M].
 
   A class that does not have a threshold counts as at its next higher one.
   """
 
-  def summed(count_KW, first_CW):
-    change_KW = np.diff(count_KW, axis=0, prepend=0)
-    change_KW[curve.starts_C] = count_KW[curve.starts_C] - first_CW
-    total_KW = np.cumsum(change_KW[curve.order_K], axis=0)
-    return total_KW[curve.last_M] + np.sum(first_CW, axis=0)
+  def summed(count_WK, first_WC):
+    change_WK = np.diff(count_WK, axis=1, prepend=0)
+    change_WK[:, curve.starts_C] = count_WK[:, curve.starts_C] - first_WC
+    total_WK = np.cumsum(change_WK[:, curve.order_K], axis=1)
+    return total_WK[:, curve.last_M] + first_WC.sum(axis=1, keepdims=True)
 
-  nothing_CW = np.zeros_like(all_misses_CW)
+  nothing_WC = np.zeros_like(all_misses_WC)
   return Counts(
-    summed(counts.hits, nothing_CW),
-    summed(counts.alarms, nothing_CW),
-    summed(counts.misses, all_misses_CW),
+    summed(counts.hits, nothing_WC),
+    summed(counts.alarms, nothing_WC),
+    summed(counts.misses, all_misses_WC),
   )
 
 
 def _area(counts: Counts, starts_C: np.ndarray) -> np.ndarray:
-  """Trapezoids over recall from (0, 1) through the points to (1, 0) [C, W]."""
-  hits_KW, alarms_KW, misses_KW = counts
-  precision_KW = hits_KW / np.maximum(hits_KW + alarms_KW, _HALF)
-  recall_KW = hits_KW / np.maximum(hits_KW + misses_KW, _HALF)
-  step_KW = np.diff(recall_KW, axis=0, prepend=0)
-  step_KW[starts_C] = recall_KW[starts_C]
-  height_KW = precision_KW.copy()
-  height_KW[1:] += precision_KW[:-1]
-  height_KW[starts_C] = precision_KW[starts_C] + 1
-  last_C = np.append(starts_C[1:], len(recall_KW)) - 1
-  tail_CW = (1 - recall_KW[last_C]) * precision_KW[last_C]
-  body_CW = np.add.reduceat(step_KW * height_KW, starts_C, axis=0)
-  return (body_CW + tail_CW) / 2
+  """Trapezoids over recall from (0, 1) through the points to (1, 0) [W, C]."""
+  hits_WK, alarms_WK, misses_WK = counts
+  precision_WK = hits_WK / np.maximum(hits_WK + alarms_WK, _HALF)
+  recall_WK = hits_WK / np.maximum(hits_WK + misses_WK, _HALF)
+  step_WK = np.diff(recall_WK, axis=1, prepend=0)
+  step_WK[:, starts_C] = recall_WK[:, starts_C]
+  height_WK = precision_WK.copy()
+  height_WK[:, 1:] += precision_WK[:, :-1]
+  height_WK[:, starts_C] = precision_WK[:, starts_C] + 1
+  last_C = np.append(starts_C[1:], recall_WK.shape[1]) - 1
+  tail_WC = (1 - recall_WK[:, last_C]) * precision_WK[:, last_C]
+  body_WC = np.add.reduceat(step_WK * height_WK, starts_C, axis=1)
+  return (body_WC + tail_WC) / 2

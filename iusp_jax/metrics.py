@@ -73,14 +73,14 @@ def score(
   N = len(truth_NQ)
   pools = _pools(truth_NQ, scores_NQ, level)
   curve = auprc.curve(pools)
-  areas = auprc.areas(curve, np.ones((N, 1)))
+  areas = auprc.areas(curve, np.ones((1, N)))
   positives = [int(p.present_N.sum()) for p in pools]
   constant = [np.ptp(p.scores_NK) == 0 for p in pools]
   result = {
     'micro_auprc': float(areas.micro_W[0]),
-    'macro_auprc': float(areas.class_CW[:, 0].mean()),
+    'macro_auprc': float(areas.class_WC[0].mean()),
     'micro_f1': float(areas.f1_W[0]),
-    'class_auprc': areas.class_CW[:, 0].tolist(),
+    'class_auprc': areas.class_WC[0].tolist(),
     'undefined': [c for c, n in enumerate(positives) if n == 0 or constant[c]],
     'positives': positives,
     'f1_row': {
@@ -270,20 +270,19 @@ def _intervals(
   for start in range(0, bootstrap, size):
     W = min(size, bootstrap - start)
     # A resample is how often each clip is drawn.
-    weight_NW = np.stack(
-      [np.bincount(rng.integers(N, size=N), minlength=N) for _ in range(W)],
-      axis=1,
+    weight_WN = np.stack(
+      [np.bincount(rng.integers(N, size=N), minlength=N) for _ in range(W)]
     ).astype(np.float64)
-    areas = auprc.areas(curve, weight_NW)
+    areas = auprc.areas(curve, weight_WN)
     micro.append(areas.micro_W)
     f1.append(areas.f1_W)
-    classes.append(areas.class_CW)
-  class_CW = np.concatenate(classes, axis=1)
+    classes.append(areas.class_WC)
+  class_WC = np.concatenate(classes)
   return {
     'micro_auprc_ci': _quantiles(np.concatenate(micro)),
-    'macro_auprc_ci': _quantiles(class_CW.mean(axis=0)),
+    'macro_auprc_ci': _quantiles(class_WC.mean(axis=1)),
     'micro_f1_ci': _quantiles(np.concatenate(f1)),
-    'class_auprc_ci': [_quantiles(value_W) for value_W in class_CW],
+    'class_auprc_ci': [_quantiles(value_W) for value_W in class_WC.T],
   }
 
 
