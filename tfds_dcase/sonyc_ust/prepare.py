@@ -148,6 +148,14 @@ def _notes(splits, plan) -> list[str]:
       f'{", ".join(splits)} are built. The annotations.csv of Zenodo record '
       f'{release.record} has it.'
     )
+  for split, published in release.num_clips.items():
+    parts = (splits.get(split), splits.get(f'{split}_unverified'))
+    found = sum(len(clips.row) for clips in parts if clips)
+    if found not in (0, published):
+      notes.append(
+        f'{plan.annotations.name} names {found} {split} clips, the release '
+        f'has {published}.'
+      )
   for split in splits:
     if split.endswith('_unverified'):
       notes.append(

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
+from tensorflow_datasets.proto import tf_example_pb2
 
 from iusp_jax import audio
 from tfds_dcase import taxonomy
@@ -40,6 +41,25 @@ _CITATION = """\
   pages = {35--39},
 }
 """
+
+
+class _StableWriter(tfds.core.ExampleWriter):
+  """Writes the same bytes for the same example in every process.
+
+  The order of a protobuf map changes from one process to the next otherwise.
+  """
+
+  def write(self, path, examples):
+    stable = (
+      (
+        key,
+        tf_example_pb2.Example.FromString(  # pyright: ignore
+          data
+        ).SerializeToString(deterministic=True),
+      )
+      for key, data in examples
+    )
+    return super().write(path, stable)
 
 
 class SonycUst(tfds.core.ShardBasedBuilder):
@@ -130,6 +150,9 @@ class SonycUst(tfds.core.ShardBasedBuilder):
         'GB besides its downloads. Free some space and run again: whole '
         'downloads are kept, unfinished ones continued.'
       ) from error
+
+  def _example_writer(self):
+    return _StableWriter(file_format=self.info.file_format)  # pyright: ignore
 
   def _shard_iterators_per_split(self, dl_manager):
     plan = availability.check_available(

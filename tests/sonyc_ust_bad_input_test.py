@@ -1,0 +1,234 @@
+"""SONYC-UST: clear words for every bad recording, archive or annotation."""
+
+import io
+import logging
+import re
+import tarfile
+
+import numpy as np
+import pytest
+import soundfile
+from sonyc_ust_world import (
+  WAVS,
+  build,
+  wav,
+  write_annotations,
+  write_archive,
+  write_folder,
+)  # fmt: skip
+
+import tfds_dcase.sonyc_ust as sonyc_ust
+from tfds_dcase.sonyc_ust import (
+  gather,
+  sources,
+)
+
+
+@pytest.fixture
+def manual(tmp_path):
+  path = tmp_path / 'manual'
+  path.mkdir()
+  write_annotations(path / 'annotations.csv')
+  return path
+
+
+@pytest.fixture
+def said(caplog):
+  """What is logged; absl's own handler bypasses pytest's otherwise."""
+  caplog.set_level(logging.INFO, logger='absl')
+  return caplog
+
+
+# --- Bad recordings ----------------------------------------------------------
+
+_HEADERLESS = b'RIFF\x00\x00\x00\x00WAVEnonsense' + b'\0' * 400
+_NOT_FINITE = io.BytesIO()
+soundfile.write(
+  _NOT_FINITE, np.full(160_000, np.nan), 16_000, format='WAV', subtype='FLOAT'
+)
+BAD = {
+  'missing': (None, 'missing'),
+  'empty': (b'', 'an empty file'),
+  'truncated': (WAVS['00_000002.wav'][:-5000], 'truncated: 315044 bytes'),
+  'cut in the header': (WAVS['00_000002.wav'][:20], 'truncated: 20 bytes'),
+  'unreadable header': (_HEADERLESS, 'not a readable sound file'),
+  'no sound at all': (b'hello, world' * 100, 'not a readable sound file'),
+  'four seconds': (wav(1, 4.0), '4.000 s long at 16000 Hz, expected 10 s'),
+  'eleven seconds': (wav(1, 11.0), '11.000 s long'),
+  'not finite': (_NOT_FINITE.getvalue(), 'not finite'),
+  'huge': (b'\0' * (sources.MAX_BYTES + 1), 'too large'),
+}
+
+
+@pytest.mark.parametrize('packed', [False, True])
+@pytest.mark.parametrize('fault', BAD)
+def test_bad_recording(tmp_path, manual, fault, packed, said):
+  data, words = BAD[fault]
+  wavs = {**WAVS, '00_000002.wav': data}
+  if data is None:
+    del wavs['00_000002.wav']
+  if packed:
+    write_archive(manual / 'audio-dev.tar.gz', wavs)
+  else:
+    write_folder(manual / 'audio', wavs)
+  with pytest.raises(ValueError, match=words) as error:
+    build(tmp_path, manual)
+  assert '00_000002.wav' in str(error.value)
+  assert 'annotations.csv, row 5' in str(error.value)
+  assert "on_bad_recording='skip'" in str(error.value)
+  assert not list((tmp_path / 'data/sonyc_ust/v1').glob('*'))
+
+  builder = build(tmp_path, manual, on_bad_recording='skip')
+  skipped = builder.info.metadata['build']['skipped']
+  assert list(skipped) == ['00_000002.wav']
+  assert words in skipped['00_000002.wav']
+  assert '1 recordings skipped' in said.text
+  assert len(builder.as_data_source('train')) == 2
+  # Whoever opens it later is told.
+  said.clear()
+  sonyc_ust.make_builder(tmp_path / 'data', 'v1')
+  assert 'was built without 1 recordings' in said.text
+
+
+def test_skipping_everything_is_refused(tmp_path, manual):
+  write_folder(manual / 'audio', {'99_000000.wav': wav()})
+  with pytest.raises(ValueError, match='5 of 5 recordings are missing'):
+    build(tmp_path, manual, on_bad_recording='skip')
+
+
+def test_missing_recordings_are_counted_by_split(tmp_path, manual):
+  kept = {n: w for n, w in WAVS.items() if n.startswith('00')}
+  write_folder(manual / 'audio', kept)
+  with pytest.raises(
+    ValueError, match='3 of 5 recordings are missing'
+  ) as error:
+    build(tmp_path, manual)
+  assert '1 of 3 in train, 2 of 2 in validate' in str(error.value)
+  assert 'audio-dev.tar.gz' in str(error.value)
+  assert str(manual / 'audio') in str(error.value)
+
+
+def test_extra_recordings_are_left_out_and_named(tmp_path, manual, said):
+  write_folder(manual / 'audio', {**WAVS, '77_123456.wav': wav(9)})
+  builder = build(tmp_path, manual)
+  assert '1 recordings that the annotations do not name' in said.text
+  assert '77_123456.wav' in said.text
+  assert builder.info.metadata['build']['extra'] == 1
+
+
+def test_the_same_recording_twice_is_counted(tmp_path, manual, said):
+  write_folder(manual / 'a')
+  write_folder(manual / 'b', {'00_000001.wav': WAVS['00_000001.wav']})
+  builder = build(tmp_path, manual)
+  assert builder.info.metadata['build']['duplicates'] == 1
+  assert '1 recordings were there twice' in said.text
+
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_one_name_with_two_contents_is_refused(tmp_path, manual, packed):
+  write_folder(manual / 'a', {'00_000001.wav': wav(77)})
+  if packed:
+    write_archive(manual / 'audio-dev.tar.gz')
+  else:
+    write_folder(manual / 'b')
+  with pytest.raises(ValueError, match='twice with different contents') as e:
+    build(tmp_path, manual, on_bad_recording='skip')
+  assert str(manual / 'a/00_000001.wav') in str(e.value)
+  assert 'annotations.csv, row 2' in str(e.value)
+
+
+# --- Bad archives and annotations --------------------------------------------
+
+
+def _member(name, kind=tarfile.REGTYPE):
+  info = tarfile.TarInfo(name)
+  info.type = kind
+  info.linkname = 'target'
+  return info
+
+
+@pytest.mark.parametrize(
+  ('member', 'words'),
+  [
+    (_member('/etc/00_000009.wav'), 'an absolute path'),
+    (_member('audio/../../00_000009.wav'), r'a path with \.\.'),
+    (_member('C:/00_000009.wav'), 'an absolute path'),
+    (_member('audio\\..\\00_000009.wav'), r'a path with \.\.'),
+    (_member('00_000009.wav', tarfile.SYMTYPE), 'a link or device'),
+    (_member('00_000009.wav', tarfile.LNKTYPE), 'a link or device'),
+    (_member('00_000009.wav', tarfile.CHRTYPE), 'a link or device'),
+    (_member('00_000009.wav', tarfile.FIFOTYPE), 'a link or device'),
+  ],
+)
+def test_unsafe_member_is_refused(tmp_path, manual, member, words):
+  write_archive(manual / 'audio-dev.tar.gz', members=[member])
+  with pytest.raises(ValueError, match=words) as error:
+    build(tmp_path, manual, on_bad_recording='skip')
+  assert 'audio-dev.tar.gz' in str(error.value)
+  assert repr(member.name) in str(error.value)
+
+
+@pytest.mark.parametrize('keep', [0, 5, 0.3, 0.7, -9])
+def test_cut_archive(tmp_path, manual, keep):
+  path = manual / 'audio-dev.tar.gz'
+  write_archive(path)
+  data = path.read_bytes()
+  path.write_bytes(data[: int(keep * len(data)) if 0 < keep < 1 else keep])
+  with pytest.raises(ValueError, match='the archive is cut or damaged') as e:
+    build(tmp_path, manual, on_bad_recording='skip')
+  assert str(path) in str(e.value)
+  if keep == -9:
+    assert re.search('after [45] recordings .*: audio-dev', str(e.value))
+
+
+def test_flipped_bit_in_an_archive(tmp_path, manual):
+  path = manual / 'audio-dev.tar.gz'
+  write_archive(path)
+  data = bytearray(path.read_bytes())
+  data[-6] ^= 1  # in the CRC, so that only the last word can tell
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match='CRC check failed'):
+    build(tmp_path, manual)
+
+
+def test_wrong_md5_of_a_manual_archive(tmp_path, manual):
+  write_archive(manual / 'audio-3.tar.gz')
+  with pytest.raises(ValueError, match='md5 is') as error:
+    build(tmp_path, manual)
+  assert 'expected d2a872392d95993a2c238d305b940812' in str(error.value)
+  assert str(manual / 'audio-3.tar.gz') in str(error.value)
+  assert (manual / 'audio-3.tar.gz').exists()
+
+
+@pytest.mark.parametrize(
+  ('old', 'new', 'words'),
+  [
+    ('5-3_siren_presence', '5-3_sirens_presence', '5-3_siren_presence'),
+    ('8_dog_presence', '8_dog_presence,9_cat', '9_cat'),
+    ('train,0,00_000002.wav,8,0', 'train,0,00_000002.wav,8,3', 'row 6'),
+    ('train,0,00_000002.wav,8', 'train,0,00_000002.wav,eight', 'row 6'),
+    ('train,0,00_000002.wav,8', 'practice,0,00_000002.wav,8', 'row 6'),
+    (',far,', ',yonder,', 'row 2'),
+  ],
+)
+def test_bad_annotations_stop_before_any_audio(
+  tmp_path, manual, old, new, words, monkeypatch
+):
+  monkeypatch.setattr(gather, 'gather', lambda *_: pytest.fail('read audio'))
+  write_folder(manual / 'audio')
+  path = manual / 'annotations.csv'
+  text = path.read_text()
+  assert old in text
+  path.write_text(text.replace(old, new, 1))
+  with pytest.raises(ValueError, match=words) as error:
+    build(tmp_path, manual)
+  assert 'annotations.csv' in str(error.value)
+
+
+@pytest.mark.parametrize(('has', 'asked'), [('v1', 'v2'), ('v2', 'v1')])
+def test_annotations_of_the_other_version(tmp_path, manual, has, asked):
+  write_folder(manual / 'audio')
+  write_annotations(manual / 'annotations.csv', version=has)
+  with pytest.raises(ValueError, match=f'an annotations file of {has}') as e:
+    build(tmp_path, manual, version=asked)
+  assert f'sonyc_ust/{asked} is asked for' in str(e.value)

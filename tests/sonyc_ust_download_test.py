@@ -1,0 +1,286 @@
+"""SONYC-UST: downloads that resume, and what is said without them."""
+
+import hashlib
+import logging
+import shutil
+
+import pytest
+from sonyc_ust_world import (
+  CLIPS,
+  WAVS,
+  Server,
+  build,
+  python,
+  raw_records,
+  wav,
+  write_annotations,
+  write_archive,
+  write_folder,
+)  # fmt: skip
+
+import tfds_dcase.sonyc_ust as sonyc_ust
+from tfds_dcase.sonyc_ust import (
+  availability,
+  fetch,
+  prepare,
+)
+
+
+@pytest.fixture
+def manual(tmp_path):
+  path = tmp_path / 'manual'
+  path.mkdir()
+  write_annotations(path / 'annotations.csv')
+  return path
+
+
+@pytest.fixture
+def said(caplog):
+  """What is logged; absl's own handler bypasses pytest's otherwise."""
+  caplog.set_level(logging.INFO, logger='absl')
+  return caplog
+
+
+@pytest.fixture
+def server(tmp_path):
+  files = tmp_path / 'zenodo/3338310/files'
+  files.mkdir(parents=True)
+  write_annotations(files / 'annotations.csv')
+  write_archive(files / 'audio-dev.tar.gz')
+  write_archive(files / 'audio-eval.tar.gz', {}, 'audio-eval/')
+  server = Server(tmp_path / 'zenodo')
+  yield server
+  server.http.shutdown()
+  server.http.server_close()
+
+
+# --- Downloads ---------------------------------------------------------------
+
+
+def test_download_then_build_then_reuse(tmp_path, server, said):
+  got = raw_records(build(tmp_path, base_url=server.url))
+  reference = tmp_path / 'reference'
+  write_folder(reference)
+  write_annotations(reference / 'annotations.csv')
+  assert got == raw_records(build(tmp_path, reference, 'other'))
+  assert 'no md5 is published' in said.text
+  folder = availability.download_dir(tmp_path / 'data', 'v1')
+  assert 'md5' in (folder / 'checksums.json').read_text()
+  before = list(server.log)
+  assert (
+    sonyc_ust.check_available(tmp_path / 'data', base_url=server.url).missing
+    == ()
+  )
+  assert server.log == before
+
+
+ARCHIVE = '3338310/files/audio-dev.tar.gz'
+
+
+def test_a_cut_connection_is_taken_up_within_one_call(tmp_path, server):
+  whole = (server.root / ARCHIVE).read_bytes()
+  server.cut_after = len(whole) // 3
+  target = tmp_path / 'audio-dev.tar.gz'
+  fetch.fetch(f'{server.url}/{ARCHIVE}', target, pause_seconds=0)
+  assert target.read_bytes() == whole
+  asked = [r[2] for r in server.gets('audio-dev.tar.gz')]
+  assert asked == [None, f'bytes={len(whole) // 3}-']
+
+
+def test_interrupted_download_continues_in_the_next_run(tmp_path, server):
+  whole = (server.root / ARCHIVE).read_bytes()
+  third = len(whole) // 3
+  url, target = f'{server.url}/{ARCHIVE}', tmp_path / 'audio-dev.tar.gz'
+  server.cut_after, server.status_after_cut = third, 503
+  with pytest.raises(fetch.DownloadError) as error:
+    fetch.fetch(url, target, attempts=2, pause_seconds=0)
+  assert 'the server answered 503' in str(error.value)
+  assert f'{third} bytes are kept in {target}.part' in str(error.value)
+  assert 'run again to continue' in str(error.value)
+  assert not target.exists()
+
+  server.status = None
+  server.log.clear()
+  fetch.fetch(url, target)
+  assert [r[2] for r in server.gets('')] == [f'bytes={third}-']
+  assert target.read_bytes() == whole
+  assert {p.name for p in tmp_path.glob('audio-dev*')} == {'audio-dev.tar.gz'}
+
+
+@pytest.mark.parametrize('fault', ['ignores Range', 'other content'])
+def test_a_part_that_cannot_be_continued_starts_anew(tmp_path, server, fault):
+  whole = (server.root / ARCHIVE).read_bytes()
+  target = tmp_path / 'audio-dev.tar.gz'
+  part = target.with_name('audio-dev.tar.gz.part')
+  part.write_bytes(b'x' * 1000)
+  if fault == 'ignores Range':
+    server.ignore_range = True
+  else:
+    part.with_name(part.name + '.etag').write_text('"of another file"')
+  fetch.fetch(f'{server.url}/{ARCHIVE}', target)
+  assert target.read_bytes() == whole
+
+
+@pytest.mark.parametrize('extra', [b'', b'too much'])
+def test_a_part_that_is_whole_already(tmp_path, server, extra):
+  whole = (server.root / ARCHIVE).read_bytes()
+  target = tmp_path / 'audio-dev.tar.gz'
+  target.with_name('audio-dev.tar.gz.part').write_bytes(whole + extra)
+  fetch.fetch(f'{server.url}/{ARCHIVE}', target, pause_seconds=0)
+  assert target.read_bytes() == whole
+
+
+def test_wrong_published_md5(tmp_path, server):
+  url, target = f'{server.url}/{ARCHIVE}', tmp_path / 'audio-dev.tar.gz'
+  with pytest.raises(fetch.DownloadError, match='published') as error:
+    fetch.fetch(url, target, md5='0' * 32)
+  whole = (server.root / ARCHIVE).read_bytes()
+  found = hashlib.md5(whole).hexdigest()
+  assert f'md5 is {found}, expected {"0" * 32}' in str(error.value)
+  assert not target.exists()  # so that the next run downloads it anew
+  assert fetch.fetch(url, target, md5=found).read_bytes() == whole
+
+
+def test_changed_since_the_first_download(tmp_path, server):
+  url, target = f'{server.url}/{ARCHIVE}', tmp_path / 'audio-dev.tar.gz'
+  fetch.fetch(url, target)
+  data = bytearray(target.read_bytes())
+  data[100] ^= 1
+  target.write_bytes(data)
+  with pytest.raises(fetch.DownloadError, match='recorded at the first'):
+    fetch.fetch(url, target)
+  assert target.with_name('audio-dev.tar.gz.bad').exists()
+  server.log.clear()
+  fetch.fetch(url, target)
+  assert len(server.gets('audio-dev.tar.gz')) == 1
+
+
+def test_a_refusal_is_not_tried_again(tmp_path, server):
+  url = f'{server.url}/3338310/files/nothing.tar.gz'
+  with pytest.raises(fetch.DownloadError, match='404'):
+    fetch.fetch(url, tmp_path / 'nothing.tar.gz')
+  assert len(server.gets('nothing.tar.gz')) == 1
+
+
+def test_no_room_for_the_download(tmp_path, server, monkeypatch):
+  usage = shutil.disk_usage(tmp_path)._replace(free=10)
+  monkeypatch.setattr(fetch.shutil, 'disk_usage', lambda _: usage)
+  with pytest.raises(fetch.DownloadError, match='only 10 are free'):
+    fetch.fetch(f'{server.url}/{ARCHIVE}', tmp_path / 'audio-dev.tar.gz')
+
+
+def test_a_failed_build_does_not_download_again(tmp_path, server):
+  write_archive(server.root / ARCHIVE, {**WAVS, '00_000001.wav': b'broken'})
+  with pytest.raises(ValueError, match='not a readable sound file'):
+    build(tmp_path, base_url=server.url)
+  assert len(server.gets('audio-dev.tar.gz')) == 1
+  builder = build(tmp_path, base_url=server.url, on_bad_recording='skip')
+  assert len(server.gets('audio-dev.tar.gz')) == 1
+  assert len(builder.as_data_source('train')) == 2
+
+
+# --- What is not there -------------------------------------------------------
+
+NOWHERE = 'http://127.0.0.1:9/record'  # the discard port: nobody answers
+
+
+def test_nothing_here_and_no_network(tmp_path, monkeypatch):
+  monkeypatch.setattr(prepare, 'prepare', lambda *_: pytest.fail('worked'))
+  for check in (
+    lambda: build(tmp_path, base_url=NOWHERE),
+    lambda: sonyc_ust.check_available(tmp_path / 'data', base_url=NOWHERE),
+  ):
+    with pytest.raises(sonyc_ust.NotAvailableError) as error:
+      check()
+    text = str(error.value)
+    for name in ('annotations.csv', 'audio-dev.tar.gz', 'audio-eval.tar.gz'):
+      assert f'{NOWHERE}/3338310/files/{name}' in text
+    assert 'manual_dir' in text
+    assert str(tmp_path / 'data/downloads/sonyc_ust/3338310') in text
+    assert 'python run.py --config=configs/iusp.py' in text
+    assert 'cannot be reached' in text
+
+
+def test_nothing_here_names_the_md5_of_v2(tmp_path):
+  with pytest.raises(sonyc_ust.NotAvailableError) as error:
+    sonyc_ust.check_available(tmp_path, 'v2', base_url=NOWHERE)
+  assert 'audio-18.tar.gz  (md5 c6b2ef4d0d5b7269d465c469cdbbdc4b)' in str(
+    error.value
+  )
+
+
+def test_only_the_annotations_are_not_there(tmp_path, manual):
+  write_folder(manual / 'audio')
+  (manual / 'annotations.csv').unlink()
+  with pytest.raises(sonyc_ust.NotAvailableError) as error:
+    sonyc_ust.check_available(tmp_path, 'v1', manual, NOWHERE)
+  assert 'SONYC-UST v1: annotations.csv not found' in str(error.value)
+
+
+def test_files_put_where_downloads_go(tmp_path):
+  folder = availability.download_dir(tmp_path / 'data', 'v1')
+  folder.mkdir(parents=True)
+  write_annotations(folder / 'annotations.csv')
+  write_archive(folder / 'audio-dev.tar.gz')
+  write_archive(folder / 'audio-eval.tar.gz', {}, 'audio-eval/')
+  builder = build(tmp_path, base_url=NOWHERE)
+  assert len(builder.as_data_source('train')) == 3
+
+
+def test_manual_dir_that_is_no_folder(tmp_path):
+  with pytest.raises(ValueError, match='nowhere is not a folder'):
+    build(tmp_path, tmp_path / 'nowhere')
+
+
+def test_unknown_settings_list_the_legal_ones(tmp_path):
+  with pytest.raises(ValueError, match=r"'v3'; legal: v1, v2"):
+    sonyc_ust.make_builder(tmp_path, 'v3')
+  with pytest.raises(ValueError, match='stop'):
+    sonyc_ust.make_builder(tmp_path, on_bad_recording='ignore')
+
+
+# --- Full disk ---
+
+_FULL = """
+  import resource, sys
+  import tfds_dcase.sonyc_ust as sonyc_ust
+  data_dir, url, limit = sys.argv[1:]
+  resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+  sonyc_ust.make_builder(data_dir, base_url=url).download_and_prepare()
+"""
+
+
+# In the download (1.5 MB), and in the ArrayRecord itself: three clips wait in
+# 960 kB, and their records are a little larger.
+@pytest.mark.parametrize('limit', [500_000, 960_000 + 2000])
+def test_full_disk(tmp_path, server, limit):
+  if limit > 900_000:  # the archive may not be what is too large
+    quiet = {n: wav(i)[:44] + bytes(320_000) for i, n in enumerate(CLIPS)}
+    for each in ('00_000001.wav', '00_000002.wav', '01_000003.wav'):
+      quiet[each] = WAVS[each]
+    for name in ('audio-dev.tar.gz', 'audio-eval.tar.gz'):
+      (server.root / '3338310/files' / name).unlink()
+    half = {n: quiet[n] for n in list(CLIPS)[:2]}
+    rest = {n: quiet[n] for n in list(CLIPS)[2:]}
+    write_archive(server.root / '3338310/files/audio-dev.tar.gz', half)
+    write_archive(server.root / '3338310/files/audio-eval.tar.gz', rest)
+    text = (server.root / '3338310/files/annotations.csv').read_text()
+    test = text.replace('validate,2,02_000005', 'test,2,02_000005')
+    (server.root / '3338310/files/annotations.csv').write_text(test)
+  done = python(_FULL, tmp_path / 'data', server.url, limit)
+  assert done.returncode == 1
+  message = done.stderr.strip().rpartition('OSError: ')[2]
+  assert f'The disk of {tmp_path / "data"} is full' in message
+  assert 'File too large' in message
+  assert 'run again' in message
+  assert not list((tmp_path / 'data/sonyc_ust/v1').glob('*'))
+  whole = {r[1] for r in server.log if r[0] == 'GET'}
+  server.log.clear()
+  builder = build(tmp_path, base_url=server.url)
+  assert len(builder.as_data_source('train')) == 3
+  again = {r[1]: r[2] for r in server.log if r[0] == 'GET'}
+  if limit > 900_000:
+    assert len(whole) == 3
+    assert not again  # all of it was downloaded
+  else:
+    assert again['/record/' + ARCHIVE] == f'bytes={limit}-'
