@@ -157,6 +157,15 @@ def main_score(
   Returns:
     What was written.
   """
+  for flag, value in (
+    ('predictions', predictions),
+    ('annotations', annotations),
+  ):
+    if not value:
+      raise ValueError(
+        f'--{flag} is missing: scoring needs --predictions=FILE.csv and '
+        '--annotations=annotations.csv.'
+      )
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
     result = score_files(
@@ -221,7 +230,11 @@ def _as_shipped(
   read: annotations_lib.Annotations, names_N: np.ndarray, split: str
 ) -> np.ndarray:
   """The file's own coarse tags [N, 8], of truth rows or any volunteer."""
-  who = read.annotator_id > 0 if split == 'train' else read.annotator_id == 0
+  who = (
+    read.annotator_id > 0
+    if split == 'train'
+    else read.annotator_id == annotations_lib.TRUTH
+  )
   rows = np.flatnonzero((read.split == split) & who)
   coarse_NC = np.zeros((len(names_N), len(taxonomy.COARSE)), np.int8)
   place = np.searchsorted(names_N, read.audio_filename[rows])

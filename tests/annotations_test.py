@@ -170,6 +170,7 @@ class TestRead:
       ('annotator_id', 'bob', 'whole number'),
       ('annotator_id', '1.5', 'whole number'),
       ('annotator_id', 'inf', 'whole number'),
+      ('annotator_id', '99999999999', 'whole number'),
       ('sensor_id', 'x', 'whole number'),
       ('audio_filename', '', 'file name'),
     ],

@@ -389,6 +389,16 @@ class TestRefusals:
     with pytest.raises(ValueError, match=message):
       metrics.score(self.good, scores)
 
+  @given(splits(), st.floats().filter(lambda v: not 0 <= v <= 1), st.data())
+  @settings(deadline=None)
+  def test_a_bad_score_anywhere(self, split, value, data):
+    truth, scores = split
+    n = data.draw(st.integers(0, truth.shape[0] - 1))
+    c = data.draw(st.integers(0, truth.shape[1] - 1))
+    scores[n, c] = value
+    with pytest.raises(ValueError, match=rf'scores\[{n}, {c}\] is'):
+      metrics.score(truth, scores)
+
   @pytest.mark.parametrize('value', [-1, 0.5, 2, np.nan])
   def test_truth(self, value):
     truth = self.good.copy()

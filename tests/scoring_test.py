@@ -423,6 +423,12 @@ class TestScoreFiles:
     assert said.err.count('1-1_small-sounding-engine') == 1
     assert said.out.count('note: ') == len(result['notes'])
 
+  @pytest.mark.parametrize('missing', ['predictions', 'annotations'])
+  def test_main_without_a_file(self, missing):
+    files = {'predictions': 'p.csv', 'annotations': 'a.csv'} | {missing: ''}
+    with pytest.raises(ValueError, match=f'--{missing} is missing'):
+      scoring.main_score(**files)
+
   def test_table_marks_what_is_undefined(self, tmp_path, annotations, scores):
     path = tmp_path / 'p.csv'
     scores |= {'6_music': np.full(12, 0.3)}
