@@ -22,7 +22,10 @@ _BLOCK = 1 << 20  # frames decoded at once: bounds memory for long files
 
 
 def read(
-  path, sample_rate: int = SAMPLE_RATE, min_seconds: float = 0.02
+  path,
+  sample_rate: int = SAMPLE_RATE,
+  min_seconds: float = 0.02,
+  max_seconds: float | None = None,
 ) -> np.ndarray:
   """Decodes a sound file: channels averaged, resampled (soxr, high quality).
 
@@ -32,6 +35,7 @@ def read(
     sample_rate: of the result, in Hz.
     min_seconds: a shorter recording is an error; the default is less than one
       analysis window.
+    max_seconds: what comes later is not even decoded; None reads everything.
 
   Returns:
     float32 [S].
@@ -41,7 +45,7 @@ def read(
       empty, shorter than `min_seconds` or holds NaN or infinity.
   """
   path = os.fspath(path)
-  wave_S, rate = _decode(path)
+  wave_S, rate = _decode(path, max_seconds)
   if len(wave_S) == 0:
     raise ValueError(f'{path}: holds no samples; record it anew or remove it')
   if len(wave_S) < min_seconds * rate:
@@ -60,18 +64,21 @@ def read(
   return np.ascontiguousarray(wave_S, np.float32)
 
 
-def _decode(path: str) -> tuple[np.ndarray, int]:
+def _decode(path: str, max_seconds) -> tuple[np.ndarray, int]:
   """Mono samples at the file's own rate, and that rate."""
   if not os.path.isfile(path):
     what = 'is a folder' if os.path.isdir(path) else 'no such file'
     raise ValueError(f'{path}: {what}; give the path of one sound file')
   try:
     with soundfile.SoundFile(path) as file:
+      rate = file.samplerate
+      frames = -1 if max_seconds is None else int(np.ceil(max_seconds * rate))
       blocks = [
         block.mean(axis=1, dtype=np.float32)
-        for block in file.blocks(_BLOCK, dtype='float32', always_2d=True)
+        for block in file.blocks(
+          _BLOCK, frames=frames, dtype='float32', always_2d=True
+        )
       ]
-      rate = file.samplerate
   except (soundfile.SoundFileError, RuntimeError) as error:
     raise ValueError(
       f'{path} ({os.path.getsize(path)} bytes): not a sound file that can be '

@@ -12,7 +12,7 @@ from tfds_dcase.urban_scenes import mixer, recordings, settings
 from tfds_dcase.urban_scenes.synthesis import ambience
 
 SPLITS = ('train', 'validate', 'test')
-_KEPT_SAMPLES = 30 * mixer.SAMPLE_RATE  # what is used of a longer recording
+_KEPT_SECONDS = 30.0  # what is used of a longer recording
 _KEPT_WAVES = 512  # decoded recordings held in memory, at most 1 MB each
 
 
@@ -87,7 +87,7 @@ class Library:
     return audio.summarise_problems(self.problems, total)
 
   def _decode(self, path: str) -> np.ndarray:
-    wave_S = audio.read(self._folder / path)[:_KEPT_SAMPLES]
+    wave_S = audio.read(self._folder / path, max_seconds=_KEPT_SECONDS)
     return audio.to_int16(wave_S)
 
   def _check(self, config, workers) -> list[recordings.Recording]:
@@ -96,15 +96,14 @@ class Library:
     def look(recording):
       problems: list[str] = []
       wave_S = audio.read_usable(
-        self._folder / recording.path, problems, config.on_bad_recording
+        self._folder / recording.path,
+        problems,
+        config.on_bad_recording,
+        max_seconds=_KEPT_SECONDS,
       )
       if wave_S is None:
         return problems[0], None
-      if audio.is_silent(wave_S[:_KEPT_SAMPLES]):
-        return self._refuse(
-          recording, 'its first 30 s are silent', config
-        ), None
-      return None, hash(self.wave(recording.path).tobytes())
+      return None, hash(audio.to_int16(wave_S).tobytes())
 
     usable, seen = [], {}
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -133,8 +132,8 @@ class Library:
 def arrange(rng, wave_S) -> np.ndarray:
   """What of a recording goes into a scene: once, repeated or an excerpt. [S]
 
-  Of a long one ten seconds around its loudest moment; of one shorter than half a scene, half
-  the time, several repetitions with the same short pause between them.
+  Of a long one ten seconds around its loudest moment; one shorter than half a
+  scene is, half the time, repeated with the same short pause between.
   """
   wave_S = mixer.trim(wave_S)
   length = mixer.SCENE_SAMPLES

@@ -13,18 +13,16 @@ _PEAK = 0.95  # a scene whose peak would be higher is turned down as a whole
 
 
 def level_db(wave_S) -> float:
-  """Level of the parts that sound, roughly as an ear weighs them.
+  """Mean level, roughly as an ear weighs it.
 
   Pre-emphasis stands in for the ear, which is why rumble does not count as
-  much as a whistle. The mean is over the 20-ms blocks within 25 dB of the
-  loudest, so that rows of short events are not weakened by their gaps.
+  much as a whistle. The mean is over the whole wave, pauses included, but
+  over a second at least: at one and the same level, a row of barks has louder
+  barks than a hum is loud, and a single bang is louder still.
   """
-  size = SAMPLE_RATE // 50
-  flat = np.append(wave_S[:1], wave_S[1:] - np.float32(0.95) * wave_S[:-1])
-  flat = np.pad(flat, (0, -len(flat) % size)).reshape(-1, size)
-  power = np.mean(flat**2, axis=1)
-  loud = power[power > power.max() * 10**-2.5]
-  return float(10 * np.log10(loud.mean() + 1e-20)) if len(loud) else -200.0
+  flat_S = wave_S[1:] - np.float32(0.95) * wave_S[:-1]
+  energy = float(np.dot(flat_S, flat_S))
+  return 10 * np.log10(energy / max(len(wave_S), SAMPLE_RATE) + 1e-20)
 
 
 def trim(wave_S) -> np.ndarray:

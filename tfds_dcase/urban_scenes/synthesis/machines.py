@@ -100,7 +100,7 @@ def pile_driver(rng, num_samples):
 
 def struck_object(rng, num_samples):
   """Hammering, a slammed door, dropped metal: blows at uneven times."""
-  count = rng.integers(1, 9)
+  count = rng.integers(2, 12)
   low = dsp.log_uniform(rng, 100, 1500)
   kinds = [
     _blow(rng, low, 6 * low, dsp.log_uniform(rng, 0.01, 0.15), rng.random())

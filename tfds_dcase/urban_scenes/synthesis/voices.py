@@ -128,7 +128,7 @@ def _bark(rng, pitch):
 
 def dog(rng, num_samples):
   """Rows of one dog's bark, nearly the same each time; some whine."""
-  pitch = dsp.log_uniform(rng, 220, 850)
+  pitch = dsp.log_uniform(rng, 260, 750)
   if rng.random() < 0.15:
     length = dsp.seconds(rng.uniform(0.4, 0.9))
     glide = 2 * pitch * np.linspace(1, rng.uniform(0.6, 0.9), length)
@@ -141,6 +141,6 @@ def dog(rng, num_samples):
     for _ in range(rng.integers(1, 6)):
       onsets.append(int(time * dsp.SAMPLE_RATE))
       time += gap * rng.uniform(0.93, 1.07)
-    time += rng.uniform(0.2, 1.5)
+    time += rng.uniform(0.2, 1.2)
   gains = rng.lognormal(0, 0.12, len(onsets))
   return dsp.place(num_samples, [bark] * len(onsets), onsets, gains)

@@ -1,0 +1,226 @@
+"""TFDS builder of a user's own recordings with a labels.csv."""
+
+import concurrent.futures
+import dataclasses
+import os
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from etils import epath
+
+from iusp_jax import audio
+from tfds_dcase.folder import labels as labels_lib
+from tfds_dcase.urban_scenes import recordings, settings
+
+NUM_SAMPLES = 10 * audio.SAMPLE_RATE
+
+_DESCRIPTION = """\
+A user's own multi-label recordings: a folder with a labels.csv. Stored as 10 s
+of 16 kHz mono; longer recordings are cut, shorter ones padded with zeros.
+"""
+_CITATION = 'None: these are recordings of your own.'
+_LICENSE = 'That of the recordings in manual_dir.'
+
+
+@dataclasses.dataclass(eq=False, kw_only=True, repr=False)
+class FolderConfig(tfds.core.BuilderConfig):
+  """One labelled folder; made by `make_config`.
+
+  Attributes:
+    manual_dir: the folder.
+    labels: what its labels.csv says, without rows to be skipped.
+    on_bad_recording: 'stop', or 'skip' to leave out and report.
+  """
+
+  manual_dir: str
+  labels: labels_lib.Labels
+  on_bad_recording: str = 'stop'
+
+  def __repr__(self):  # TFDS logs it: not with every row
+    return f'{self.name} of {self.manual_dir}'
+
+
+class Folder(tfds.core.GeneratorBasedBuilder):
+  """A folder of recordings with `labels.csv` (see `labels.EXAMPLE`).
+
+  Its fingerprint (labels, files and their sizes) is in the config's name, so
+  that two folders never share stored data.
+
+  Elements:
+    audio: int16 [160000], 10 s at 16 kHz, cut or padded with zeros.
+    num_samples: int32 [], samples of real sound before the padding.
+    clip_id: text (bytes when read), the path in labels.csv.
+    coarse: int8 [C], 0/1; names in `info.metadata['coarse']`.
+  """
+
+  # TFDS finds this path itself only where importlib_resources is installed,
+  # which it does not require.
+  code_path = epath.Path(__file__)
+  VERSION = tfds.core.Version('1.0.0')
+
+  def __init__(
+    self,
+    *,
+    data_dir=None,
+    config=None,
+    version=None,
+    file_format='array_record',
+    manual_dir=None,
+    workers: int | None = None,
+    **given,
+  ):
+    """Makes a builder; see `make_builder`."""
+    self._workers = workers or os.cpu_count() or 1
+    if not isinstance(config, FolderConfig):
+      config = make_config(manual_dir, **given)
+    self._config = config
+    super().__init__(
+      data_dir=data_dir, config=config, version=version, file_format=file_format
+    )
+
+  def _info(self):
+    tags = self._config.labels.tags
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=_DESCRIPTION,
+      citation=_CITATION,
+      license=_LICENSE,
+      features=tfds.features.FeaturesDict(
+        {
+          # BYTES: the default encoding is 25 times slower to write.
+          'audio': tfds.features.Tensor(
+            shape=(NUM_SAMPLES,),
+            dtype=np.int16,
+            encoding=tfds.features.Encoding.BYTES,
+          ),
+          'num_samples': tfds.features.Scalar(np.int32),
+          'clip_id': tfds.features.Text(),
+          'coarse': tfds.features.Tensor(shape=(len(tags),), dtype=np.int8),
+        }
+      ),
+      metadata=tfds.core.MetadataDict(coarse=list(tags)),
+      supervised_keys=('audio', 'coarse'),
+    )
+
+  def _split_generators(self, dl_manager):
+    del dl_manager
+    return {s: self._generate_examples(s) for s in labels_lib.SPLITS}
+
+  def _generate_examples(self, split):
+    config = self._config
+    rows = [i for i, s in enumerate(config.labels.splits) if s == split]
+    problems, lengths = [], []
+    with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
+      for start in range(0, len(rows), 64):  # bounds what waits to be written
+        some = rows[start : start + 64]
+        for example, problem, length in pool.map(self._example, some):
+          problems += problem
+          lengths += length
+          if example is not None:
+            yield example['clip_id'], example
+    if len(problems) == len(rows):
+      raise ValueError(
+        f'{split}: no usable recording.\n'
+        f'{audio.summarise_problems(problems, len(rows))}'
+      )
+    _report(split, lengths, problems)
+
+  def _example(self, row: int):
+    """The example of a row or None, problems, length of the recording."""
+    config = self._config
+    file, problems = config.labels.files[row], []
+    wave_S = audio.read_usable(
+      os.path.join(config.manual_dir, file),
+      problems,
+      config.on_bad_recording,
+      max_seconds=10.1,  # a little more, to see that there is more
+    )
+    if wave_S is None:
+      return None, problems, []
+    fitted_S, length = audio.fit_length(audio.to_int16(wave_S), NUM_SAMPLES)
+    example = {
+      'audio': fitted_S,
+      'num_samples': length,
+      'clip_id': file,
+      'coarse': config.labels.tags_NC[row],
+    }
+    return example, problems, [len(wave_S)]
+
+
+def _report(split: str, lengths: list[int], problems: list[str]) -> None:
+  """Says how many recordings were cut, padded and left out."""
+  cut = sum(length > NUM_SAMPLES for length in lengths)
+  padded = sum(length < NUM_SAMPLES for length in lengths)
+  message = f'{split}: {len(lengths)} recordings, {cut} cut to 10 s, {padded} '
+  message += 'padded to 10 s'
+  if problems:
+    total = len(lengths) + len(problems)
+    message += f'; {audio.summarise_problems(problems, total)}'
+  # What was lost is a warning; what was only padded is not.
+  level = logging.WARNING if cut or problems else logging.INFO
+  logging.log(level, '%s', message)
+
+
+def make_config(manual_dir, **given) -> FolderConfig:
+  """Reads labels.csv, matches it with the folder, and names the result.
+
+  Raises:
+    ValueError: for an unknown setting, a faulty labels.csv, or rows without
+      their file (with on_bad_recording='stop').
+  """
+  settings.refuse_unknown(given, ['on_bad_recording'], 'folder')
+  on_bad = given.get('on_bad_recording', 'stop')
+  audio.check_on_bad_recording(on_bad)
+  what = f'recordings and a {labels_lib.FILE_NAME}'
+  folder = recordings.check_folder(manual_dir, what)
+  labels = labels_lib.read(folder)
+  exists = [f for f in labels.files if (folder / f).is_file()]
+  found = sorted({*recordings.find_sound_files(folder), *exists})
+  missing, unlabelled = labels_lib.match(labels, found)
+  if missing or unlabelled:
+    message = f'{folder}: {labels_lib.say_unmatched(missing, unlabelled)}'
+    if missing and on_bad == 'stop':
+      raise ValueError(
+        f"{message}\non_bad_recording='skip' leaves such rows out"
+      )
+    logging.warning('%s', message)
+  labels = labels_lib.without(labels, missing)
+  sizes = [(folder / f).stat().st_size for f in labels.files]
+  name = settings.fingerprint(
+    labels.tags,
+    labels.files,
+    labels.splits,
+    labels.tags_NC.tolist(),
+    sizes,
+    on_bad,
+  )
+  return FolderConfig(
+    name=f'set_{name}',
+    description=f'{len(labels.files)} recordings, {len(labels.tags)} tags.',
+    manual_dir=str(folder),
+    labels=labels,
+    on_bad_recording=on_bad,
+  )
+
+
+def make_builder(
+  data_dir=None, manual_dir=None, workers: int | None = None, **given
+) -> Folder:
+  """The builder of a labelled folder.
+
+  Args:
+    data_dir: where TFDS keeps data sets (None: its default).
+    manual_dir: folder of recordings with a `labels.csv`.
+    workers: threads that decode; the result does not depend on it.
+    **given: `on_bad_recording='stop'` (default) or 'skip'.
+
+  Returns:
+    A builder; call `download_and_prepare()`, then `as_data_source()`.
+
+  Raises:
+    ValueError: see `make_config`.
+  """
+  return Folder(
+    data_dir=data_dir, manual_dir=manual_dir, workers=workers, **given
+  )
