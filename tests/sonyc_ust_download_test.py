@@ -66,12 +66,24 @@ def test_download_then_build_then_reuse(tmp_path, server, said):
   assert 'no md5 is published' in said.text
   folder = availability.download_dir(tmp_path / 'data', 'v1')
   assert 'md5' in (folder / 'checksums.json').read_text()
-  before = list(server.log)
-  assert (
-    sonyc_ust.check_available(tmp_path / 'data', base_url=server.url).missing
-    == ()
-  )
-  assert server.log == before
+  # Prepared: nothing is needed, not even the downloads.
+  shutil.rmtree(folder)
+  server.log.clear()
+  assert sonyc_ust.check_available(tmp_path / 'data') is None
+  build(tmp_path)
+  assert not server.log
+
+
+def test_check_available_says_what_would_be_used(tmp_path, server, manual):
+  plan = sonyc_ust.check_available(tmp_path, 'v1', None, server.url)
+  names = ['annotations.csv', 'audio-dev.tar.gz', 'audio-eval.tar.gz']
+  assert [file.name for file in plan.missing] == names
+  assert {r[0] for r in server.log} == {'HEAD'}
+  write_archive(manual / 'audio.tar.gz')
+  plan = sonyc_ust.check_available(tmp_path, 'v1', manual, NOWHERE)
+  assert plan.missing == ()
+  assert plan.archives == (manual / 'audio.tar.gz',)
+  assert plan.annotations == manual / 'annotations.csv'
 
 
 ARCHIVE = '3338310/files/audio-dev.tar.gz'
@@ -240,6 +252,19 @@ def test_unknown_settings_list_the_legal_ones(tmp_path):
 
 
 # --- Full disk ---
+
+
+def test_too_little_space_is_seen_before_decoding(
+  tmp_path, manual, monkeypatch
+):
+  write_folder(manual / 'audio')
+  usage = shutil.disk_usage(tmp_path)._replace(free=10)
+  monkeypatch.setattr(prepare.shutil, 'disk_usage', lambda _: usage)
+  monkeypatch.setattr(prepare.gather, 'gather', lambda *_: pytest.fail('read'))
+  with pytest.raises(OSError, match=r'is full .*10 are free') as error:
+    build(tmp_path, manual)
+  assert 'takes about 2 GB' in str(error.value)
+
 
 _FULL = """
   import resource, sys

@@ -138,6 +138,14 @@ def _mixture(path):
   write_archive(path / 'audio.tar.gz', {n: WAVS[n] for n in names[3:]})
 
 
+def _linked(path):
+  """A link to a folder elsewhere, with a link in it that leads back."""
+  elsewhere = path.parent / 'elsewhere'
+  write_folder(elsewhere)
+  (elsewhere / 'back').symlink_to(elsewhere)
+  (path / 'audio-dev').symlink_to(elsewhere)
+
+
 def _mac(path):
   """Apple's tar adds a ._NAME.wav that is no sound."""
   members = [tarfile.TarInfo(f'audio-dev/train/._{n}') for n in CLIPS]
@@ -151,7 +159,7 @@ def _mac(path):
 @pytest.mark.parametrize(
   'layout',
   [_flat, _audio, _by_split, _archive, _first_record, _many_archives, _mixture,
-   _mac],
+   _linked, _mac],
 )  # fmt: skip
 def test_every_layout_gives_the_same_records(tmp_path, manual, layout):
   reference = tmp_path / 'reference'

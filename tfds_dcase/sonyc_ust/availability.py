@@ -20,16 +20,18 @@ class Plan(NamedTuple):
     annotations: the annotations file.
     loose: sound files in folders, by base name.
     archives: archives of recordings.
-    missing: (file, where it goes) for what has to be downloaded first; these
-      paths are among `annotations` and `archives`.
-    base_url: where to download from.
+    missing: what has to be downloaded first; these paths are among
+      `annotations` and `archives`.
+    downloads: where downloads go.
+    base_url: where they come from.
   """
 
   release: records.Release
   annotations: pathlib.Path
   loose: dict[str, tuple[pathlib.Path, ...]]
   archives: tuple[pathlib.Path, ...]
-  missing: tuple[tuple[records.RemoteFile, pathlib.Path], ...]
+  missing: tuple[records.RemoteFile, ...]
+  downloads: pathlib.Path
   base_url: str
 
 
@@ -45,11 +47,8 @@ def check_available(
   manual_dir=None,
   base_url: str = records.ZENODO,
   timeout_seconds: float = 10.0,
-) -> Plan:
-  """Checks in seconds that a build could have all its files.
-
-  A file in `manual_dir` wins; if it holds any recording or archive, no archive
-  is downloaded, and recordings that it lacks are an error of the build.
+) -> Plan | None:
+  """Checks in seconds that the data set is there or could be built.
 
   Args:
     data_dir: TFDS's data folder; downloads go below it.
@@ -60,60 +59,73 @@ def check_available(
     timeout_seconds: how long the server may take to answer.
 
   Returns:
-    What is used from where.
+    What would be used from where; None where the data set is prepared.
 
   Raises:
     NotAvailableError: names every file, its address, its md5 where known, and
       the folder it goes to.
     ValueError: unknown version, or `manual_dir` is no folder.
   """
+  records.release(version)
+  prepared = pathlib.Path(data_dir).expanduser() / 'sonyc_ust' / version
+  if (prepared / records.BUILD_VERSION / 'dataset_info.json').exists():
+    return None
+  return make_plan(data_dir, version, manual_dir, base_url, timeout_seconds)
+
+
+def make_plan(
+  data_dir, version, manual_dir, base_url, timeout_seconds=10.0
+) -> Plan:
+  """`check_available` for a build; arguments and errors as there.
+
+  A file in `manual_dir` wins; if it holds any recording or archive, no archive
+  is downloaded, and recordings that it lacks are an error of the build.
+  """
   release = records.release(version)
   found = sources.Found((), (), {})
   if manual_dir is not None:
     found = sources.find(pathlib.Path(manual_dir).expanduser())
   downloads = download_dir(data_dir, version)
-  missing = []
-
-  def ours(file):
-    path = downloads / file.name
-    if not path.exists():
-      missing.append((file, path))
-    return path
-
-  if found.annotations:
-    annotations = found.annotations[0]
-    if found.annotations[1:]:
-      logging.info('Using %s, not %s', annotations, found.annotations[1:])
-  else:
-    annotations = ours(release.annotations)
-  if found.archives or found.recordings:
-    archives = found.archives
-  else:
-    archives = tuple(ours(file) for file in release.archives)
+  if found.annotations[1:]:
+    logging.info('Using %s, not %s', *found.annotations[:2])
+  ours = () if found.annotations else (release.annotations,)
+  if not (found.archives or found.recordings):
+    ours += release.archives
+  names = {file.name for file in ours}
   plan = Plan(
-    release, annotations, found.recordings, archives, tuple(missing), base_url
+    release,
+    (*found.annotations, downloads / release.annotations.name)[0],
+    found.recordings,
+    found.archives
+    + tuple(downloads / f.name for f in release.archives if f.name in names),
+    tuple(file for file in ours if not (downloads / file.name).exists()),
+    downloads,
+    base_url,
   )
-  if missing:
-    _probe(plan, manual_dir, downloads, timeout_seconds)
+  if plan.missing:
+    try:
+      url = release.url(plan.missing[0].name, base_url)
+      fetch.probe(url, timeout_seconds)
+    except fetch.DownloadError as error:
+      raise NotAvailableError(
+        instructions(plan, manual_dir, str(error))
+      ) from error
   return plan
 
 
 def download(plan: Plan) -> None:
-  """Downloads what is missing and verifies every archive that will be read.
+  """Downloads what is missing and verifies every file that will be read.
 
   Raises:
     fetch.DownloadError: see `fetch.fetch`.
     ValueError: an archive of `manual_dir` has not the md5 it should have.
   """
-  here = {path for _, path in plan.missing}
-  for file, path in plan.missing:
-    fetch.fetch(plan.release.url(file.name, plan.base_url), path, file.md5)
-  own = {f.name: f for f in (plan.release.annotations, *plan.release.archives)}
+  release = plan.release
+  files = {f.name: f for f in (release.annotations, *release.archives)}
   for path in (plan.annotations, *plan.archives):
-    if path in here:
-      continue
-    if path.parent.parts[-3:-1] == ('downloads', 'sonyc_ust'):
-      fetch.verify(path, own[path.name].md5)
+    if path.parent == plan.downloads:
+      url = release.url(path.name, plan.base_url)
+      fetch.fetch(url, path, files[path.name].md5)
     elif path in plan.archives:
       _verify_manual(path)
 
@@ -132,21 +144,10 @@ def _verify_manual(path):
     )
 
 
-def _probe(plan, manual_dir, downloads, timeout_seconds):
-  file, _ = plan.missing[0]
-  url = plan.release.url(file.name, plan.base_url)
-  try:
-    fetch.probe(url, timeout_seconds)
-  except fetch.DownloadError as error:
-    raise NotAvailableError(
-      instructions(plan, manual_dir, downloads, str(error))
-    ) from error
-
-
-def instructions(plan: Plan, manual_dir, downloads, reason: str) -> str:
+def instructions(plan: Plan, manual_dir, reason: str) -> str:
   """Which file goes where, in words."""
   release = plan.release
-  names = ', '.join(file.name for file, _ in plan.missing)
+  names = ', '.join(file.name for file in plan.missing)
   given = 'not given' if manual_dir is None else f'now {manual_dir}'
   return (
     f'SONYC-UST {release.version}: {names} not found, and the download does '
@@ -156,7 +157,7 @@ def instructions(plan: Plan, manual_dir, downloads, reason: str) -> str:
     'Either put them, packed or extracted or both, into one folder and give '
     f'it as manual_dir ({given}; annotations-dev.csv, audio.tar.gz and the '
     'other names of older records are understood too),\n'
-    f'or put the files as downloaded into {downloads}/.\n'
+    f'or put the files as downloaded into {plan.downloads}/.\n'
     'Zenodo shows the sizes; downloads are checked against them.\n'
     'Without these recordings, `python run.py --config=configs/iusp.py` runs '
     'on the embedded data instead.'

@@ -137,7 +137,7 @@ class Gatherer:
     self._keep = keep
     self.skips = on_bad_recording == 'skip'
     self._tolerance_seconds = tolerance_seconds
-    self.workers = workers or min(os.cpu_count() or 1, 32)
+    self.workers = workers or _num_cores()
     self._seen: dict[str, tuple[bytes, str]] = {}
     self._lock = threading.Lock()
     self._failed = threading.Event()
@@ -159,8 +159,12 @@ class Gatherer:
       self._bar = bar
       bar.update(len(self._seen))
       tasks = [threads.submit(self._read, each, decoders) for each in readers]
-      for task in futures.as_completed(tasks):
-        task.result()
+      try:
+        for task in futures.as_completed(tasks):
+          task.result()
+      except BaseException:  # Ctrl-C too must not wait for the archive's end
+        self._failed.set()
+        raise
 
   def unseen(self) -> list[str]:
     """Wanted names that no reader brought."""
@@ -228,6 +232,12 @@ class Gatherer:
       )
     with self._lock:
       self.report.skipped[name] = reason
+
+
+def _num_cores() -> int:
+  if hasattr(os, 'sched_getaffinity'):  # fewer than there are, in a container
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def gather(plan: availability.Plan, gatherer: Gatherer) -> Report:

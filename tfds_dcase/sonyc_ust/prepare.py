@@ -1,7 +1,9 @@
 """From a plan to the examples of every split."""
 
+import errno
 import hashlib
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,7 +12,7 @@ from absl import logging
 
 from tfds_dcase import annotations as annotations_lib
 from tfds_dcase import taxonomy
-from tfds_dcase.sonyc_ust import availability, fetch, gather, records
+from tfds_dcase.sonyc_ust import availability, decode, fetch, gather, records
 
 PROXIMITY_CODE = {-1: 'not labelled', 0: 'near', 1: 'far', 2: 'notsure'}
 
@@ -74,6 +76,7 @@ def prepare(
     store, n = place[name]
     store.put(n, clip)
 
+  _check_space(folder, len(wanted))
   gatherer = gather.Gatherer(wanted, keep, **settings._asdict())
   report = gather.gather(plan, gatherer)
   if report.summary():
@@ -106,6 +109,15 @@ def check_version(
       f'sonyc_ust/{version} is asked for. Ask for sonyc_ust/{found}, or put '
       f'the annotations.csv of Zenodo record {records.release(version).record} '
       'in its place.'
+    )
+
+
+def _check_space(folder, num_clips):
+  needed = 2 * decode.NUM_SAMPLES * (num_clips + gather.CLIPS_PER_SHARD)
+  free = shutil.disk_usage(folder).free
+  if free < needed:
+    raise OSError(
+      errno.ENOSPC, f'{needed} bytes are needed, {free} are free', str(folder)
     )
 
 

@@ -9,6 +9,9 @@ them through `manual_dir`.
 import re
 from typing import NamedTuple
 
+# Of the prepared data set: counts up when examples change.
+BUILD_VERSION = '1.0.0'
+
 ZENODO = 'https://zenodo.org/record'
 
 ANNOTATION_NAMES = ('annotations.csv', 'annotations-dev.csv')

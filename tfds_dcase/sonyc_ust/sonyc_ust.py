@@ -69,7 +69,7 @@ class SonycUst(tfds.core.ShardBasedBuilder):
   and, above that, with TensorFlow.
   """
 
-  VERSION = tfds.core.Version('1.0.0')
+  VERSION = tfds.core.Version(records.BUILD_VERSION)
   # TFDS finds this path itself only where importlib_resources is installed.
   code_path = epath.Path(__file__)
   BUILDER_CONFIGS = [  # noqa: RUF012
@@ -155,7 +155,7 @@ class SonycUst(tfds.core.ShardBasedBuilder):
     return _StableWriter(file_format=self.info.file_format)  # pyright: ignore
 
   def _shard_iterators_per_split(self, dl_manager):
-    plan = availability.check_available(
+    plan = availability.make_plan(
       self._data_dir_root, self._version_name, self._manual_dir, self._base_url
     )
     folder = pathlib.Path(self.data_dir)

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 import pathlib
 import re
 import tarfile
@@ -62,9 +63,7 @@ def find(folder: pathlib.Path) -> Found:
     raise ValueError(f'manual_dir: {folder} is not a folder.')
   annotations, archives = [], []
   recordings: dict[str, list[pathlib.Path]] = {}
-  for path in sorted(folder.rglob('*')):
-    if not path.is_file():
-      continue
+  for path in sorted(_files(folder)):
     if path.name in records.ANNOTATION_NAMES:
       annotations.append(path)
     elif records.ARCHIVE_PATTERN.fullmatch(path.name):
@@ -78,6 +77,18 @@ def find(folder: pathlib.Path) -> Found:
     tuple(archives),
     {name: tuple(paths) for name, paths in recordings.items()},
   )
+
+
+def _files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Every file below a folder; links to folders are followed, once each."""
+  visited = set()
+  for root, folders, names in os.walk(folder, followlinks=True):
+    real = os.path.realpath(root)
+    if real in visited:
+      folders.clear()
+      continue
+    visited.add(real)
+    yield from (pathlib.Path(root, name) for name in names)
 
 
 def from_paths(paths: tuple[pathlib.Path, ...]) -> Iterator[Recording]:
