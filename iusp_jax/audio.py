@@ -11,11 +11,13 @@ import soundfile
 import soxr
 
 SAMPLE_RATE = 16000
-# What libsndfile decodes and people record in; for telling recordings from
-# the other files of a folder. `read` itself goes by content, not by name.
+# For telling recordings from the other files of a folder; `read` itself goes
+# by content. The last four cannot be decoded here: they are listed so that
+# such files are refused by name instead of being passed over.
 EXTENSIONS = (
   '.aif', '.aiff', '.au', '.caf', '.flac', '.mp3', '.oga', '.ogg', '.opus',
   '.w64', '.wav',
+  '.aac', '.amr', '.m4a', '.wma',
 )  # fmt: skip
 ON_BAD_RECORDING = ('stop', 'skip')
 _BLOCK = 1 << 20  # frames decoded at once: bounds memory for long files

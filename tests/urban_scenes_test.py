@@ -262,9 +262,8 @@ def test_tag_names_lose_their_number():
     '2-Rain': 'Rain',
     '3_saw': 'saw',
   }
-  same = ['1 - dog', '2 - Dog']
-  assert recordings.tag_names(same) == {f: f for f in same}
-  assert recordings.tag_names(['808', '4x4']) == {'808': '808', '4x4': '4x4'}
+  for kept in (['1 - dog', '2 - Dog'], ['808', '4x4'], ['2-stroke', 'dog']):
+    assert recordings.tag_names(kept) == {f: f for f in kept}
 
 
 @pytest.mark.parametrize(
@@ -368,6 +367,10 @@ def test_lists_what_is_a_recording(clip_dir):
   assert len(found) == 10
   assert {r.tag for r in found} == {'tone', 'hiss'}
   assert all((clip_dir / r.path).stat().st_size == r.size for r in found)
+  # Known to be a recording, though none that can be read: refused later.
+  (clip_dir / '1 - tone/1-7-A.m4a').write_bytes(b'x')
+  with pytest.raises(ValueError, match=r'1-7-A\.m4a.*use WAV'):
+    clips.Library(clips.make_config(clip_dir))
 
 
 def test_folders_without_use_are_refused(tmp_path, clip_dir):

@@ -37,7 +37,7 @@ def find_sound_files(folder) -> list[str]:
   Hidden files and folders are passed over.
   """
   found = []
-  for root, folders, names in os.walk(folder, followlinks=True):
+  for root, folders, names in os.walk(folder):
     folders[:] = sorted(f for f in folders if not f.startswith(('.', '__')))
     for name in names:
       if not name.startswith('.') and name.lower().endswith(audio.EXTENSIONS):
@@ -99,10 +99,16 @@ def list_recordings(manual_dir) -> list[Recording]:
 
 
 def tag_names(folders: list[str]) -> dict[str, str]:
-  """Tag of each class folder: its name without '001 - ', if that is unique."""
-  tidy = {f: re.sub(r'^\d+\s*[-_.]\s*(?=\S)', '', f) for f in folders}
-  unique = len({t.lower() for t in tidy.values()}) == len(folders)
-  return tidy if unique else {f: f for f in folders}
+  """Tag of each class folder: its name, without '001 - ' where all are so.
+
+  Only where every folder has a number, and the rest differs, is it left out:
+  '2-stroke engine' beside 'dog' keeps it.
+  """
+  matches = [re.fullmatch(r'\d+\s*[-_]\s*(\S.*)', f) for f in folders]
+  tidy = [m.group(1) for m in matches if m]
+  if len({t.lower() for t in tidy}) < len(folders):
+    tidy = folders
+  return dict(zip(folders, tidy, strict=True))
 
 
 def fold_in_name(path: str) -> int | None:
