@@ -334,10 +334,9 @@ def plot_similarities(
   """Draws how similar the frames of a few clips are, under each model.
 
   After a ReLU most of a row-normalised Gram matrix is one constant, about
-  1/√T. So √T·G less its mean off the diagonal is shown: 0 is as similar as any
-  two frames of the clip, whatever T. The colours of a row have one scale,
-  which holds 98 % of the teacher's (else the first model's) values off the
-  diagonal: a model of more contrast than its teacher saturates.
+  1/√T. So √T·G less its mean off the diagonal is shown, whatever T. The colours
+  of a row have one scale, which holds 98 % of the teacher's (else the first
+  model's) values: a model of more contrast saturates.
 
   Args:
     clips: a row of the picture each.
