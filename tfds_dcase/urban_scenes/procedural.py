@@ -116,8 +116,9 @@ def _untagged(rng, snr_db: tuple[float, float]):
 def vote(rng, column: int, snr_db: float, config) -> int | None:
   """Which column an annotator marks for one source, if any.
 
-  The chance to notice it rises with its level; what was noticed is at times
-  named as another tag of its coarse class, or as the class's X.
+  The chance to notice it rises with its level (a logistic curve, 5 dB wide);
+  what was noticed is at times named as another tag of its coarse class, or as
+  the class's X.
 
   Args:
     rng: random generator.
@@ -129,7 +130,7 @@ def vote(rng, column: int, snr_db: float, config) -> int | None:
   Returns:
     A column of the same coarse class, or None for a source not noticed.
   """
-  noticed = 1 / (1 + np.exp(-(snr_db - config.hear_half_db) / 2.0))
+  noticed = 1 / (1 + np.exp(-(snr_db - config.hear_half_db) / 5.0))
   draw, which = rng.random(2)
   if rng.random() > noticed:
     return None

@@ -47,7 +47,7 @@ class ProceduralConfig(ScenesConfig):
     unknown: chance that it is marked as the X of its coarse class.
   """
 
-  hear_half_db: float = -5.0
+  hear_half_db: float = -2.0
   confusion: float = 0.1
   unknown: float = 0.06
 
