@@ -6,7 +6,7 @@ python run.py --config=configs/iusp.py:demo
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -35,6 +35,8 @@ def main(argv):
   """Dispatches; heavy imports are inside, so that --help is instant."""
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.ERROR)  # The libraries' own chatter.
   from iusp_jax import experiment, scoring
 
   try:

@@ -126,13 +126,18 @@ def objective() -> ConfigDict:
 
 def teacher() -> ConfigDict:
   """The teacher: trained once, kept in `cache_dir`, frozen."""
-  model = {'architecture': 'cnn', 'width': 24, 'num_blocks': 4}
+  model = {
+    'architecture': 'cnn',
+    'width': 24,
+    'num_blocks': 4,
+    'stem_stride': 2,
+  }
   config = recipe(model, num_mel_bands=64)
   config.checkpoint = ''  # A run's workdir to take the teacher from instead.
   # Outputs are computed once and stored where nothing random changes them:
   config.store = 'auto'  # 'auto', 'off', 'float32' or 'float16' (half size).
   config.seed = 0  # Of the teacher alone: students of all seeds share it.
-  config.training.epochs = 30.0
+  config.training.epochs = 24.0
   config.augment.mixup_alpha = 0.5
   config.augment.time_roll_seconds = 5.0
   config.augment.num_time_masks = 2

@@ -16,11 +16,13 @@ H reads elements h, h + H, … of it. The state of the stream is one number.
 
 import dataclasses
 import difflib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grain
 import numpy as np
+import tensorflow_datasets as tfds
 
 from tfds_dcase import annotations, folder, sonyc_ust, taxonomy, urban_scenes
 
@@ -117,6 +119,8 @@ def load(config: Mapping[str, Any]) -> Dataset:
       f'config.dataset.level is {level!r}: expected one of {LEVELS}'
     )
   builder = make_builder(config)
+  if not sys.stderr.isatty():
+    tfds.disable_progress_bar()
   builder.download_and_prepare(file_format='array_record')
   metadata = dict(builder.info.metadata or {})
   fine = tuple(metadata.get('fine', ()))
