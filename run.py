@@ -27,7 +27,7 @@ _SCORE_FLAGS = [
     'labels', 'recomputed', ['recomputed', 'as_shipped'], 'score: coarse tags.'
   ),
   flags.DEFINE_string('output', '', 'score: a JSON file to write.'),
-  flags.DEFINE_integer('bootstrap', 0, 'score: resamples for intervals.'),
+  flags.DEFINE_integer('bootstrap', 1000, 'score: resamples for intervals.'),
 ]
 
 
@@ -64,9 +64,12 @@ def workdir():
 def parse(argv):
   """Reads the flags; a typo in a config or argument is one plain line."""
   try:
-    return app.parse_flags_with_usage(argv)
-  except (ValueError, AttributeError, KeyError, TypeError) as error:
-    sys.exit(f'error: {error.args[0] if error.args else error}')
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, ValueError, KeyError) as error:
+    message = str(error.args[0] if error.args else error)
+    # ml_collections hands on a config's own error inside a traceback.
+    message = message.rpartition('ValueError: ')[2].strip()
+    sys.exit(f'error: {message}')
 
 
 if __name__ == '__main__':

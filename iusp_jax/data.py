@@ -95,6 +95,11 @@ def make_builder(config: Mapping[str, Any]):
       f'{", ".join(BUILDERS)}{hint}'
     )
   module, variant = BUILDERS[name]
+  if name in ('urban_scenes/clips', 'folder') and not config['manual_dir']:
+    raise ValueError(
+      f'{name} is made of your recordings: say where they are with '
+      '--config.dataset.manual_dir=FOLDER'
+    )
   settings = dict(config['builder'])
   if config['manual_dir']:
     settings['manual_dir'] = config['manual_dir']
