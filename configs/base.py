@@ -43,7 +43,7 @@ def get_config(arg: str = '') -> ConfigDict:
   """The base config: a student trained without a teacher."""
   options = parse(arg)
   config = ConfigDict()
-  config.name = 'base'
+  config.name = 'base'  # Of the config, for results.json.
   config.fit = 'student'  # 'student', or 'teacher' to stop after the teacher.
   config.seed = options['seed']  # Of the student.
   config.cache_dir = 'runs/cache'  # Trained teachers, shared by all runs.
@@ -136,10 +136,10 @@ def teacher() -> ConfigDict:
   config.checkpoint = ''  # A run's workdir to take the teacher from instead.
   # Outputs are computed once and stored where nothing random changes them:
   config.store = 'auto'  # 'auto', 'off', 'float32' or 'float16' (half size).
+  config.train_scenes = 0  # To mix for the teacher; 0: the student's.
   config.seed = 0  # Of the teacher alone: students of all seeds share it.
   config.training.epochs = 24.0
-  config.augment.mixup_alpha = 0.5
-  config.augment.time_roll_seconds = 5.0
+  config.augment.mixup_alpha = 0.2
   config.augment.num_time_masks = 2
   config.augment.num_mel_masks = 2
   return config

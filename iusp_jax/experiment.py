@@ -100,6 +100,7 @@ def check(config: Mapping[str, Any]) -> None:
       )
   if config['objective']['kd_temperature'] <= 0:
     raise ValueError('config.objective.kd_temperature is 0: expected > 0')
+  store.check(config['teacher']['store'])
   for part in ('student', 'teacher'):
     parallel.check_batch_size(config[part]['training']['batch_size'])
     found = config[part]['frontend']['sample_rate']

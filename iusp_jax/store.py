@@ -57,6 +57,15 @@ class Store:
     return found
 
 
+def check(wanted: str) -> None:
+  """Raises ValueError unless it is a legal `config.teacher.store`."""
+  legal = ('auto', 'off', *PRECISIONS)
+  if wanted not in legal:
+    raise ValueError(
+      f'config.teacher.store is {wanted!r}: expected one of {legal}'
+    )
+
+
 def obstacle(config: Mapping[str, Any], num_clips: int) -> str:
   """Why the teacher has to run in every step; empty if it need not."""
   hearing = config['student']['augment']
@@ -100,11 +109,7 @@ def obtain(
     ValueError: where a store is demanded and cannot be right.
   """
   wanted = config['teacher']['store']
-  legal = ('auto', 'off', *PRECISIONS)
-  if wanted not in legal:
-    raise ValueError(
-      f'config.teacher.store is {wanted!r}: expected one of {legal}'
-    )
+  check(wanted)
   if wanted == 'off':
     return None
   split = dataset.splits['train']

@@ -51,12 +51,33 @@ def fingerprint(of: Mapping[str, Any]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def own_dataset(
+  config: Mapping[str, Any], dataset: data.Dataset
+) -> data.Dataset:
+  """What the teacher is trained on: the student's data, or more scenes of it.
+
+  Scene k of a split is the same however many scenes the split has, so that
+  validate and test are the student's.
+  """
+  scenes = config['teacher']['train_scenes']
+  if not scenes:
+    return dataset
+  settings = plain(config['dataset'])
+  if 'train_scenes' not in settings['builder']:
+    raise ValueError(
+      f'config.teacher.train_scenes is {scenes}, but {settings["name"]} is not '
+      'mixed from scenes: expected 0'
+    )
+  settings['builder']['train_scenes'] = scenes
+  return data.load(settings)
+
+
 def obtain(config: Mapping[str, Any], dataset: data.Dataset) -> Trained:
   """The teacher that a config asks for; trains it if there is none yet.
 
   Args:
     config: the whole config: `teacher` and `cache_dir` count.
-    dataset: to train on.
+    dataset: the student's.
 
   Raises:
     ValueError: if `config.teacher.checkpoint` is no run's workdir, or of
@@ -64,6 +85,7 @@ def obtain(config: Mapping[str, Any], dataset: data.Dataset) -> Trained:
   """
   if config['teacher']['checkpoint']:
     return load(pathlib.Path(config['teacher']['checkpoint']), dataset)
+  dataset = own_dataset(config, dataset)
   of = facts(config, dataset)
   name = fingerprint(of)
   workdir = pathlib.Path(config['cache_dir']) / 'teachers' / name
@@ -146,6 +168,7 @@ def load(
 
 def find(config: Mapping[str, Any], dataset: data.Dataset) -> Trained | None:
   """The config's teacher if it has been trained already, else None."""
+  dataset = own_dataset(config, dataset)
   name = fingerprint(facts(config, dataset))
   workdir = pathlib.Path(config['cache_dir']) / 'teachers' / name
   done = config['teacher']['checkpoint'] or (workdir / 'done').exists()

@@ -1,0 +1,270 @@
+"""run.py as its user types it: the whole path, resumption, refusals."""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from configs import iusp, iusp_sp, sp, teacher
+from iusp_jax import checkpoint, experiment, logs
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def command(folder, *flags, config='configs/iusp.py:smoke'):
+  return [
+    sys.executable,
+    'run.py',
+    f'--config={config}',
+    f'--config.cache_dir={folder}/cache',
+    f'--config.dataset.data_dir={folder}/data',
+    *flags,
+  ]
+
+
+def environment():
+  """One device, as a user's machine has; the tests themselves have two."""
+  return {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+
+
+def run(arguments, **named):
+  return subprocess.run(
+    arguments,
+    cwd=ROOT,
+    env=environment(),
+    capture_output=True,
+    text=True,
+    check=False,
+    **named,
+  )
+
+
+@pytest.fixture(scope='module')
+def smoke(tmp_path_factory):
+  """A finished run: its workdir and what it printed."""
+  folder = tmp_path_factory.mktemp('smoke')
+  done = run(command(folder, f'--workdir={folder}/run'))
+  assert done.returncode == 0, done.stdout + done.stderr
+  return folder, done.stdout
+
+
+def test_smoke_leaves_what_it_promises(smoke):
+  folder, said = smoke
+  workdir = folder / 'run'
+  assert said.startswith('process 0 of 1, backend cpu, 1 local')
+  assert 'compiled the train step in' in said
+  assert str(workdir) in said
+  for name in ('similarities', 'tag_scores', 'learning_curves'):
+    assert (workdir / f'{name}.png').stat().st_size > 5_000
+  results = json.loads((workdir / 'results.json').read_text())
+  for model in ('teacher', 'student'):
+    assert results[model]['parameters'] > 0
+    assert results[model]['macs'] > 0
+    for which in ('best', 'last'):
+      for split in ('validate', 'test'):
+        coarse = results[model][which][split]['coarse']
+        assert 0 < coarse['micro_auprc'] <= 1
+        assert len(coarse['class_auprc']) == 8
+    low, high = results[model]['best']['test']['coarse']['micro_auprc_ci']
+    assert low < high
+  assert results['environment']['packages']['jax']
+  assert results['dataset']['name'].startswith('urban_scenes/procedural')
+  best = max(
+    row['validate/coarse_micro_auprc']
+    for row in logs.read_metrics(workdir / 'metrics.jsonl')
+    if 'validate/coarse_micro_auprc' in row
+  )
+  found = results['student']['best']['validate']['coarse']['micro_auprc']
+  np.testing.assert_allclose(found, best, 1e-6)
+
+
+def test_predictions_are_in_the_form_of_the_challenge(smoke):
+  with (smoke[0] / 'run' / 'predictions_test.csv').open() as file:
+    rows = list(csv.DictReader(file))
+  assert len(rows) == 24
+  assert {'audio_filename', '1_engine', '8_dog'} <= rows[0].keys()
+  assert all(0 <= float(row['7_human-voice']) <= 1 for row in rows)
+
+
+def test_second_call_says_that_the_run_is_complete(smoke):
+  folder, _ = smoke
+  before = (folder / 'run' / 'results.json').read_bytes()
+  again = run(command(folder, f'--workdir={folder}/run'))
+  assert again.returncode == 0
+  assert 'This run is complete' in again.stdout
+  assert (folder / 'run' / 'results.json').read_bytes() == before
+
+
+def test_other_config_in_the_same_workdir_is_refused(smoke):
+  folder, _ = smoke
+  wrong = run(command(folder, f'--workdir={folder}/run', '--config.seed=9'))
+  assert wrong.returncode == 1
+  assert 'seed: 0 there, 9 now' in wrong.stderr
+  assert 'Traceback' not in wrong.stderr
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--config=configs/iusp.py:smok'], "did you mean 'smoke'"),
+    (['--config=configs/iusp.py:student=crn_64'], "did you mean 'crnn_64'"),
+    (
+      ['--config=configs/iusp.py:smoke', '--config.student.trainig.epochs=3'],
+      'Did you mean "training"',
+    ),
+    (['--config=configs/nothing.py'], 'configs/nothing.py'),
+    ([], '--config is missing'),
+  ],
+)
+def test_typo_is_one_plain_line(flags, message, tmp_path):
+  wrong = run([sys.executable, 'run.py', f'--workdir={tmp_path}/run', *flags])
+  assert wrong.returncode == 1
+  assert message in wrong.stderr
+  assert 'Traceback' not in wrong.stderr
+  assert not (tmp_path / 'run').exists()
+
+
+def changed(**fields):
+  config = iusp.get_config('smoke')
+  with config.unlocked():
+    config.update_from_flattened_dict(fields)
+  return config
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'student.training.batch_size': 7}, 'multiple of the 2 devices'),
+    ({'student.training.epochs': 0.0}, 'training.epochs is 0.0'),
+    ({'student.model.architecture': 'crn'}, "Did you mean 'crnn'"),
+    ({'student.frontend.sample_rate': 8000}, 'sample_rate is 8000'),
+    ({'student.frontend.max_hertz': 9000.0}, '9000'),
+    ({'objective.iusp_weight': -1.0}, 'iusp_weight is -1.0'),
+    ({'objective.kd_temperature': 0.0}, 'kd_temperature is 0'),
+    ({'fit': 'both'}, "config.fit is 'both'"),
+    ({'teacher.store': 'float8'}, "config.teacher.store is 'float8'"),
+  ],
+)
+def test_config_that_cannot_be_right_is_refused_at_the_start(fields, message):
+  with pytest.raises(ValueError, match=message):
+    experiment.check(changed(**fields))
+
+
+def test_workdir_that_cannot_be_written_is_refused(tmp_path):
+  (tmp_path / 'file').write_text('in the way')
+  wrong = run(command(tmp_path, f'--workdir={tmp_path}/file/run'))
+  assert wrong.returncode == 1
+  assert 'file' in wrong.stderr
+  assert 'Traceback' not in wrong.stderr
+
+
+def test_workdir_in_use_is_refused(tmp_path):
+  with (
+    logs.lock(tmp_path, ''),
+    pytest.raises(ValueError, match='another run works'),
+  ):
+    experiment.run(iusp.get_config('smoke'), tmp_path)
+
+
+def test_arguments_make_the_config_that_they_say():
+  config = iusp.get_config('clips,seed=3,student=cnn_4')
+  assert config.dataset.name == 'urban_scenes/clips'
+  assert config.seed == 3
+  assert config.student.model.architecture == 'cnn'
+  assert config.objective.iusp_weight > 0
+  assert config.objective.sp_weight == 0
+  assert teacher.get_config('').fit == 'teacher'
+  both = iusp_sp.get_config('').objective
+  assert both.iusp_weight == iusp.get_config('').objective.iusp_weight
+  assert both.sp_weight == sp.get_config('').objective.sp_weight
+
+
+def kill_at(arguments, sign, delay=0.0):
+  """Starts a run and kills it `delay` seconds after it prints `sign`."""
+  process = subprocess.Popen(
+    arguments,
+    cwd=ROOT,
+    env=environment() | {'PYTHONUNBUFFERED': '1'},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+  assert process.stdout is not None
+  for line in process.stdout:
+    if sign in line:
+      time.sleep(delay)
+      break
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  return process.returncode
+
+
+@pytest.mark.slow
+def test_killed_run_ends_in_the_same_bits(smoke):
+  """SIGKILL of a real process, in the teacher and in the student's epoch."""
+  folder, _ = smoke
+  other = folder / 'killed'
+  flags = [f'--workdir={other}/run', f'--config.cache_dir={other}/cache']
+  arguments = command(folder, *flags)
+  for sign, delay in (
+    ('teacher: compiled', 0.2),
+    ('teacher: step 6, validate', 0.05),
+    ('student: step 6, validate', 0.1),
+    ('student: step 6, validate', 0.4),
+  ):
+    assert kill_at(arguments, sign, delay) == -signal.SIGKILL
+  done = run(arguments)
+  assert done.returncode == 0, done.stdout + done.stderr
+  for place in ('run', 'cache/teachers/*'):
+    ends = []
+    for root in (folder, other):
+      (workdir,) = root.glob(place)
+      restored = checkpoint.restore_newest(workdir / 'checkpoints' / 'last')
+      assert restored is not None
+      rows = (workdir / 'metrics.jsonl').read_text()
+      ends.append((restored[0], checkpoint.checksums(restored[1]), rows))
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['baseline', 'kd', 'sp', 'iusp_sp', 'teacher'])
+def test_every_config_runs(smoke, name):
+  folder, _ = smoke
+  config = f'configs/{name}.py:smoke'
+  done = run(command(folder, f'--workdir={folder}/{name}', config=config))
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert 'micro-AUPRC' in done.stdout
+  assert 'teacher: found' in done.stdout or name == 'baseline'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('level', ['fine', 'both'])
+def test_levels_of_the_taxonomy(smoke, level):
+  folder, _ = smoke
+  flags = [f'--workdir={folder}/{level}', f'--config.dataset.level={level}']
+  done = run(command(folder, *flags))
+  assert done.returncode == 0, done.stdout + done.stderr
+  results = json.loads((folder / level / 'results.json').read_text())
+  scores = results['student']['best']['test']
+  assert 0 < scores['fine']['micro_auprc'] <= 1
+  assert 0 < scores['coarse']['micro_auprc'] <= 1
+
+
+@pytest.mark.slow
+def test_full_disk_keeps_the_last_good_checkpoint(smoke, tmp_path):
+  """A limit on the size of files stands for a full disk."""
+  folder, _ = smoke
+  arguments = command(folder, f'--workdir={tmp_path}/run')
+  limited = ['bash', '-c', 'ulimit -f 100; exec "$@"', '-', *arguments]
+  done = run(limited)
+  assert done.returncode != 0
+  assert 'could not be written' in done.stderr or 'too large' in done.stderr
+  again = run(arguments)
+  assert again.returncode == 0, again.stdout + again.stderr
