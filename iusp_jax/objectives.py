@@ -61,9 +61,9 @@ def kd_per_clip(
     raise ValueError(f'temperature is {temperature}: expected more than 0')
   student_BC = student_logits_BC.astype(jnp.float32) / temperature
   teacher_BC = teacher_logits_BC.astype(jnp.float32) / temperature
-  entropy_BC = optax.sigmoid_binary_cross_entropy(
-    student_BC, jax.nn.sigmoid(teacher_BC)
-  )
+  # With 1 − σ(r) as σ(−r): float32 cannot tell σ(17) from 1.
+  entropy_BC = jax.nn.sigmoid(teacher_BC) * jax.nn.softplus(-student_BC)
+  entropy_BC += jax.nn.sigmoid(-teacher_BC) * jax.nn.softplus(student_BC)
   return temperature**2 * jnp.mean(entropy_BC, axis=1)
 
 
