@@ -54,7 +54,8 @@ def main(argv):
 
 def workdir():
   """--workdir, or runs/<config>-<arguments>."""
-  path, _, arguments = flags.FLAGS['config'].config_filename.partition(':')
+  name = config_flags.get_config_filename(flags.FLAGS['config'])
+  path, _, arguments = name.partition(':')
   name = '-'.join(
     [pathlib.Path(path).stem, *filter(None, arguments.split(','))]
   )

@@ -15,8 +15,11 @@ Arguments follow the file name, separated by commas, in any order:
 """
 
 import difflib
+from typing import Any
 
 from ml_collections import ConfigDict
+
+Config = Any  # A ConfigDict, whose fields no type checker knows.
 
 DATASETS = {
   'urban_scenes': 'urban_scenes/procedural',
@@ -39,10 +42,10 @@ STUDENTS = {
 }
 
 
-def get_config(arg: str = '') -> ConfigDict:
+def get_config(arg: str = '') -> Config:
   """The base config: a student trained without a teacher."""
   options = parse(arg)
-  config = ConfigDict()
+  config: Config = ConfigDict()
   config.name = 'base'  # Of the config, for results.json.
   config.fit = 'student'  # 'student', or 'teacher' to stop after the teacher.
   config.seed = options['seed']  # Of the student.
@@ -60,9 +63,9 @@ def get_config(arg: str = '') -> ConfigDict:
   return config
 
 
-def dataset(name: str) -> ConfigDict:
+def dataset(name: str) -> Config:
   """Which recordings, which tags."""
-  config = ConfigDict()
+  config: Config = ConfigDict()
   config.name = name  # '<builder>/<config>'.
   config.data_dir = 'runs/data'  # Where prepared data sets are kept.
   config.manual_dir = ''  # Your recordings, where the data set needs them.
@@ -82,9 +85,9 @@ def dataset(name: str) -> ConfigDict:
   return config
 
 
-def recipe(model: dict, num_mel_bands: int) -> ConfigDict:
+def recipe(model: dict, num_mel_bands: int) -> Config:
   """How one model hears, is made and is trained."""
-  config = ConfigDict()
+  config: Config = ConfigDict()
   config.model = ConfigDict(model)  # Fields of iusp_jax/models/<name>.py.
   config.frontend = ConfigDict()
   config.frontend.sample_rate = 16_000  # Hz.
@@ -114,9 +117,9 @@ def recipe(model: dict, num_mel_bands: int) -> ConfigDict:
   return config
 
 
-def objective() -> ConfigDict:
+def objective() -> Config:
   """What is added to the cross-entropy with the tags; see objectives.py."""
-  config = ConfigDict()
+  config: Config = ConfigDict()
   config.kd_weight = 0.0  # Logit distillation.
   config.kd_temperature = 2.0  # Of its logits.
   config.sp_weight = 0.0  # Similarities between the clips of a batch.
@@ -124,7 +127,7 @@ def objective() -> ConfigDict:
   return config
 
 
-def teacher() -> ConfigDict:
+def teacher() -> Config:
   """The teacher: trained once, kept in `cache_dir`, frozen."""
   model = {
     'architecture': 'cnn',
@@ -132,7 +135,7 @@ def teacher() -> ConfigDict:
     'num_blocks': 4,
     'stem_stride': 2,
   }
-  config = recipe(model, num_mel_bands=64)
+  config: Config = recipe(model, num_mel_bands=64)
   config.checkpoint = ''  # A run's workdir to take the teacher from instead.
   # Outputs are computed once and stored where nothing random changes them:
   config.store = 'auto'  # 'auto', 'off', 'float32' or 'float16' (half size).
@@ -145,7 +148,7 @@ def teacher() -> ConfigDict:
   return config
 
 
-def make_demo(config: ConfigDict) -> None:
+def make_demo(config: Config) -> None:
   """Minutes on two cores: fewer scenes, a smaller teacher."""
   _scenes(config, 480, 160, 160)
   config.student.training.epochs = 12.0
@@ -153,7 +156,7 @@ def make_demo(config: ConfigDict) -> None:
   config.teacher.training.epochs = 8.0
 
 
-def make_smoke(config: ConfigDict) -> None:
+def make_smoke(config: Config) -> None:
   """Seconds on two cores: only shows that every part works."""
   _scenes(config, 48, 24, 24)
   config.bootstrap = 20

@@ -206,8 +206,8 @@ def _element(split: Split):
       'wave': example['audio'],
       'tags': tags,
       'mask': mask,
-      'length': np.int32(example['num_samples']),
-      'index': np.int32(index),
+      'length': np.asarray(example['num_samples'], np.int32),
+      'index': np.asarray(index, np.int32),
     }
 
   return read

@@ -15,8 +15,8 @@ def compile_predict(model: tagger.Tagger) -> Callable:
 
   def predict(variables, batch):
     mel_BTF = tagger.hear(model, batch['wave'])
-    logits_BC = model.module.apply(variables, mel_BTF, train=False).logits_BC
-    return parallel.gather(logits_BC)
+    output = tagger.apply(model, variables, mel_BTF)
+    return parallel.gather(output.logits_BC)
 
   return parallel.pmap(predict)
 

@@ -349,13 +349,13 @@ def similarity_panels(dataset, shown) -> list:
   for k in chosen or [0]:
     example = split.source[int(k)]
     wave_BS = example['audio'][None]
-    matrices, log_mel = {}, None
+    matrices, log_mel = {}, np.zeros((0, 0))
     for name, trained in shown.items():
       mel_BTF = tagger.hear(trained.model, wave_BS)
-      output = trained.model.module.apply(trained.variables, mel_BTF)
+      output = tagger.apply(trained.model, trained.variables, mel_BTF)
       frames_TD = output.frames_BTD[0]
       matrices[name] = np.asarray(similarity.frame_similarity(frames_TD))
-      if log_mel is None or mel_BTF.shape[2] > log_mel.shape[1]:
+      if mel_BTF.shape[2] > log_mel.shape[1]:  # The finest picture.
         log_mel = np.asarray(mel_BTF[0])
     names = np.array(dataset.coarse)[truth['coarse'][k] > 0]
     panels.append(

@@ -117,7 +117,7 @@ class Progress:
 
   def __init__(self, name: str, step: int, num_steps: int):
     self._name, self._num_steps = name, num_steps
-    self._first = self._start = None
+    self._first, self._start = 0, 0.0
     self._bar = None
     self._said = time.monotonic()
     if sys.stderr.isatty():
@@ -132,7 +132,7 @@ class Progress:
       self._bar.update(step - self._bar.n)
       self._bar.set_postfix(loss=f'{loss:.4f}', refresh=False)
       return
-    if self._start is None:  # The first step compiles: it is no measure.
+    if not self._start:  # The first step compiles: it is no measure.
       self._first, self._start = step, now
       return
     if now - self._said < 20 and step < self._num_steps:

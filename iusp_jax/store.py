@@ -220,7 +220,7 @@ def _create(partial, name, shape, dtype='float32'):
 def _compile(trained: teacher.Trained) -> Callable:
   def predict(variables, batch):
     mel_BTF = tagger.hear(trained.model, batch['wave'])
-    output = trained.model.module.apply(variables, mel_BTF, train=False)
+    output = tagger.apply(trained.model, variables, mel_BTF)
     gram_BTT = jax.vmap(similarity.gram)(output.frames_BTD)
     return (
       output.logits_BC,

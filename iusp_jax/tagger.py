@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -91,3 +91,11 @@ def hear(
   if masks is None or keys_B is None:
     return mel_BTF
   return augment.spec_augment(mel_BTF, keys_B, masks)
+
+
+def apply(
+  tagger: Tagger, variables: Any, mel_BTF: jax.Array
+) -> models.TaggerOutput:
+  """The frozen model's output for a log-mel: nothing random, no update."""
+  output = tagger.module.apply(variables, mel_BTF, train=False)
+  return cast(models.TaggerOutput, output)

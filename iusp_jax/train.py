@@ -176,9 +176,7 @@ def make_step(
     if terms and job.targets is None:
       assert job.teacher is not None
       heard = tagger.hear(job.teacher.model, wave_BS, mask_keys_B, masks)
-      output = job.teacher.model.module.apply(
-        teacher_variables, heard, train=False
-      )
+      output = tagger.apply(job.teacher.model, teacher_variables, heard)
       batch = batch | teacher_outputs(output, terms)
 
     def loss_share(params):
@@ -210,7 +208,8 @@ def make_step(
     changes, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
     )
-    state = state.replace(
+    state = dataclasses.replace(
+      state,
       step=state.step + 1,
       params=optax.apply_updates(state.params, changes),
       batch_stats=updates.get('batch_stats', {}),
@@ -218,8 +217,8 @@ def make_step(
     )
     if decay:
       own = {'params': state.params, 'batch_stats': state.batch_stats}
-      state = state.replace(
-        average=optax.incremental_update(own, state.average, 1 - decay)
+      state = dataclasses.replace(
+        state, average=optax.incremental_update(own, state.average, 1 - decay)
       )
     return state, shares | {'gradient_norm': optax.global_norm(gradients)}
 
@@ -317,7 +316,7 @@ def resume(job: Job, state: State, stream) -> tuple[State, dict[str, Any]]:
     return state, {'best': None}
   step, arrays, facts = restored
   try:
-    state = flax.serialization.from_state_dict(state, arrays)
+    state = flax.serialization.from_state_dict(state, dict(arrays))  # pyright: ignore
   except (ValueError, KeyError) as error:
     raise ValueError(
       f'the checkpoint of step {step} in {job.workdir} is of another model '

@@ -4,8 +4,11 @@ import os
 import pathlib
 
 # Two devices everywhere, so that whatever only works on one is seen at once.
+# Compiling is most of the work here: without LLVM's optimisations it is half.
 os.environ.setdefault(
-  'XLA_FLAGS', '--xla_force_host_platform_device_count=2'
+  'XLA_FLAGS',
+  '--xla_force_host_platform_device_count=2 '
+  '--xla_backend_optimization_level=0',
 )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
