@@ -1,8 +1,8 @@
 """TFDS builder of a user's own recordings with a labels.csv."""
 
 import concurrent.futures
-import functools
 import dataclasses
+import functools
 import os
 
 import numpy as np
