@@ -34,7 +34,7 @@ class Cnn(nn.Module):
     pooling: over time, see `layers.Head`.
     dropout_rate: of the features before the last layer.
     dtype: of the computation; parameters and outputs are float32.
-    lowering: see `layers`.
+    lowering: see `convolution`.
     axis_name: the pmapped axis over which BatchNorm takes its statistics.
   """
 
@@ -68,11 +68,15 @@ class Cnn(nn.Module):
   @nn.compact
   def __call__(self, mel_BTF, train: bool = False, keys_B=None):
     """Tags log-mel spectrograms [B, T, F]."""
-    x_BTF = layers.normalise_bands(mel_BTF, train, self.axis_name)
-    x_BTFH = x_BTF[..., None].astype(self.dtype)
+    x_BTFH = layers.prepare(
+      mel_BTF, train, self.axis_name, self.time_reduction
+    )[..., None]
     stride, left = self.stem_stride, self.time_reduction // self.stem_stride
     for block in range(self.num_blocks):
-      for _ in range(self.convolutions_per_block):
+      # Time is pooled early, where it saves most, but for the stem's share.
+      step = 2 if left > 1 and (block or self.stem_stride == 1) else 1
+      left //= step
+      for i in range(self.convolutions_per_block):
         x_BTFH = layers.Conv(
           self.width * 2**block,
           strides=(stride, 1),
@@ -80,12 +84,14 @@ class Cnn(nn.Module):
           lowering=self.lowering,
         )(x_BTFH)
         stride = 1
-        norm = layers.batch_norm(train, self.axis_name, self.dtype)
-        x_BTFH = nn.relu(norm(x_BTFH))
-      # Time is pooled early, where it saves most, but for the stem's share.
-      step = 2 if left > 1 and (block or self.stem_stride == 1) else 1
-      left //= step
-      x_BTFH = layers.pool(x_BTFH, (step, 2), self.block_pool, self.lowering)
+        last = i == self.convolutions_per_block - 1
+        x_BTFH = layers.Norm(
+          pool=(step, 2) if last else (1, 1),
+          pool_kind=self.block_pool,
+          axis_name=self.axis_name,
+          dtype=self.dtype,
+          lowering=self.lowering,
+        )(x_BTFH, train)
     x_BTFH = x_BTFH.astype(jnp.float32)
     if self.frequency == 'pool':
       frames_BTD = x_BTFH.mean(axis=2)

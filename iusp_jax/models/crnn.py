@@ -27,7 +27,7 @@ class Crnn(nn.Module):
     pooling: over time, see `layers.Head`.
     dropout_rate: of the features before the last layer.
     dtype: of the computation; parameters and outputs are float32.
-    lowering: see `layers`.
+    lowering: see `convolution`.
     axis_name: the pmapped axis over which BatchNorm takes its statistics.
   """
 
@@ -55,7 +55,7 @@ class Crnn(nn.Module):
   @nn.compact
   def __call__(self, mel_BTF, train: bool = False, keys_B=None):
     """Tags log-mel spectrograms [B, T, F]."""
-    x_BTF = layers.normalise_bands(mel_BTF, train, self.axis_name)
+    x_BTF = layers.prepare(mel_BTF, train, self.axis_name, self.time_reduction)
     x_BTFH = layers.Conv(
       self.width,
       size=(5, 5),
@@ -64,11 +64,13 @@ class Crnn(nn.Module):
       dtype=self.dtype,
       lowering=self.lowering,
     )(x_BTF[..., None])
-    norm = layers.batch_norm(train, self.axis_name, self.dtype)
-    x_BTFH = nn.relu(norm(x_BTFH))
-    x_BTFH = layers.pool(
-      x_BTFH, (self.time_reduction // 2, 1), self.block_pool, self.lowering
-    )
+    x_BTFH = layers.Norm(
+      pool=(self.time_reduction // 2, 1),
+      pool_kind=self.block_pool,
+      axis_name=self.axis_name,
+      dtype=self.dtype,
+      lowering=self.lowering,
+    )(x_BTFH, train)
     x_BTD = x_BTFH.reshape(*x_BTFH.shape[:2], -1)
     frames_BTD = layers.Lstm(self.hidden, dtype=self.dtype)(x_BTD)
     head = layers.Head(self.num_tags, self.pooling, self.dropout_rate)

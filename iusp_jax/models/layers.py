@@ -1,34 +1,16 @@
-"""Layers that the taggers share, each with the lowering its platform likes.
+"""Layers that the taggers share; axes as in `convolution`."""
 
-A convolution keeps its usual parameter (`kernel` [height, width, in, out]) and
-its meaning, and is computed in one of two ways:
-
-  'native'  by XLA's convolution and pooling, gradients included;
-  'cpu'     as is fastest on a CPU: the kernel's gradient as matrix products
-            clip by clip (XLA's own is 2 to 4 times slower there), a depthwise
-            convolution as a sum of shifted products (10 times), max pooling
-            as a maximum of shifted slices;
-  'auto'    'cpu' where JAX runs on the CPU, else 'native'.
-
-The two agree to rounding; `benchmarks/convolution.py` times them. 'cpu' has
-reverse-mode gradients only. To count operations or to export, ask for
-'native': `model.clone(lowering='native')`.
-
-Axes are [B, T, F, H]: clip, frame, mel band, channel. Padding is explicit and
-does not depend on the length: output i of stride s is centred on the inputs
-[i * s, i * s + s), and ceil(length / s) outputs come out.
-"""
-
-import functools
 import math
-import operator
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from iusp_jax.models import convolution
+
+POOLINGS = ('mean_max', 'mean', 'linear_softmax', 'attention')
 
 
 class TaggerOutput(NamedTuple):
@@ -43,25 +25,12 @@ class TaggerOutput(NamedTuple):
   frames_BTD: jax.Array
 
 
-POOLINGS = ('mean_max', 'mean', 'linear_softmax', 'attention')
-LOWERINGS = ('auto', 'native', 'cpu')
-
-
 def check_choice(owner: str, name: str, value: Any, legal) -> None:
   """Raises ValueError where a field of a model is none of the legal values."""
   if value not in legal:
     raise ValueError(
       f'{owner}: {name} is {value!r}; expected one of {tuple(legal)}.'
     )
-
-
-def check_common(model) -> None:
-  """Raises ValueError where a field that every tagger has is illegal."""
-  owner = type(model).__name__
-  check_range(owner, 'num_tags', model.num_tags, 1)
-  check_range(owner, 'dropout_rate', model.dropout_rate, 0.0, 0.99)
-  check_choice(owner, 'pooling', model.pooling, POOLINGS)
-  check_choice(owner, 'lowering', model.lowering, LOWERINGS)
 
 
 def check_range(owner: str, name: str, value: Any, low, high=math.inf) -> None:
@@ -72,137 +41,13 @@ def check_range(owner: str, name: str, value: Any, low, high=math.inf) -> None:
     )
 
 
-def use_native(lowering: str) -> bool:
-  """Whether a layer calls XLA's own convolution and pooling."""
-  if lowering not in LOWERINGS:
-    raise ValueError(f'lowering is {lowering!r}; expected one of {LOWERINGS}.')
-  if lowering == 'auto':
-    return jax.default_backend() != 'cpu'
-  return lowering == 'native'
-
-
-def _padding(length: int, size: int, stride: int) -> tuple[int, int]:
-  """Zeros before and after an axis; as 'SAME' for multiples of the stride."""
-  low = max(0, size - stride) // 2
-  outputs = -(-length // stride)
-  return low, max(0, (outputs - 1) * stride + size - length - low)
-
-
-def _shifts(x_BTFH, size, strides):
-  """Every shifted and strided slice of a padded input, height by width."""
-  spans = [
-    (n - k) // s + 1
-    for n, k, s in zip(x_BTFH.shape[1:3], size, strides, strict=True)
-  ]
-  for i in range(size[0]):
-    for j in range(size[1]):
-      yield x_BTFH[
-        :,
-        i : i + (spans[0] - 1) * strides[0] + 1 : strides[0],
-        j : j + (spans[1] - 1) * strides[1] + 1 : strides[1],
-      ]
-
-
-def _native(x_BTFH, kernel, strides, padding, depthwise):
-  """XLA's convolution, channels last."""
-  return jax.lax.conv_general_dilated(
-    x_BTFH,
-    kernel,
-    strides,
-    padding,
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    feature_group_count=x_BTFH.shape[-1] if depthwise else 1,
-  )
-
-
-def _forward(x_BTFH, kernel, strides, padding, depthwise):
-  """The fastest forward pass on a CPU."""
-  if not depthwise:
-    return _native(x_BTFH, kernel, strides, padding, depthwise)
-  height, width, _, outputs = kernel.shape
-  taps = kernel.reshape(height * width, 1, 1, 1, outputs)
-  x_BTFH = jnp.pad(x_BTFH, ((0, 0), *padding, (0, 0)))
-  slices = _shifts(x_BTFH, (height, width), strides)
-  products = [x * tap for x, tap in zip(slices, taps, strict=True)]
-  return functools.reduce(operator.add, products)
-
-
-def _kernel_gradient(x_TFH, gradient_TFH, kernel, strides, padding, depthwise):
-  """One clip's gradient of the kernel, in float32."""
-  height, width, inputs, outputs = kernel.shape
-  x_BTFH = jnp.pad(x_TFH[None], ((0, 0), *padding, (0, 0)))
-  slices = list(_shifts(x_BTFH, (height, width), strides))
-  if depthwise:
-    sums = [
-      (x[0] * gradient_TFH).sum((0, 1), dtype=jnp.float32) for x in slices
-    ]
-    return jnp.stack(sums).reshape(kernel.shape)
-  gradient = gradient_TFH.reshape(-1, outputs)
-  rows = []
-  for i in range(0, height * width, width):
-    # A whole row of the kernel a product: enough columns for few channels.
-    patches = jnp.concatenate(slices[i : i + width], axis=-1)
-    rows.append(
-      jax.lax.dot_general(
-        patches.reshape(-1, width * inputs),
-        gradient,
-        (((0,), (0,)), ((), ())),
-        preferred_element_type=jnp.float32,
-      )
-    )
-  return jnp.stack(rows).reshape(kernel.shape)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _convolve_cpu(x_BTFH, kernel, strides, padding, depthwise):
-  return _forward(x_BTFH, kernel, strides, padding, depthwise)
-
-
-def _convolve_cpu_forward(x_BTFH, kernel, strides, padding, depthwise):
-  result = _forward(x_BTFH, kernel, strides, padding, depthwise)
-  return result, (x_BTFH, kernel)
-
-
-def _convolve_cpu_backward(strides, padding, depthwise, saved, gradient_BTFH):
-  x_BTFH, kernel = saved
-  geometry = (strides, padding, depthwise)
-  _, pull = jax.vjp(lambda x: _forward(x, kernel, *geometry), x_BTFH)
-
-  def add(total, clip):
-    return total + _kernel_gradient(*clip, kernel, *geometry), None
-
-  # Clip by clip: shifted copies of one clip stay in the cache.
-  total = jnp.zeros(kernel.shape, jnp.float32)
-  total, _ = jax.lax.scan(add, total, (x_BTFH, gradient_BTFH))
-  return pull(gradient_BTFH)[0], total.astype(kernel.dtype)
-
-
-_convolve_cpu.defvjp(_convolve_cpu_forward, _convolve_cpu_backward)
-
-
-def convolve(
-  x_BTFH: jax.Array,
-  kernel: jax.Array,
-  strides: Sequence[int] = (1, 1),
-  padding: Sequence[tuple[int, int]] = ((0, 0), (0, 0)),
-  depthwise: bool = False,
-  lowering: str = 'auto',
-) -> jax.Array:
-  """Two-dimensional convolution (correlation) with explicit padding.
-
-  Args:
-    x_BTFH: input [B, T, F, H].
-    kernel: [height, width, H, out]; depthwise [height, width, 1, H].
-    strides: along T and F.
-    padding: zeros before and after T and F.
-    depthwise: one filter a channel.
-    lowering: see the module.
-
-  Returns:
-    [B, T', F', out] in the dtype of `x_BTFH`.
-  """
-  function = _native if use_native(lowering) else _convolve_cpu
-  return function(x_BTFH, kernel, tuple(strides), tuple(padding), depthwise)
+def check_common(model) -> None:
+  """Raises ValueError where a field that every tagger has is illegal."""
+  owner = type(model).__name__
+  check_range(owner, 'num_tags', model.num_tags, 1)
+  check_range(owner, 'dropout_rate', model.dropout_rate, 0.0, 0.99)
+  check_choice(owner, 'pooling', model.pooling, POOLINGS)
+  check_choice(owner, 'lowering', model.lowering, convolution.LOWERINGS)
 
 
 class Conv(nn.Module):
@@ -226,15 +71,14 @@ class Conv(nn.Module):
     kernel = self.param(
       'kernel', nn.initializers.he_normal(), (*self.size, inputs, self.features)
     )
+    lengths = x_BTFH.shape[1:3]
     padding = [
-      _padding(n, k, s)
-      for n, k, s in zip(
-        x_BTFH.shape[1:3], self.size, self.strides, strict=True
-      )
+      convolution.same_padding(*axis)
+      for axis in zip(lengths, self.size, self.strides, strict=True)
     ]
     if not self.pad_frequency:
       padding[1] = (0, 0)
-    return convolve(
+    return convolution.convolve(
       x_BTFH.astype(self.dtype),
       kernel.astype(self.dtype),
       self.strides,
@@ -244,65 +88,109 @@ class Conv(nn.Module):
     )
 
 
-def pool(x_BTFH, size, kind: str, lowering: str = 'auto'):
-  """Non-overlapping pooling of T and F; a last, partial window counts whole.
+class Norm(nn.Module):
+  """BatchNorm over all axes but the last, then activation and pooling.
 
-  Args:
-    x_BTFH: input [B, T, F, H].
-    size: window, and stride, along T and F.
-    kind: 'max', or 'average' (over what lies inside the input).
-    lowering: see the module.
+  The statistics are those of the global batch in training (over `axis_name`,
+  where that is given), running averages otherwise, and always float32. One
+  module does all three steps because together they are much cheaper on a CPU:
+  the maximum commutes with the rising (or, for a negative scale, falling)
+  map after it, so that the map is only computed where the maximum is.
 
-  Returns:
-    [B, ceil(T / size[0]), ceil(F / size[1]), H].
+  Attributes:
+    activation: applied after the normalisation; must be monotone.
+    pool: window of pooling along T and F; (1, 1) for none.
+    pool_kind: 'max' or 'average'.
+    learned: whether there are a scale and a bias.
+    axis_name: pmapped axis.
+    dtype: of the result.
+    lowering: see `convolution`.
   """
-  size = tuple(size)
-  if size == (1, 1):
-    return x_BTFH
-  padding = [
-    _padding(n, k, k) for n, k in zip(x_BTFH.shape[1:3], size, strict=True)
-  ]
-  if kind == 'average':
-    pads = ((0, 0), *padding, (0, 0))
-    slices = _shifts(jnp.pad(x_BTFH, pads), size, size)
-    inside = np.pad(np.ones((1, *x_BTFH.shape[1:3], 1), x_BTFH.dtype), pads)
-    count = sum(_shifts(inside, size, size))
-    return functools.reduce(operator.add, slices) * (1 / count)
-  if kind != 'max':
-    raise ValueError(
-      f"kind of pooling is {kind!r}; expected 'max' or 'average'"
-    )
-  if use_native(lowering):
-    return nn.max_pool(
-      x_BTFH,
-      window_shape=size,
-      strides=size,
-      padding=padding,  # pyright: ignore[reportArgumentType]
-    )
-  pads = ((0, 0), *padding, (0, 0))
-  if any(high for _, high in padding):
-    x_BTFH = jnp.pad(x_BTFH, pads, constant_values=-jnp.inf)
-  return functools.reduce(jnp.maximum, _shifts(x_BTFH, size, size))
+
+  activation: Callable[[jax.Array], jax.Array] | None = nn.relu
+  pool: tuple[int, int] = (1, 1)
+  pool_kind: str = 'max'
+  learned: bool = True
+  axis_name: str | None = None
+  dtype: Any = jnp.float32
+  lowering: str = 'auto'
+  momentum: float = 0.9
+  epsilon: float = 1e-3
+
+  @nn.compact
+  def __call__(self, x, train: bool):
+    """Normalises [..., H], activates and pools."""
+    scale, offset, rising = self._affine(x, train)
+
+    def finish(x, scale, offset, pool):
+      ones = (1,) * (x.ndim - 1)
+      x = x * scale.reshape(*ones, -1) + offset.reshape(*ones, -1)
+      x = x if self.activation is None else self.activation(x)
+      return self._pool(x.astype(self.dtype), pool)
+
+    pool = self.pool[0], self.pool[1]
+    early = self.pool_kind == 'max' and pool != (1, 1)
+    if early and not convolution.use_native(self.lowering):
+      x = convolution.max_pool(x, pool, self.lowering, rising)
+      pool = (1, 1)
+    if not train:
+      return finish(x, scale, offset, pool)
+    # Computed again for the gradient: cheaper than writing it to memory.
+    finish = jax.checkpoint(finish, static_argnums=3)
+    return finish(x, scale, offset, pool)
+
+  def _affine(self, x, train):
+    """The scale [H] and offset [H] of this pass; where the scale is >= 0."""
+    shape = x.shape[-1:]
+    mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
+    variance = self.variable('batch_stats', 'var', jnp.ones, shape)
+    if train:
+      now = _statistics(x, None if self.is_initializing() else self.axis_name)
+      if not self.is_initializing():
+        for old, new in zip((mean, variance), now, strict=True):
+          old.value += (1.0 - self.momentum) * (new - old.value)
+    else:
+      now = mean.value, variance.value
+    scale = jnp.ones(shape)
+    if self.learned:
+      scale = self.param('scale', nn.initializers.ones, shape)
+    rising = scale >= 0
+    scale = scale * jax.lax.rsqrt(now[1] + self.epsilon)
+    offset = -now[0] * scale
+    if self.learned:
+      offset += self.param('bias', nn.initializers.zeros, shape)
+    return scale, offset, rising
+
+  def _pool(self, x, size):
+    if size == (1, 1):
+      return x
+    if self.pool_kind == 'average':
+      return convolution.average_pool(x, size)
+    return convolution.max_pool(x, size, self.lowering)
 
 
-def batch_norm(train, axis_name, dtype=jnp.float32, **fields):
-  """BatchNorm with the statistics of the global batch over `axis_name`."""
-  return nn.BatchNorm(
-    use_running_average=not train,
-    momentum=0.9,
-    epsilon=1e-3,
-    axis_name=axis_name,
-    dtype=dtype,
-    **fields,
+def _statistics(x, axis_name):
+  """Mean and variance [H] over all axes but the last, and over devices."""
+  x = x.astype(jnp.float32)
+  axes = tuple(range(x.ndim - 1))
+  moments = x.mean(axes), jnp.square(x).mean(axes)
+  if axis_name is not None:
+    moments = jax.lax.pmean(moments, axis_name)
+  mean, square = moments
+  return mean, jnp.maximum(square - jnp.square(mean), 0.0)
+
+
+def prepare(mel_BTF, train, axis_name, time_reduction):
+  """Input BatchNorm (not learned), then whole windows of `time_reduction`.
+
+  Each mel band gets mean 0 and variance 1; the end is padded with that mean
+  to a multiple of `time_reduction`, so that no layer meets half a window.
+  """
+  norm = Norm(None, learned=False, axis_name=axis_name, name='input_norm')
+  mel_BTF = norm(mel_BTF.astype(jnp.float32), train)
+  return jnp.pad(
+    mel_BTF, ((0, 0), (0, -mel_BTF.shape[1] % time_reduction), (0, 0))
   )
-
-
-def normalise_bands(mel_BTF, train, axis_name):
-  """Input BatchNorm: each mel band to mean 0 and variance 1; not learned."""
-  norm = batch_norm(
-    train, axis_name, use_scale=False, use_bias=False, name='input_norm'
-  )
-  return norm(mel_BTF.astype(jnp.float32))
 
 
 def clip_dropout(x_BD, keys_B, rate: float):
@@ -333,21 +221,21 @@ class Lstm(nn.Module):
   """
 
   hidden: int
-  unroll: int = 4
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x_BTD):
     """Runs over [B, T, D]; returns float32 [B, T, hidden]."""
     hidden = self.hidden
-    x_BTD = nn.Dense(
+    inputs = nn.Dense(
       4 * hidden, use_bias=False, dtype=self.dtype, name='inputs'
-    )(x_BTD)
+    )
     kernel = self.param(
       'recurrent', nn.initializers.orthogonal(), (hidden, 4 * hidden)
     )
     bias = self.param('bias', _forget_bias, (4 * hidden,))
-    x_TBD = jnp.swapaxes(x_BTD.astype(jnp.float32) + bias[None, None], 0, 1)
+    x_BTD = inputs(x_BTD).astype(jnp.float32) + bias[None, None]
+    x_TBD = jnp.swapaxes(x_BTD, 0, 1)
     kernel = kernel.astype(self.dtype)
 
     def step(carry, x_BD):
@@ -359,7 +247,7 @@ class Lstm(nn.Module):
       return (output, cell), output
 
     zeros = jnp.zeros((x_TBD.shape[1], hidden))
-    _, outputs = jax.lax.scan(step, (zeros, zeros), x_TBD, unroll=self.unroll)
+    _, outputs = jax.lax.scan(step, (zeros, zeros), x_TBD)
     return jnp.swapaxes(outputs, 0, 1)
 
 

@@ -1,0 +1,248 @@
+"""Convolution and pooling with the lowering that the platform likes.
+
+A convolution keeps its usual kernel [height, width, in, out] and its meaning,
+and is computed in one of two ways:
+
+  'native'  by XLA's convolution and pooling, gradients included;
+  'cpu'     as is fastest on a CPU: the kernel's gradient as matrix products
+            clip by clip (XLA's own takes 2 to 4 times as long), a depthwise
+            convolution as a sum of shifted products (10 times), max pooling
+            as a maximum of shifted slices that remembers which one it took;
+  'auto'    'cpu' where JAX runs on the CPU, else 'native'.
+
+The two agree to rounding; `benchmarks/convolution.py` times them. 'cpu' has
+reverse-mode gradients only. To count operations or to export, ask for
+'native': `model.clone(lowering='native')`.
+
+Axes are [B, T, F, H]: clip, frame, mel band, channel. Padding is explicit and
+does not depend on the length: output i of stride s is centred on the inputs
+[i * s, i * s + s), and ceil(length / s) outputs come out.
+"""
+
+import functools
+import operator
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+LOWERINGS = ('auto', 'native', 'cpu')
+
+
+def use_native(lowering: str) -> bool:
+  """Whether a layer calls XLA's own convolution and pooling."""
+  if lowering not in LOWERINGS:
+    raise ValueError(f'lowering is {lowering!r}; expected one of {LOWERINGS}.')
+  if lowering == 'auto':
+    return jax.default_backend() != 'cpu'
+  return lowering == 'native'
+
+
+def same_padding(length: int, size: int, stride: int) -> tuple[int, int]:
+  """Zeros before and after an axis; as 'SAME' for multiples of the stride."""
+  low = max(0, size - stride) // 2
+  outputs = -(-length // stride)
+  return low, max(0, (outputs - 1) * stride + size - length - low)
+
+
+def _shifts(x_BTFH, size, strides, padding=((0, 0), (0, 0))):
+  """Every shifted and strided slice of the padded input, row by row."""
+  x_BTFH = jnp.pad(x_BTFH, ((0, 0), *padding, (0, 0)))
+  spans = [
+    (n - k) // s * s + 1
+    for n, k, s in zip(x_BTFH.shape[1:3], size, strides, strict=True)
+  ]
+  return [
+    x_BTFH[:, i : i + spans[0] : strides[0], j : j + spans[1] : strides[1]]
+    for i in range(size[0])
+    for j in range(size[1])
+  ]
+
+
+def _native(x_BTFH, kernel, strides, padding, depthwise):
+  """XLA's convolution, channels last."""
+  return jax.lax.conv_general_dilated(
+    x_BTFH,
+    kernel,
+    strides,
+    padding,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=x_BTFH.shape[-1] if depthwise else 1,
+  )
+
+
+def _forward(x_BTFH, kernel, strides, padding, depthwise):
+  """The fastest forward pass on a CPU."""
+  if not depthwise:
+    return _native(x_BTFH, kernel, strides, padding, depthwise)
+  height, width, _, outputs = kernel.shape
+  slices = _shifts(x_BTFH, (height, width), strides, padding)
+  taps = kernel.reshape(height * width, 1, 1, 1, outputs)
+  products = [x * tap for x, tap in zip(slices, taps, strict=True)]
+  return functools.reduce(operator.add, products)
+
+
+def _kernel_gradient(x_TFH, gradient_TFH, shape, strides, padding, depthwise):
+  """One clip's gradient of the kernel, in float32."""
+  height, width, inputs, outputs = shape
+  slices = _shifts(x_TFH[None], (height, width), strides, padding)
+  if depthwise:
+    sums = [
+      (x[0] * gradient_TFH).sum((0, 1), dtype=jnp.float32) for x in slices
+    ]
+    return jnp.stack(sums).reshape(shape)
+  gradient = gradient_TFH.reshape(-1, outputs)
+  rows = []
+  for i in range(0, height * width, width):
+    # A row of the kernel in one product: enough columns for few channels.
+    patches = jnp.concatenate(slices[i : i + width], axis=-1)
+    rows.append(
+      jax.lax.dot_general(
+        patches.reshape(-1, width * inputs),
+        gradient,
+        (((0,), (0,)), ((), ())),
+        preferred_element_type=jnp.float32,
+      )
+    )
+  return jnp.stack(rows).reshape(shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _convolve_cpu(x_BTFH, kernel, strides, padding, depthwise):
+  return _forward(x_BTFH, kernel, strides, padding, depthwise)
+
+
+def _convolve_cpu_forward(x_BTFH, kernel, strides, padding, depthwise):
+  result = _forward(x_BTFH, kernel, strides, padding, depthwise)
+  return result, (x_BTFH, kernel)
+
+
+def _convolve_cpu_backward(strides, padding, depthwise, saved, gradient_BTFH):
+  x_BTFH, kernel = saved
+  _, pull = jax.vjp(
+    lambda x: _forward(x, kernel, strides, padding, depthwise), x_BTFH
+  )
+
+  def add(total, clip):
+    x_TFH, gradient_TFH = clip
+    return total + _kernel_gradient(
+      x_TFH, gradient_TFH, kernel.shape, strides, padding, depthwise
+    ), None
+
+  # Clip by clip: shifted copies of one clip stay in the cache.
+  total = jnp.zeros(kernel.shape, jnp.float32)
+  total, _ = jax.lax.scan(add, total, (x_BTFH, gradient_BTFH))
+  return pull(gradient_BTFH)[0], total.astype(kernel.dtype)
+
+
+_convolve_cpu.defvjp(_convolve_cpu_forward, _convolve_cpu_backward)
+
+
+def convolve(
+  x_BTFH: jax.Array,
+  kernel: jax.Array,
+  strides: Sequence[int] = (1, 1),
+  padding: Sequence[tuple[int, int]] = ((0, 0), (0, 0)),
+  depthwise: bool = False,
+  lowering: str = 'auto',
+) -> jax.Array:
+  """Two-dimensional convolution (correlation) with explicit padding.
+
+  Args:
+    x_BTFH: input [B, T, F, H].
+    kernel: [height, width, H, out]; depthwise [height, width, 1, H].
+    strides: along T and F.
+    padding: zeros before and after T and F.
+    depthwise: one filter a channel.
+    lowering: see the module.
+
+  Returns:
+    [B, T', F', out] in the dtype of `x_BTFH`.
+  """
+  strides, padding = tuple(strides), tuple(padding)
+  if use_native(lowering):
+    return _native(x_BTFH, kernel, strides, padding, depthwise)
+  if kernel.shape[:2] == strides == (1, 1) and not depthwise:
+    return x_BTFH @ kernel[0, 0]
+  return _convolve_cpu(x_BTFH, kernel, strides, padding, depthwise)
+
+
+def average_pool(x_BTFH: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """Means of windows that do not overlap, over what lies inside the input."""
+  padding = [(0, -n % k) for n, k in zip(x_BTFH.shape[1:3], size, strict=True)]
+  inside = np.pad(np.ones(x_BTFH.shape[1:3]), padding)[None, ..., None]
+  starts = [(i, j) for i in range(size[0]) for j in range(size[1])]
+  parts = [inside[:, i :: size[0], j :: size[1]] for i, j in starts]
+  weight = (1 / np.sum(parts, axis=0)).astype(x_BTFH.dtype)
+  total = functools.reduce(operator.add, _shifts(x_BTFH, size, size, padding))
+  return total * weight
+
+
+def max_pool(
+  x_BTFH: jax.Array,
+  size: tuple[int, int],
+  lowering: str = 'auto',
+  rising_H: jax.Array | None = None,
+) -> jax.Array:
+  """Maxima of windows that do not overlap; ceil(length / size) of them.
+
+  Args:
+    x_BTFH: input [B, T, F, H].
+    size: of a window along T and F.
+    lowering: see the module.
+    rising_H: bool; minima instead for the channels where it is False. This is
+      what is left of the maximum when it is taken before an affine map of a
+      negative slope. None: maxima.
+
+  Returns:
+    [B, T', F', H]; of equal values the gradient goes to the first one.
+  """
+  padding = [(0, -n % k) for n, k in zip(x_BTFH.shape[1:3], size, strict=True)]
+  if use_native(lowering):
+    if rising_H is not None:
+      sign = jnp.where(rising_H, 1, -1).astype(x_BTFH.dtype)[None, None, None]
+      return sign * max_pool(sign * x_BTFH, size, lowering)
+    return nn.max_pool(
+      x_BTFH,
+      window_shape=size,
+      strides=size,
+      padding=padding,  # pyright: ignore[reportArgumentType]
+    )
+  if rising_H is None:
+    rising_H = jnp.ones(x_BTFH.shape[-1], bool)
+  # Repeating the edge changes no maximum, and the first of equals is inside.
+  x_BTFH = jnp.pad(x_BTFH, ((0, 0), *padding, (0, 0)), mode='edge')
+  return _max_pool_cpu(x_BTFH, rising_H, tuple(size))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _max_pool_cpu(x_BTFH, rising_H, size):
+  slices = _shifts(x_BTFH, size, size)
+  return jnp.where(
+    rising_H[None, None, None],
+    functools.reduce(jnp.maximum, slices),
+    functools.reduce(jnp.minimum, slices),
+  )
+
+
+def _max_pool_cpu_forward(x_BTFH, rising_H, size):
+  result = _max_pool_cpu(x_BTFH, rising_H, size)
+  first = len(_shifts(x_BTFH, size, size)) - 1
+  for i, x in reversed(list(enumerate(_shifts(x_BTFH, size, size)[:-1]))):
+    first = jnp.where(x == result, i, first)
+  return result, jnp.asarray(first, jnp.int32)
+
+
+def _max_pool_cpu_backward(size, first, gradient_BTFH):
+  batch, length, bands, channels = gradient_BTFH.shape
+  place = np.arange(size[0] * size[1]).reshape(1, 1, size[0], 1, size[1], 1)
+  gradient = jnp.where(
+    first[:, :, None, :, None] == place, gradient_BTFH[:, :, None, :, None], 0
+  )
+  shape = (batch, length * size[0], bands * size[1], channels)
+  return gradient.reshape(shape), None
+
+
+_max_pool_cpu.defvjp(_max_pool_cpu_forward, _max_pool_cpu_backward)
