@@ -11,10 +11,15 @@ import jax.numpy as jnp
 from iusp_jax.models.cnn import Cnn
 from iusp_jax.models.crnn import Crnn
 from iusp_jax.models.layers import TaggerOutput
+from iusp_jax.models.mobilenet import MobileNet
 
 __all__ = ['ARCHITECTURES', 'TaggerOutput', 'build']
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {'cnn': Cnn, 'crnn': Crnn}
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+  'cnn': Cnn,
+  'crnn': Crnn,
+  'mobilenet': MobileNet,
+}
 
 _NOT_CONFIG = {'num_tags', 'axis_name', 'parent', 'name'}
 

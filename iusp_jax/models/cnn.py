@@ -61,7 +61,7 @@ class Cnn(nn.Module):
     layers.check_choice('Cnn', 'time_reduction', self.time_reduction, powers)
     strides = [i for i in powers if i <= self.time_reduction]
     layers.check_choice('Cnn', 'stem_stride', self.stem_stride, strides)
-    layers.check_choice('Cnn', 'frequency', self.frequency, ('pool', 'flatten'))
+    layers.check_choice('Cnn', 'frequency', self.frequency, layers.FREQUENCIES)
     kinds = ('max', 'average')
     layers.check_choice('Cnn', 'block_pool', self.block_pool, kinds)
 
@@ -92,11 +92,7 @@ class Cnn(nn.Module):
           dtype=self.dtype,
           lowering=self.lowering,
         )(x_BTFH, train)
-    x_BTFH = x_BTFH.astype(jnp.float32)
-    if self.frequency == 'pool':
-      frames_BTD = x_BTFH.mean(axis=2)
-    else:
-      frames_BTD = x_BTFH.reshape(*x_BTFH.shape[:2], -1)
+    frames_BTD = layers.join_frequency(x_BTFH, self.frequency)
     head = layers.Head(self.num_tags, self.pooling, self.dropout_rate)
     logits_BC = head(frames_BTD, keys_B if train else None)
     return TaggerOutput(logits_BC, frames_BTD)

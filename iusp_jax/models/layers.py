@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from iusp_jax.models import convolution
 
+FREQUENCIES = ('pool', 'flatten')
 POOLINGS = ('mean_max', 'mean', 'linear_softmax', 'attention')
 
 
@@ -191,6 +192,17 @@ def prepare(mel_BTF, train, axis_name, time_reduction):
   return jnp.pad(
     mel_BTF, ((0, 0), (0, -mel_BTF.shape[1] % time_reduction), (0, 0))
   )
+
+
+def join_frequency(x_BTFH, how: str):
+  """Frame embeddings, float32 [B, T, D], from a feature map.
+
+  `how`: 'pool' is the mean over frequency, D = H; 'flatten' has D = F * H.
+  """
+  x_BTFH = x_BTFH.astype(jnp.float32)
+  if how == 'pool':
+    return x_BTFH.mean(axis=2)
+  return x_BTFH.reshape(*x_BTFH.shape[:2], -1)
 
 
 def clip_dropout(x_BD, keys_B, rate: float):

@@ -1,0 +1,123 @@
+"""MobileNetV2 for log-mel spectrograms, down to tiny widths.
+
+Frame-rate law: the stem and the first two stages with a stride reduce time by
+8 in all: T log-mel frames become ceil(T / 8) frame embeddings, 998 become 125;
+frame j is centred on the log-mel frames [8 j, 8 j + 8). Later stages reduce
+the frequency axis only (by 32 in all), to keep the frames for distillation.
+
+Reference: Sandler et al., MobileNetV2, CVPR 2018, arXiv 1801.04381.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from iusp_jax.models import layers
+from iusp_jax.models.layers import TaggerOutput
+
+# Table 2 of the paper: expansion, channels, repeats; then our strides along
+# time and frequency.
+STAGES = (
+  (1, 16, 1, (1, 1)),
+  (6, 24, 2, (2, 2)),
+  (6, 32, 3, (2, 2)),
+  (6, 64, 4, (1, 2)),
+  (6, 96, 3, (1, 1)),
+  (6, 160, 3, (1, 2)),
+  (6, 320, 1, (1, 1)),
+)
+
+
+def scaled(channels: int, multiplier: float, divisor: int) -> int:
+  """Channels times the multiplier, to the nearest multiple of `divisor`.
+
+  At least one `divisor`, and never less than 90 % of what was asked for.
+  """
+  wanted = channels * multiplier
+  result = max(divisor, int(wanted + divisor / 2) // divisor * divisor)
+  return result + divisor if result < 0.9 * wanted else result
+
+
+class MobileNet(nn.Module):
+  """MobileNetV2: inverted residuals with depthwise convolutions.
+
+  Attributes:
+    num_tags: outputs.
+    width_multiplier: scales the channels of every layer, the last included.
+    channel_divisor: channels are multiples of this; 8 in the paper.
+    frequency: 'pool' (mean over frequency) or 'flatten' of the last map.
+    pooling: over time, see `layers.Head`.
+    dropout_rate: of the features before the last layer.
+    dtype: of the computation; parameters and outputs are float32.
+    lowering: see `convolution`.
+    axis_name: the pmapped axis over which BatchNorm takes its statistics.
+  """
+
+  num_tags: int
+  width_multiplier: float = 1.0
+  channel_divisor: int = 4
+  frequency: str = 'pool'
+  pooling: str = 'mean_max'
+  dropout_rate: float = 0.0
+  dtype: Any = jnp.float32
+  lowering: str = 'auto'
+  axis_name: str | None = None
+
+  def __post_init__(self):
+    super().__post_init__()
+    layers.check_common(self)
+    owner = 'MobileNet'
+    layers.check_range(
+      owner, 'width_multiplier', self.width_multiplier, 0.01, 8.0
+    )
+    layers.check_range(owner, 'channel_divisor', self.channel_divisor, 1)
+    layers.check_choice(owner, 'frequency', self.frequency, layers.FREQUENCIES)
+
+  @nn.compact
+  def __call__(self, mel_BTF, train: bool = False, keys_B=None):
+    """Tags log-mel spectrograms [B, T, F]."""
+
+    def channels(count):
+      return scaled(count, self.width_multiplier, self.channel_divisor)
+
+    x_BTF = layers.prepare(mel_BTF, train, self.axis_name, 8)
+    x_BTFH = self._convolve(
+      x_BTF[..., None], channels(32), train, strides=(2, 2)
+    )
+    for expansion, count, repeats, strides in STAGES:
+      for i in range(repeats):
+        x_BTFH = self._bottleneck(
+          x_BTFH, channels(count), expansion, (1, 1) if i else strides, train
+        )
+    x_BTFH = self._convolve(x_BTFH, channels(1280), train, size=(1, 1))
+    frames_BTD = layers.join_frequency(x_BTFH, self.frequency)
+    head = layers.Head(self.num_tags, self.pooling, self.dropout_rate)
+    logits_BC = head(frames_BTD, keys_B if train else None)
+    return TaggerOutput(logits_BC, frames_BTD)
+
+  def _convolve(self, x_BTFH, features, train, activation=nn.relu6, **fields):
+    """Convolution, BatchNorm and activation."""
+    x_BTFH = layers.Conv(
+      features, dtype=self.dtype, lowering=self.lowering, **fields
+    )(x_BTFH)
+    norm = layers.Norm(
+      activation,
+      axis_name=self.axis_name,
+      dtype=self.dtype,
+      lowering=self.lowering,
+    )
+    return norm(x_BTFH, train)
+
+  def _bottleneck(self, x_BTFH, features, expansion, strides, train):
+    """Expand, filter each channel, project; add the input where it fits."""
+    inputs = x_BTFH.shape[-1]
+    y_BTFH, wide = x_BTFH, inputs * expansion
+    if expansion > 1:
+      y_BTFH = self._convolve(y_BTFH, wide, train, size=(1, 1))
+    y_BTFH = self._convolve(
+      y_BTFH, wide, train, strides=strides, depthwise=True
+    )
+    y_BTFH = self._convolve(y_BTFH, features, train, None, size=(1, 1))
+    same = strides == (1, 1) and features == inputs
+    return x_BTFH + y_BTFH if same else y_BTFH
