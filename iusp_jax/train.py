@@ -34,6 +34,11 @@ from iusp_jax import (
   tagger,
 )
 
+_REMEDY = (
+  'lower the learning_rate or the weights of the objective. What was saved at '
+  'the last validation is kept in'
+)
+
 DISTILLATION_TERMS = ('kd', 'sp', 'iusp')
 
 
@@ -406,9 +411,8 @@ class Loop:
       clips = ', '.join(str(k) for k in index_B[:8])
       raise FloatingPointError(
         f'{self._job.name}: the loss of step {step} is '
-        f'{values["train/loss"]} (parts: {values}; clips {clips}, …): lower '
-        f'the learning_rate or the weights of the objective. Checkpoints up '
-        f'to the last validation are kept in {self._job.workdir}'
+        f'{values["train/loss"]} (parts: {values}; clips {clips}, …): '
+        f'{_REMEDY} {self._job.workdir}'
       )
     values['train/learning_rate'] = float(self._learning_rate(step - 1))
     values['train/epoch'] = step / self._plan.steps_per_epoch
@@ -423,6 +427,11 @@ class Loop:
       job.dataset.splits['validate'],
       job.recipe['training']['batch_size'],
     )
+    if not np.isfinite(scores_NC).all():
+      raise FloatingPointError(
+        f'{job.name}: after step {step} the model gives no numbers for '
+        f'validation clips: {_REMEDY} {job.workdir}'
+      )
     scores = evaluate.score_split(job.dataset, self._truth, scores_NC)
     rows = evaluate.scalars('validate', scores)
     score = rows[selection_metric(job.dataset)]
