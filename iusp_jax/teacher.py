@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from iusp_jax import checkpoint, data, logs, tagger, train
+from tfds_dcase import sonyc_ust
 
 RECIPE = ('model', 'frontend', 'training', 'augment')
 
@@ -147,6 +148,7 @@ def load(
       'train a teacher'
     )
   of = json.loads(path.read_text())
+  refuse_leak(of['dataset']['name'], dataset.name)
   if of['tags'] != list(dataset.tags):
     raise ValueError(
       f'the model in {workdir} has the tags {of["tags"]}: expected those of '
@@ -164,6 +166,19 @@ def load(
   _check_architecture(model, variables, workdir, dataset)
   identity = {key: of[key] for key in of if key != 'tags'}
   return Trained(model, variables, fingerprint(identity), workdir)
+
+
+def refuse_leak(trained_on: str, scored_on: str) -> None:
+  """Raises ValueError for a model that has heard what it is scored on.
+
+  SONYC-UST v1, its test set included, is inside v2's train and validate.
+  """
+  versions = [
+    name.split('/')[1] if name.startswith('sonyc_ust/') else ''
+    for name in (trained_on, scored_on)
+  ]
+  if all(versions):
+    sonyc_ust.refuse_mixed_versions(*versions)
 
 
 def find(config: Mapping[str, Any], dataset: data.Dataset) -> Trained | None:

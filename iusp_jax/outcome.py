@@ -1,0 +1,190 @@
+"""What a run leaves: scores, predictions, pictures."""
+
+import importlib.metadata
+import os
+import pathlib
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from iusp_jax import (
+  data,
+  evaluate,
+  logs,
+  parallel,
+  report,
+  scoring,
+  similarity,
+  tagger,
+  teacher,
+)
+
+PACKAGES = (
+  'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy',
+  'tensorflow-datasets',
+)  # fmt: skip
+
+
+def measure(
+  config: Mapping[str, Any], dataset: data.Dataset, trained: teacher.Trained
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """Scores of the best and the last checkpoint on validate and test.
+
+  Returns:
+    What results.json holds of a model, and the best checkpoint's
+    probabilities `[N, C]` by split.
+  """
+  num_samples = dataset.splits['validate'].source[0]['audio'].shape[0]
+  result: dict[str, Any] = {
+    'fingerprint': trained.fingerprint,
+    'workdir': str(trained.workdir),
+    'trained_in': train_time(trained.workdir),
+    'parameters': trained.model.num_parameters(trained.variables),
+    'macs': trained.model.num_macs(trained.variables, num_samples),
+  }
+  predict = evaluate.compile_predict(trained.model)
+  best = {}
+  for which in ('best', 'last'):
+    loaded = teacher.load(trained.workdir, dataset, which)
+    variables = parallel.replicate(loaded.variables)
+    result[which] = {}
+    for split in scored_splits(dataset):
+      scores_NC = evaluate.predict_split(
+        predict,
+        variables,
+        dataset.splits[split],
+        config['student']['training']['batch_size'],
+      )
+      result[which][split] = evaluate.score_split(
+        dataset,
+        data.truth(dataset.splits[split]),
+        scores_NC,
+        bootstrap=config['bootstrap'] if which == 'best' else 0,
+      )
+      if which == 'best':
+        best[split] = scores_NC
+  return result, best
+
+
+def train_time(workdir: pathlib.Path) -> str:
+  """What a finished teacher's training took; empty for others."""
+  done = workdir / 'done'
+  return done.read_text().strip() if done.exists() else ''
+
+
+def scored_splits(dataset: data.Dataset) -> list[str]:
+  """The splits to score; a release may come without its test truth."""
+  return [name for name in ('validate', 'test') if name in dataset.splits]
+
+
+def write_predictions(
+  dataset: data.Dataset,
+  scores: Mapping[str, np.ndarray],
+  workdir: pathlib.Path,
+) -> None:
+  """`predictions_<split>.csv` of every scored split, as the challenge's."""
+  for split, scores_NC in scores.items():
+    names = data.truth(dataset.splits[split])['clip_id']
+    columns = dict(zip(dataset.tags, scores_NC.T, strict=True))
+    if dataset.level == 'fine':
+      coarse = evaluate.by_level(dataset, scores_NC)['coarse']
+      columns = dict(zip(dataset.coarse, coarse.T, strict=True)) | columns
+    path = workdir / f'predictions_{split}.csv'
+    scoring.write_predictions(path, names, columns)
+
+
+def environment() -> dict[str, Any]:
+  """Versions, commit, device: what a result also depends on."""
+  root = pathlib.Path(__file__).resolve().parent.parent
+  commit = subprocess.run(
+    ['git', 'describe', '--always', '--dirty', '--abbrev=12'],
+    cwd=root,
+    capture_output=True,
+    text=True,
+    check=False,
+  ).stdout.strip()
+  return {
+    'packages': {name: importlib.metadata.version(name) for name in PACKAGES},
+    'git_commit': commit or 'unknown',
+    'backend': jax.default_backend(),
+    'device': jax.devices()[0].device_kind,
+    'num_devices': jax.device_count(),
+    'num_cores': len(os.sched_getaffinity(0)),
+  }
+
+
+def draw(config, dataset, guide, student, results, workdir) -> None:
+  """The pictures of a run; see `report`."""
+  subject = student or guide
+  rows = logs.read_metrics(subject.workdir / 'metrics.jsonl')
+  report.plot_learning_curves(rows, workdir / 'learning_curves.png')
+  others = {}
+  if config['compare_with']:
+    other = pathlib.Path(config['compare_with'])
+    others[other.name] = teacher.load(other, dataset)
+  shown = {'teacher': guide, 'student': student} | others
+  shown = {name: trained for name, trained in shown.items() if trained}
+  draw_tags(dataset, results, workdir)
+  clips = similarity_panels(dataset, shown)
+  report.plot_similarities(clips, workdir / 'similarities.png')
+
+
+def draw_tags(dataset, results, workdir) -> None:
+  """Scores per coarse tag of the teacher and the student."""
+  split = scored_splits(dataset)[-1]
+  truth = data.truth(dataset.splits[split])['coarse']
+  support = dict(zip(dataset.coarse, truth.sum(0).tolist(), strict=True))
+  by_model = {}
+  for name in ('teacher', 'student'):
+    if name in results:
+      scores = results[name]['best'][split]['coarse']
+      by_model[name] = {
+        tag: None if k in scores['undefined'] else value
+        for k, (tag, value) in enumerate(
+          zip(dataset.coarse, scores['class_auprc'], strict=True)
+        )
+      }
+  report.plot_tag_scores(by_model, support, workdir / 'tag_scores.png')
+
+
+def similarity_panels(dataset, shown) -> list:
+  """Three test clips, each with every model's frame similarities."""
+  split = dataset.splits[scored_splits(dataset)[-1]]
+  truth = data.truth(split)
+  # The first clips of three different sets of tags, not the prettiest ones.
+  _, first = np.unique(truth['coarse'], axis=0, return_index=True)
+  chosen = sorted(k for k in first if truth['coarse'][k].any())[:3]
+  panels = []
+  for k in chosen or [0]:
+    example = split.source[int(k)]
+    wave_BS = example['audio'][None]
+    matrices, log_mel = {}, np.zeros((0, 0))
+    for name, trained in shown.items():
+      mel_BTF = tagger.hear(trained.model, wave_BS)
+      output = tagger.apply(trained.model, trained.variables, mel_BTF)
+      frames_TD = output.frames_BTD[0]
+      matrices[name] = np.asarray(similarity.frame_similarity(frames_TD))
+      if mel_BTF.shape[2] > log_mel.shape[1]:  # The finest picture.
+        log_mel = np.asarray(mel_BTF[0])
+    names = np.array(dataset.coarse)[truth['coarse'][k] > 0]
+    panels.append(
+      report.SimilarityPanel(
+        title=truth['clip_id'][k],
+        tags=tuple(names),
+        log_mel_TF=log_mel,
+        seconds=wave_BS.shape[1] / 16_000,
+        similarity=matrices,
+      )
+    )
+  return panels
+
+
+def announce(results: Mapping[str, Any], workdir: pathlib.Path) -> None:
+  """The table of scores, and where everything is."""
+  logs.say(report.score_table(results))
+  logs.say(f'Results: {workdir}/results.json')
+  for picture in ('learning_curves', 'tag_scores', 'similarities'):
+    logs.say(f'Picture: {workdir}/{picture}.png')
