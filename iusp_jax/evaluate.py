@@ -1,5 +1,6 @@
 """Scoring a split with a tagger: every clip once, on every device."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from iusp_jax import data, metrics, parallel, tagger
 from tfds_dcase import taxonomy
 
 
+@functools.cache
 def compile_predict(model: tagger.Tagger) -> Callable:
   """A pmapped `predict(variables, batch)`: logits of the global batch."""
 

@@ -209,7 +209,7 @@ def describe_model(recipe: Mapping[str, Any], dataset: data.Dataset) -> str:
   """Architecture and size in words."""
   model = tagger.build(recipe, len(dataset.tags))
   num_samples = dataset.splits['validate'].source[0]['audio'].shape[0]
-  variables = model.initialise(0, num_samples)
+  variables = model.shapes(num_samples)
   return (
     f'{recipe["model"]["architecture"]}, '
     f'{model.num_parameters(variables):,} parameters, '

@@ -34,6 +34,10 @@ class Tagger:
     variables = jax.jit(self.module.init)(jax.random.key(seed), mel_BTF)
     return {'batch_stats': {}, **variables}
 
+  def shapes(self, num_samples: int) -> Variables:
+    """Shapes of the variables: all that sizes and checks need."""
+    return jax.eval_shape(lambda: self.initialise(0, num_samples))
+
   def num_parameters(self, variables: Variables) -> int:
     """How many numbers training changes."""
     return cost.count_parameters({'params': variables['params']})

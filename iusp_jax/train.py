@@ -340,7 +340,10 @@ class Loop:
     self._learning_rate = learning_rate
     self._best = best  # Best validation score so far.
     self._step = parallel.pmap(make_step(student, optimizer, job), (0,))
-    self._predict = evaluate.compile_predict(student)
+    # The very tagger that is scored at the end: one compilation for both.
+    self._predict = evaluate.compile_predict(
+      tagger.build(job.recipe, len(job.dataset.tags))
+    )
     self._truth = data.truth(job.dataset.splits['validate'])
 
   def run(self, state: State, stream) -> None:
