@@ -15,11 +15,14 @@ from iusp_jax import (
   evaluate,
   logs,
   parallel,
+  pictures,
   report,
   scoring,
   similarity,
+  similarity_picture,
   tagger,
   teacher,
+  train,
 )
 
 PACKAGES = (
@@ -117,10 +120,12 @@ def environment() -> dict[str, Any]:
 
 
 def draw(config, dataset, guide, student, results, workdir) -> None:
-  """The pictures of a run; see `report`."""
+  """The pictures of a run; see `pictures`, `similarity_picture`."""
   subject = student or guide
   rows = logs.read_metrics(subject.workdir / 'metrics.jsonl')
-  report.plot_learning_curves(rows, workdir / 'learning_curves.png')
+  best_by = train.selection_metric(dataset)
+  path = workdir / 'learning_curves.png'
+  pictures.plot_learning_curves(rows, path, best_by=best_by)
   others = {}
   if config['compare_with']:
     other = pathlib.Path(config['compare_with'])
@@ -129,7 +134,8 @@ def draw(config, dataset, guide, student, results, workdir) -> None:
   shown = {name: trained for name, trained in shown.items() if trained}
   draw_tags(dataset, results, workdir)
   clips = similarity_panels(dataset, shown)
-  report.plot_similarities(clips, workdir / 'similarities.png')
+  path = workdir / 'similarities.png'
+  similarity_picture.plot_similarities(clips, path)
 
 
 def draw_tags(dataset, results, workdir) -> None:
@@ -147,11 +153,15 @@ def draw_tags(dataset, results, workdir) -> None:
           zip(dataset.coarse, scores['class_auprc'], strict=True)
         )
       }
-  report.plot_tag_scores(by_model, support, workdir / 'tag_scores.png')
+  pictures.plot_tag_scores(by_model, support, workdir / 'tag_scores.png')
 
 
 def similarity_panels(dataset, shown) -> list:
-  """Three test clips, each with every model's frame similarities."""
+  """Three test clips, each with every model's frame similarities.
+
+  Frames are pooled to the fewest that a shown model has, as IUSP does for its
+  two: only matrices of one size have a distance.
+  """
   split = dataset.splits[scored_splits(dataset)[-1]]
   truth = data.truth(split)
   # The first clips of three different sets of tags, not the prettiest ones.
@@ -161,17 +171,17 @@ def similarity_panels(dataset, shown) -> list:
   for k in chosen or [0]:
     example = split.source[int(k)]
     wave_BS = example['audio'][None]
-    matrices, log_mel = {}, np.zeros((0, 0))
+    frames, log_mel = {}, np.zeros((0, 0))
     for name, trained in shown.items():
       mel_BTF = tagger.hear(trained.model, wave_BS)
       output = tagger.apply(trained.model, trained.variables, mel_BTF)
-      frames_TD = output.frames_BTD[0]
-      matrices[name] = np.asarray(similarity.frame_similarity(frames_TD))
+      frames[name] = output.frames_BTD[0]
       if mel_BTF.shape[2] > log_mel.shape[1]:  # The finest picture.
         log_mel = np.asarray(mel_BTF[0])
     names = np.array(dataset.coarse)[truth['coarse'][k] > 0]
+    matrices = similarity_matrices(frames)
     panels.append(
-      report.SimilarityPanel(
+      similarity_picture.SimilarityPanel(
         title=truth['clip_id'][k],
         tags=tuple(names),
         log_mel_TF=log_mel,
@@ -180,6 +190,19 @@ def similarity_panels(dataset, shown) -> list:
       )
     )
   return panels
+
+
+def similarity_matrices(frames) -> dict[str, np.ndarray]:
+  """By model, `[T, T]` from frames `[T_model, D]`; T is the least T_model."""
+  num_frames = min(len(frames_TD) for frames_TD in frames.values())
+  return {
+    name: np.asarray(
+      similarity.frame_similarity(
+        similarity.align_frames(frames_TD, num_frames)
+      )
+    )
+    for name, frames_TD in frames.items()
+  }
 
 
 def announce(results: Mapping[str, Any], workdir: pathlib.Path) -> None:

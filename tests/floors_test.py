@@ -36,6 +36,7 @@ FLOORS = (
   (
     1,
     'iusp_jax.objectives',
+    'iusp_jax.models.convolution',
     'iusp_jax.models.layers',
     'iusp_jax.models.cnn',
     'iusp_jax.models.crnn',
@@ -86,6 +87,9 @@ FLOORS = (
     'iusp_jax.teacher',
     'iusp_jax.store',
     'iusp_jax.report',
+    'iusp_jax.pictures',
+    'iusp_jax.similarity_picture',
+    'iusp_jax.outcome',
     'iusp_jax.experiment',
     'iusp_jax.table',
     'iusp_jax.tag',
