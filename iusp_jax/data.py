@@ -136,7 +136,11 @@ def load(config: Mapping[str, Any]) -> Dataset:
     )
   splits = {
     name: Split(
-      name, builder.as_data_source(name), level, config['aggregation']
+      name,
+      builder.as_data_source(name),
+      level,
+      # What is scored against is the stored truth, not a vote.
+      config['aggregation'] if name == 'train' else 'any',
     )
     for name in builder.info.splits
   }
@@ -159,17 +163,19 @@ def targets(
   marked itself).
   """
   coarse, fine, unknown = _levels(example, aggregation)
+  labelled = (coarse >= 0).astype(np.float32)  # -1: nobody looked for it.
   if level == 'coarse':
-    return coarse, np.ones_like(coarse)
+    return np.maximum(coarse, 0), labelled
   assert fine is not None
   assert unknown is not None
   flagged = np.zeros(len(taxonomy.COARSE), np.float32)
   flagged[taxonomy.COARSE_OF_UNKNOWN] = unknown > 0
-  known = 1.0 - flagged[taxonomy.COARSE_OF_FINE]
-  if level == 'fine':
-    return fine, known.astype(np.float32)
-  mask = np.concatenate([np.ones_like(coarse), known])
-  return np.concatenate([coarse, fine]), mask.astype(np.float32)
+  known = (1.0 - flagged[taxonomy.COARSE_OF_FINE]) * (fine >= 0)
+  tags, mask = fine, known
+  if level == 'both':
+    tags = np.concatenate([coarse, fine])
+    mask = np.concatenate([labelled, known])
+  return np.maximum(tags, 0), mask.astype(np.float32)
 
 
 def _levels(example, aggregation):
@@ -181,8 +187,12 @@ def _levels(example, aggregation):
       example[key].astype(np.float32)
       for key in ('coarse', 'fine', 'fine_unknown')
     )
-  columns = np.asarray(annotations.aggregate(example['votes'], aggregation))
-  coarse = annotations.coarse_from_fine(columns[None])[0]
+  votes_AQ = np.asarray(example['votes'])
+  columns = np.asarray(annotations.aggregate(votes_AQ, aggregation))
+  # Annotators agree on a coarse class if each hears some tag of it, be they
+  # different ones.
+  coarse_AC = annotations.coarse_from_fine(votes_AQ)
+  coarse = np.asarray(annotations.aggregate(coarse_AC, aggregation))
   unknown = taxonomy.IS_UNKNOWN
   return tuple(
     part.astype(np.float32)

@@ -27,7 +27,7 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   descriptor, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
   try:
-    with os.fdopen(descriptor, 'w') as file:
+    with os.fdopen(descriptor, 'w', encoding='utf-8') as file:
       file.write(text)
       file.flush()
       os.fsync(file.fileno())

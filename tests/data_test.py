@@ -138,6 +138,24 @@ def test_fine_tags_are_masked_where_x_is_marked():
   np.testing.assert_array_equal(majority, sample['coarse'])
 
 
+def test_annotators_agree_on_a_class_by_different_tags():
+  """Two of three hear an engine, each another size: the class, no size."""
+  votes = np.zeros((3, 29), np.int8)
+  votes[0, 0] = votes[1, 1] = 1
+  sample = {'fine': None, 'votes': votes}
+  tags, mask = data.targets(sample, 'both', 'majority')
+  np.testing.assert_array_equal(tags[:8], [1, 0, 0, 0, 0, 0, 0, 0])
+  assert not tags[8:].any()
+  assert mask.all()
+
+
+def test_tags_that_nobody_looked_for_are_masked():
+  sample = {'coarse': np.array([1, -1, 0], np.int8)}
+  tags, mask = data.targets(sample, 'coarse', 'any')
+  np.testing.assert_array_equal(tags, [1, 0, 0])
+  np.testing.assert_array_equal(mask, [1, 0, 1])
+
+
 def test_truth_puts_fine_and_x_into_file_order(fake):
   truth = data.truth(fake.splits['test'])
   votes = [example['votes'][0] for example in fake.splits['test'].source]
