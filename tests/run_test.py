@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import soundfile
 
 from configs import iusp, iusp_sp, sp, teacher
 from iusp_jax import checkpoint, experiment, logs
@@ -268,3 +269,35 @@ def test_full_disk_keeps_the_last_good_checkpoint(smoke, tmp_path):
   assert 'could not be written' in done.stderr or 'too large' in done.stderr
   again = run(arguments)
   assert again.returncode == 0, again.stdout + again.stderr
+
+
+@pytest.mark.slow
+def test_own_labelled_folder(tmp_path):
+  """A folder of recordings with labels.csv, from nothing to a student."""
+  folder = tmp_path / 'mine'
+  folder.mkdir()
+  rng = np.random.default_rng(0)
+  rows = ['file,split,low,high']
+  sizes = {'train': 24, 'validate': 10, 'test': 10}
+  for split, size in sizes.items():
+    for k in range(size):
+      low, high = k % 2, (k // 2) % 2
+      time_S = np.arange(44_100) / 22_050
+      wave_S = rng.normal(0, 0.01, len(time_S))
+      wave_S += 0.2 * low * np.sin(2 * np.pi * 300 * time_S)
+      wave_S += 0.2 * high * np.sin(2 * np.pi * 3000 * time_S)
+      soundfile.write(folder / f'{split}{k}.flac', wave_S, 22_050)
+      rows.append(f'{split}{k}.flac,{split},{low},{high}')
+  (folder / 'labels.csv').write_text('\n'.join(rows) + '\n')
+  done = run(
+    command(
+      tmp_path,
+      f'--workdir={tmp_path}/run',
+      f'--config.dataset.manual_dir={folder}',
+      config='configs/iusp.py:folder,smoke',
+    )
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  results = json.loads((tmp_path / 'run' / 'results.json').read_text())
+  assert results['dataset']['tags'] == ['low', 'high']
+  assert results['dataset']['sizes'] == sizes
