@@ -12,6 +12,7 @@ from iusp_jax import (
   logs,
   outcome,
   parallel,
+  step,
   store,
   tagger,
   teacher,
@@ -167,7 +168,7 @@ def models(
     return teacher.obtain(config, dataset), None
   terms = [
     term
-    for term in train.DISTILLATION_TERMS
+    for term in step.DISTILLATION_TERMS
     if config['objective'][f'{term}_weight']
   ]
   # Without distillation a teacher is of use for the pictures only.
@@ -178,7 +179,7 @@ def models(
   frozen, targets = None, None
   if terms:
     assert guide is not None
-    frozen = train.Teacher(guide.model, guide.variables)
+    frozen = step.Teacher(guide.model, guide.variables)
     outputs = store.obtain(config, guide, dataset)
     if outputs is not None:
       targets = functools.partial(outputs.lookup, terms=tuple(terms))
@@ -191,7 +192,7 @@ def models(
   }
   teacher.save_facts(workdir, of, dataset)
   train.fit(
-    train.Job(
+    step.Job(
       name='student',
       recipe=recipe,
       objective=config['objective'],

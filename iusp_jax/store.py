@@ -44,7 +44,7 @@ class Store:
   def lookup(
     self, batch: Mapping[str, np.ndarray], terms: tuple[str, ...]
   ) -> dict[str, np.ndarray]:
-    """What `train.teacher_outputs` would give for a batch, float32."""
+    """What `step.teacher_outputs` would give for a batch, float32."""
     index_B = batch['index']
     found = {}
     if 'kd' in terms:

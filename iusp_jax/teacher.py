@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from iusp_jax import checkpoint, data, logs, tagger, train
+from iusp_jax import checkpoint, data, logs, step, tagger, train
 from tfds_dcase import sonyc_ust
 
 RECIPE = ('model', 'frontend', 'training', 'augment')
@@ -104,7 +104,7 @@ def _train(of, dataset, workdir):
   save_facts(workdir, of, dataset)
   started = time.monotonic()
   train.fit(
-    train.Job(
+    step.Job(
       name='teacher',
       recipe=of,
       objective={},

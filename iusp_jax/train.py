@@ -1,263 +1,36 @@
-"""The train step and the loop, for any tagger, with or without a teacher.
+"""The loop: fits any tagger, with or without a teacher.
 
-The loop's law: a checkpoint is saved *before* the next batch is taken, so
-that the saved stream stands exactly behind the saved state; the metrics of
-step n are fetched after step n + 1 has been dispatched, so that the device
-never waits for the host. Every random number is a function of seed, step and
-clip: a killed run that is started again ends in the same bits.
+Its law: a checkpoint is saved *before* the next batch is taken, so that the
+saved stream stands exactly behind the saved state; the metrics of step n are
+fetched after step n + 1 has been dispatched, so that the device never waits
+for the host. A killed run that is started again ends in the same bits.
 """
 
 import dataclasses
 import json
-import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.serialization
-import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from iusp_jax import (
-  augment,
   checkpoint,
   data,
   evaluate,
   logs,
-  objectives,
   optim,
   parallel,
-  similarity,
   tagger,
 )
+from iusp_jax.step import Job, State, initial_state, make_step
 
 _REMEDY = (
   'lower the learning_rate or the weights of the objective. What was saved at '
   'the last validation is kept in'
 )
-
-DISTILLATION_TERMS = ('kd', 'sp', 'iusp')
-
-
-@flax.struct.dataclass
-class State:
-  """All that changes while training.
-
-  Attributes:
-    step: steps done.
-    params: of the model.
-    batch_stats: BatchNorm's running statistics.
-    opt_state: of the optimiser.
-    average: exponential moving average of params and batch_stats, or {}.
-  """
-
-  step: Any
-  params: Any
-  batch_stats: Any
-  opt_state: Any
-  average: Any
-
-  def variables(self) -> dict[str, Any]:
-    """What to evaluate: the moving average where there is one."""
-    own = {'params': self.params, 'batch_stats': self.batch_stats}
-    return self.average or own
-
-
-@dataclasses.dataclass(frozen=True)
-class Teacher:
-  """A frozen tagger whose outputs the student is held against."""
-
-  model: tagger.Tagger
-  variables: tagger.Variables
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-  """One model to fit.
-
-  Attributes:
-    name: for the log, 'teacher' or 'student'.
-    recipe: `model`, `frontend`, `training` and `augment` of configs/base.py.
-    objective: `config.objective`; its weights are ignored without a teacher.
-    dataset: to train and validate on.
-    seed: of initial values, order, augmentation and dropout.
-    workdir: where checkpoints and logs go.
-    teacher: to distil from, if any.
-    targets: gives the teacher's outputs for a batch from a store, so that
-      the teacher need not run (see `teacher.py`).
-  """
-
-  name: str
-  recipe: Mapping[str, Any]
-  objective: Mapping[str, Any]
-  dataset: data.Dataset
-  seed: int
-  workdir: pathlib.Path
-  teacher: Teacher | None = None
-  targets: Callable[[dict], dict] | None = None
-
-  def terms(self) -> tuple[str, ...]:
-    """The distillation terms that are switched on."""
-    if self.teacher is None:
-      return ()
-    return tuple(
-      term for term in DISTILLATION_TERMS if self.objective[f'{term}_weight']
-    )
-
-
-def teacher_outputs(output, terms) -> dict[str, jax.Array]:
-  """What the objectives need of a teacher's `TaggerOutput`, inside a step."""
-  needed = {}
-  if 'kd' in terms:
-    needed['teacher_logits'] = output.logits_BC
-  if 'iusp' in terms:
-    needed['teacher_frame_gram'] = jax.vmap(similarity.gram)(output.frames_BTD)
-  if 'sp' in terms:
-    own = similarity.flatten_clips(output.frames_BTD)
-    needed['teacher_batch_gram'] = similarity.gram(own, parallel.gather(own))
-  return needed
-
-
-def distillation_per_clip(
-  output, batch: Mapping[str, jax.Array], objective: Mapping[str, Any], terms
-) -> dict[str, jax.Array]:
-  """Values `[b]` of each term, whose mean over the global batch is its loss."""
-  values = {}
-  if 'kd' in terms:
-    values['kd'] = objectives.kd_per_clip(
-      output.logits_BC, batch['teacher_logits'], objective['kd_temperature']
-    )
-  if 'sp' in terms:
-    values['sp'] = objectives.sp_per_clip(
-      output.frames_BTD, batch['teacher_batch_gram'], parallel.AXIS
-    )
-  if 'iusp' in terms:
-    teacher_BTT = batch['teacher_frame_gram']
-    num_frames = min(output.frames_BTD.shape[1], teacher_BTT.shape[1])
-    mask_BT = frame_mask(batch['length'], batch['wave'].shape[1], num_frames)
-    values['iusp'] = objectives.iusp_per_clip(
-      output.frames_BTD, teacher_BTT, mask_BT
-    )
-  return values
-
-
-def frame_mask(
-  length_B: jax.Array, num_samples: int, num_frames: int
-) -> jax.Array:
-  """1 for the frames that hear the recording, 0 for padding, `[B, T]`."""
-  starts_T = jnp.arange(num_frames) * (num_samples / num_frames)
-  return (starts_T[None] < length_B[:, None]).astype(jnp.float32)
-
-
-def make_step(
-  student: tagger.Tagger, optimizer: optax.GradientTransformation, job: Job
-) -> Callable:
-  """The pure train step, to be mapped over devices by `parallel.pmap`.
-
-  Every device holds its clips' share of the loss: sums of its own clips
-  divided by counts of all clips. The shares add up to the loss of the global
-  batch, so the gradients are summed, and the result does not depend on how
-  many devices share the batch (a mean of means would, with masks).
-  """
-  terms = job.terms()
-  hearing = job.recipe['augment']
-  masks = augment_config(hearing)
-  decay = job.recipe['training']['ema_decay']
-
-  def listen(batch, step):
-    keys_B = tagger.clip_keys(job.seed, step, batch['index'])
-    wave_BS = batch['wave']
-    if hearing['time_roll_seconds']:
-      wave_BS = augment.time_roll(
-        wave_BS, tagger.subkeys(keys_B, 0), hearing['time_roll_seconds']
-      )
-    return wave_BS, tagger.subkeys(keys_B, 1), tagger.subkeys(keys_B, 2)
-
-  def step(state: State, teacher_variables, weights, batch):
-    wave_BS, mask_keys_B, dropout_keys_B = listen(batch, state.step)
-    if terms and job.targets is None:
-      assert job.teacher is not None
-      heard = tagger.hear(job.teacher.model, wave_BS, mask_keys_B, masks)
-      output = tagger.apply(job.teacher.model, teacher_variables, heard)
-      batch = batch | teacher_outputs(output, terms)
-
-    def loss_share(params):
-      output, updates = student.module.apply(
-        {'params': params, 'batch_stats': state.batch_stats},
-        tagger.hear(student, wave_BS, mask_keys_B, masks),
-        train=True,
-        keys_B=dropout_keys_B,
-        mutable=['batch_stats'],
-      )
-      entropy_BC = objectives.tagging_per_tag(
-        output.logits_BC, batch['tags'], batch['mask']
-      )
-      known = jax.lax.psum(jnp.sum(batch['mask']), parallel.AXIS)
-      shares = {'tagging': jnp.sum(entropy_BC) / jnp.maximum(known, 1.0)}
-      values = distillation_per_clip(output, batch, job.objective, terms)
-      for term, value_B in values.items():
-        num_clips = value_B.shape[0] * jax.lax.axis_size(parallel.AXIS)
-        shares[term] = jnp.sum(value_B) / num_clips
-      loss = shares['tagging']
-      for term in terms:
-        loss = loss + weights[term] * shares[term]
-      return loss, (shares | {'loss': loss}, updates)
-
-    gradients, (shares, updates) = jax.grad(loss_share, has_aux=True)(
-      state.params
-    )
-    gradients, shares = jax.lax.psum((gradients, shares), parallel.AXIS)
-    changes, opt_state = optimizer.update(
-      gradients, state.opt_state, state.params
-    )
-    state = dataclasses.replace(
-      state,
-      step=state.step + 1,
-      params=optax.apply_updates(state.params, changes),
-      batch_stats=updates.get('batch_stats', {}),
-      opt_state=opt_state,
-    )
-    if decay:
-      own = {'params': state.params, 'batch_stats': state.batch_stats}
-      state = dataclasses.replace(
-        state, average=optax.incremental_update(own, state.average, 1 - decay)
-      )
-    return state, shares | {'gradient_norm': optax.global_norm(gradients)}
-
-  return step
-
-
-def augment_config(hearing: Mapping[str, Any]):
-  """SpecAugment's settings from `augment` of a recipe; None where off."""
-  config = augment.SpecAugmentConfig(
-    num_time_masks=hearing['num_time_masks'],
-    max_time_fraction=hearing['max_time_fraction'],
-    num_mel_masks=hearing['num_mel_masks'],
-    max_mel_fraction=hearing['max_mel_fraction'],
-  )
-  return config if config.num_time_masks or config.num_mel_masks else None
-
-
-def initial_state(
-  student: tagger.Tagger,
-  optimizer: optax.GradientTransformation,
-  job: Job,
-  num_samples: int,
-) -> State:
-  """The state before the first step, on the host."""
-  variables = student.initialise(job.seed, num_samples)
-  average = variables if job.recipe['training']['ema_decay'] else {}
-  state = State(
-    step=jnp.zeros((), jnp.int32),
-    params=variables['params'],
-    batch_stats=variables['batch_stats'],
-    opt_state=optimizer.init(variables['params']),
-    average=average,
-  )
-  return jax.tree.map(np.asarray, state)
 
 
 @dataclasses.dataclass(frozen=True)

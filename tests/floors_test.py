@@ -81,7 +81,7 @@ FLOORS = (
     'iusp_jax.predictions',
     'iusp_jax.scoring',
   ),
-  (3, 'iusp_jax.evaluate', 'iusp_jax.train'),
+  (3, 'iusp_jax.step', 'iusp_jax.evaluate', 'iusp_jax.train'),
   (
     4,
     'iusp_jax.teacher',
@@ -91,9 +91,6 @@ FLOORS = (
     'iusp_jax.similarity_picture',
     'iusp_jax.outcome',
     'iusp_jax.experiment',
-    'iusp_jax.table',
-    'iusp_jax.tag',
-    'iusp_jax.export',
   ),
 )
 ORDER = [name for _, *names in FLOORS for name in names]

@@ -1,5 +1,6 @@
 """The step and the loop: devices, stores, resumption, damage."""
 
+import dataclasses
 import functools
 import json
 
@@ -14,6 +15,7 @@ from iusp_jax import (
   logs,
   optim,
   parallel,
+  step,
   store,
   tagger,
   train,
@@ -43,7 +45,7 @@ def fake(level='both'):
 @functools.cache
 def frozen():
   model = tagger.build(teacher_recipe(), len(fake().tags))
-  return train.Teacher(model, model.initialise(3, 16_000))
+  return step.Teacher(model, model.initialise(3, 16_000))
 
 
 def make_job(
@@ -53,9 +55,9 @@ def make_job(
   made['model']['dropout_rate'] = 0.2
   if augmented:
     made['augment'] |= AUGMENT
-  weights = {f'{term}_weight': 0.0 for term in train.DISTILLATION_TERMS}
+  weights = {f'{term}_weight': 0.0 for term in step.DISTILLATION_TERMS}
   weights |= {'kd_temperature': 2.0} | WEIGHTS[objective]
-  return train.Job(
+  return step.Job(
     name='student',
     recipe=made,
     objective=weights,
@@ -72,8 +74,8 @@ def losses(job, num_devices, num_steps, batches=None):
   rates = optim.schedule(job.recipe['training'], num_steps, 3.0)
   optimizer = optim.optimizer(job.recipe['training'], rates)
   devices = jax.devices()[:num_devices]
-  step = jax.pmap(
-    train.make_step(model, optimizer, job),
+  mapped = jax.pmap(
+    step.make_step(model, optimizer, job),
     axis_name=parallel.AXIS,
     devices=devices,
   )
@@ -81,7 +83,7 @@ def losses(job, num_devices, num_steps, batches=None):
     jax.tree.map,
     lambda x: np.broadcast_to(x, (num_devices, *np.shape(x))),
   )
-  state = copy(train.initial_state(model, optimizer, job, 16_000))
+  state = copy(step.initial_state(model, optimizer, job, 16_000))
   variables = copy(job.teacher.variables) if job.teacher else {}
   weights = {t: np.float32(job.objective[f'{t}_weight']) for t in job.terms()}
   stream = data.train_stream(
@@ -98,7 +100,7 @@ def losses(job, num_devices, num_steps, batches=None):
     batch = {
       k: v.reshape(num_devices, -1, *v.shape[1:]) for k, v in batch.items()
     }
-    state, outputs = step(state, variables, copy(weights), batch)
+    state, outputs = mapped(state, variables, copy(weights), batch)
     rows.append({name: float(value[0]) for name, value in outputs.items()})
   return rows
 
@@ -133,7 +135,7 @@ def test_total_is_the_weighted_sum_of_its_parts():
   row = losses(make_job('all'), 2, 1)[0]
   expected = row['tagging'] + sum(
     WEIGHTS['all'][f'{term}_weight'] * row[term]
-    for term in train.DISTILLATION_TERMS
+    for term in step.DISTILLATION_TERMS
   )
   np.testing.assert_allclose(row['loss'], expected, 1e-5)
 
@@ -158,7 +160,7 @@ def test_step_agrees_with_the_objectives_of_the_whole_batch():
   guide = job.teacher.model.module.apply(
     job.teacher.variables, tagger.hear(job.teacher.model, batch['wave'])
   )
-  mask_BT = train.frame_mask(batch['length'], 16_000, own.frames_BTD.shape[1])
+  mask_BT = step.frame_mask(batch['length'], 16_000, own.frames_BTD.shape[1])
   expected = {
     'tagging': objectives.tagging_loss(
       own.logits_BC, batch['tags'], batch['mask']
@@ -182,7 +184,7 @@ def test_stored_teacher_gives_the_losses_of_the_running_one(
   outputs = store.open_store(tmp_path / 'store')
   job = make_job('all')
   terms = job.terms()
-  cached = train.dataclasses.replace(
+  cached = dataclasses.replace(
     job, targets=lambda batch: outputs.lookup(batch, terms)
   )
   steps = 50 if precision == 'float32' else 10
@@ -194,7 +196,7 @@ def test_stored_teacher_gives_the_losses_of_the_running_one(
 
 
 def test_frame_mask_marks_the_padding():
-  mask = train.frame_mask(np.array([160, 81, 80, 0]), 160, 4)
+  mask = step.frame_mask(np.array([160, 81, 80, 0]), 160, 4)
   np.testing.assert_array_equal(
     mask, [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
   )
@@ -240,7 +242,7 @@ def test_continued_run_ends_in_the_same_bits(tmp_path, monkeypatch):
   whole = make_job('all', tmp_path / 'whole', augmented=True, ema_decay=0.9)
   whole.workdir.mkdir()
   train.fit(whole)
-  parts = train.dataclasses.replace(whole, workdir=tmp_path / 'parts')
+  parts = dataclasses.replace(whole, workdir=tmp_path / 'parts')
   parts.workdir.mkdir()
   interrupted(monkeypatch, parts, at=2)
   train.fit(parts)
