@@ -1,9 +1,7 @@
-"""Random changes to what is heard, each clip's from its own key.
+"""Random changes to waveforms and spectrograms, from the key of each clip.
 
-What happens to a clip depends on its key alone, not on the rest of the batch.
-Masks are drawn as parts of the time and the mel axis: with the same keys, two
-front ends with other frame rates and numbers of bands lose the same seconds
-and the same hertz.
+What happens to a clip depends on its own key alone, not on the rest of the
+batch or on how the batch is split over devices.
 """
 
 import dataclasses
@@ -11,75 +9,111 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+FILLS = ('mean', 'silence')
+
 
 @dataclasses.dataclass(frozen=True)
 class SpecAugmentConfig:
-  """How much of a log-mel is masked.
+  """Masks of `spec_augment`; hashable.
 
   Attributes:
-    num_time_masks: masked stretches of time.
-    max_time_fraction: of the clip, greatest length of one.
-    num_mel_masks: masked ranges of bands.
-    max_mel_fraction: of the mel axis, greatest width of one.
+    num_time_masks: stretches of time to mask in each clip.
+    max_time_fraction: longest stretch, as a fraction of the clip.
+    num_mel_masks: stretches of the mel scale to mask in each clip.
+    max_mel_fraction: widest stretch, as a fraction of the mel scale.
+    fill: what stands in a mask: 'mean' (of the clip's log-mel values) or
+      'silence' (`log(log_offset)`).
+    log_offset: of the front end; used by the fill 'silence' only.
+
+  Raises:
+    ValueError: where a field is outside its legal range.
   """
 
   num_time_masks: int = 2
   max_time_fraction: float = 0.1
   num_mel_masks: int = 2
-  max_mel_fraction: float = 0.2
+  max_mel_fraction: float = 0.15
+  fill: str = 'mean'
+  log_offset: float = 0.01
 
   def __post_init__(self):
     for name in ('num_time_masks', 'num_mel_masks'):
       value = getattr(self, name)
       if value < 0:
-        raise ValueError(f'{name} is {value}: expected 0 or more')
+        raise ValueError(f'SpecAugmentConfig.{name} is {value}; expected >= 0.')
     for name in ('max_time_fraction', 'max_mel_fraction'):
       value = getattr(self, name)
       if not 0 <= value <= 1:
-        raise ValueError(f'{name} is {value}: expected 0 to 1')
+        raise ValueError(
+          f'SpecAugmentConfig.{name} is {value}; expected a fraction of the '
+          'axis, from 0 to 1.'
+        )
+    if self.fill not in FILLS:
+      raise ValueError(
+        f'SpecAugmentConfig.fill is {self.fill!r}; expected one of {FILLS}.'
+      )
+    if not self.log_offset > 0:
+      raise ValueError(
+        f'SpecAugmentConfig.log_offset is {self.log_offset}; expected > 0, as '
+        'in the front end.'
+      )
+
+
+def _masked(key, places, count: int, max_fraction: float):
+  """Which places, fractions of an axis, lie under one of `count` stretches.
+
+  A stretch has a width uniform in [0, max_fraction] and a start uniform in
+  what is left.
+  """
+  width_key, start_key = jax.random.split(key)
+  width = max_fraction * jax.random.uniform(width_key, (count, 1))
+  start = (1.0 - width) * jax.random.uniform(start_key, (count, 1))
+  inside = (places[None] >= start) & (places[None] < start + width)
+  return inside.any(axis=0)
 
 
 def spec_augment(
   mel_BTF: jax.Array, keys_B: jax.Array, cfg: SpecAugmentConfig
 ) -> jax.Array:
-  """Replaces stretches of time and ranges of bands by the clip's mean.
+  """Masks stretches of time and of the mel scale in each clip.
+
+  The masks are drawn as fractions of the two axes: two front ends with other
+  frame rates or numbers of bands (over the same range of hertz) get the same
+  masks, in seconds and in mel, from the same keys, up to half a frame or band.
 
   Args:
-    mel_BTF: log-mel spectrograms, `[B, T, F]`.
-    keys_B: one key a clip.
-    cfg: number and size of the masks.
+    mel_BTF: log-mel spectrograms [B, T, F].
+    keys_B: one random key per clip.
+    cfg: number and size of the masks, and what fills them.
 
   Returns:
-    `[B, T, F]`.
+    mel_BTF with the masks filled, same shape and dtype.
 
   References:
-    Park et al., Interspeech 2019, arXiv 1904.08779.
+    Park et al., SpecAugment, Interspeech 2019, arXiv 1904.08779 (without its
+    time warping).
   """
-  return jax.vmap(lambda mel_TF, key: _mask_clip(mel_TF, key, cfg))(
-    mel_BTF, keys_B
-  )
+  frames, bands = mel_BTF.shape[1:]
+  # Centres: frames tile the clip, triangles overlap by half.
+  times_T = (jnp.arange(frames) + 0.5) / frames
+  places_F = jnp.arange(1, bands + 1) / (bands + 1)
 
+  def augment(mel_TF, key):
+    time_key, band_key = jax.random.split(key)
+    mask_T = _masked(
+      time_key, times_T, cfg.num_time_masks, cfg.max_time_fraction
+    )
+    mask_F = _masked(
+      band_key, places_F, cfg.num_mel_masks, cfg.max_mel_fraction
+    )
+    if cfg.fill == 'mean':
+      fill = mel_TF.mean()
+    else:
+      fill = jnp.log(cfg.log_offset)
+    mask_TF = mask_T[:, None] | mask_F[None]
+    return jnp.where(mask_TF, fill.astype(mel_TF.dtype), mel_TF)
 
-def _mask_clip(mel_TF, key, cfg):
-  time_key, mel_key = jax.random.split(key)
-  num_frames, num_bands = mel_TF.shape
-  time_T = _masked(
-    time_key, num_frames, cfg.num_time_masks, cfg.max_time_fraction
-  )
-  mel_F = _masked(mel_key, num_bands, cfg.num_mel_masks, cfg.max_mel_fraction)
-  masked_TF = time_T[:, None] | mel_F[None, :]
-  return jnp.where(masked_TF, jnp.mean(mel_TF), mel_TF)
-
-
-def _masked(key, length, num_masks, max_fraction):
-  """Which of `length` equal parts of an axis have their middle in a mask."""
-  places = (jnp.arange(length) + 0.5) / length
-  width_key, start_key = jax.random.split(key)
-  widths = max_fraction * jax.random.uniform(width_key, (num_masks,))
-  starts = (1 - widths) * jax.random.uniform(start_key, (num_masks,))
-  after = places[:, None] >= starts[None]
-  before = places[:, None] < (starts + widths)[None]
-  return jnp.any(after & before, axis=1)
+  return jax.vmap(augment)(mel_BTF, keys_B)
 
 
 def time_roll(
@@ -88,17 +122,22 @@ def time_roll(
   max_seconds: float,
   sample_rate: int = 16_000,
 ) -> jax.Array:
-  """Shifts every clip in time, what leaves at one end enters at the other.
+  """Rolls each clip by up to `max_seconds` to either side, around its end.
 
   Args:
-    wave_BS: waveforms, `[B, S]`.
-    keys_B: one key a clip.
-    max_seconds: greatest shift, either way.
+    wave_BS: waves [B, S], of any dtype.
+    keys_B: one random key per clip.
+    max_seconds: the shift is uniform over whole samples in [-max, max].
     sample_rate: in hertz.
 
   Returns:
-    `[B, S]`, of the same type.
+    wave_BS, rolled; every sample is kept.
+
+  Raises:
+    ValueError: where `max_seconds` is negative.
   """
+  if max_seconds < 0:
+    raise ValueError(f'max_seconds is {max_seconds}; expected >= 0.')
   limit = round(max_seconds * sample_rate)
 
   def roll(wave_S, key):

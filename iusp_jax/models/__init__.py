@@ -76,7 +76,8 @@ def _check_name(what: str, name: str, legal) -> None:
 def _convert(architecture: str, name: str, value, default):
   """The value as the module wants it; raises where its type is wrong."""
   if name == 'dtype':
-    _check_name('dtype', jnp.dtype(value).name, ('float32', 'bfloat16'))
+    value = value if isinstance(value, str) else jnp.dtype(value).name
+    _check_name('dtype', value, ('float32', 'bfloat16'))
     return jnp.dtype(value)
   kinds = (int, float) if isinstance(default, float) else (type(default),)
   if isinstance(value, bool) != isinstance(default, bool) or not isinstance(

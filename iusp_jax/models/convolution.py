@@ -75,6 +75,8 @@ def _native(x_BTFH, kernel, strides, padding, depthwise):
 
 def _forward(x_BTFH, kernel, strides, padding, depthwise):
   """The fastest forward pass on a CPU."""
+  if kernel.shape[:2] == strides == (1, 1) and not depthwise:
+    return x_BTFH @ kernel[0, 0]
   if not depthwise:
     return _native(x_BTFH, kernel, strides, padding, depthwise)
   height, width, _, outputs = kernel.shape
@@ -164,8 +166,6 @@ def convolve(
   strides, padding = tuple(strides), tuple(padding)
   if use_native(lowering):
     return _native(x_BTFH, kernel, strides, padding, depthwise)
-  if kernel.shape[:2] == strides == (1, 1) and not depthwise:
-    return x_BTFH @ kernel[0, 0]
   return _convolve_cpu(x_BTFH, kernel, strides, padding, depthwise)
 
 

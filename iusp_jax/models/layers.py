@@ -269,6 +269,17 @@ def _forget_bias(key, shape):
   return jnp.zeros(shape).at[hidden : 2 * hidden].set(1.0)
 
 
+def _max_over_time(x_BTD):
+  """Maxima [B, D], whose gradient goes to the first of equal frames.
+
+  The gradient of `jnp.max` compares values again, and is 0 / 0 where XLA
+  computes them a second time with another rounding.
+  """
+  first_BD = jax.lax.stop_gradient(x_BTD).argmax(axis=1)
+  taken_BTD = jnp.arange(x_BTD.shape[1])[None, :, None] == first_BD[:, None]
+  return jnp.where(taken_BTD, x_BTD, 0.0).sum(axis=1)
+
+
 class Head(nn.Module):
   """Tag logits of a clip from its frame embeddings; all in float32.
 
@@ -295,7 +306,7 @@ class Head(nn.Module):
     if self.pooling in ('mean', 'mean_max'):
       pooled_BD = frames_BTD.mean(axis=1)
       if self.pooling == 'mean_max':
-        pooled_BD = pooled_BD + frames_BTD.max(axis=1)
+        pooled_BD = pooled_BD + _max_over_time(frames_BTD)
       return dense(pooled_BD * mask_BD)
     frames_BTD = frames_BTD * mask_BD[:, None]
     logits_BTC = dense(frames_BTD)

@@ -3,7 +3,8 @@
 Frame-rate law: the stem and the first two stages with a stride reduce time by
 8 in all: T log-mel frames become ceil(T / 8) frame embeddings, 998 become 125;
 frame j is centred on the log-mel frames [8 j, 8 j + 8). Later stages reduce
-the frequency axis only (by 32 in all), to keep the frames for distillation.
+the frequency axis only (by 32 with all 7 stages) and keep the frames, which
+distillation compares.
 
 Reference: Sandler et al., MobileNetV2, CVPR 2018, arXiv 1801.04381.
 """
@@ -16,16 +17,16 @@ import jax.numpy as jnp
 from iusp_jax.models import layers
 from iusp_jax.models.layers import TaggerOutput
 
-# Table 2 of the paper: expansion, channels, repeats; then our strides along
-# time and frequency.
+# Table 2 of the paper, channels and repeats, with our strides along time and
+# frequency. The first stage does not expand.
 STAGES = (
-  (1, 16, 1, (1, 1)),
-  (6, 24, 2, (2, 2)),
-  (6, 32, 3, (2, 2)),
-  (6, 64, 4, (1, 2)),
-  (6, 96, 3, (1, 1)),
-  (6, 160, 3, (1, 2)),
-  (6, 320, 1, (1, 1)),
+  (16, 1, (1, 1)),
+  (24, 2, (2, 2)),
+  (32, 3, (2, 2)),
+  (64, 4, (1, 2)),
+  (96, 3, (1, 1)),
+  (160, 3, (1, 2)),
+  (320, 1, (1, 1)),
 )
 
 
@@ -45,6 +46,9 @@ class MobileNet(nn.Module):
   Attributes:
     num_tags: outputs.
     width_multiplier: scales the channels of every layer, the last included.
+    expansion: of the channels inside a block; 6 in the paper.
+    num_stages: of the 7 of the paper, from the first on; 3 have all the
+      strides in time.
     channel_divisor: channels are multiples of this; 8 in the paper.
     frequency: 'pool' (mean over frequency) or 'flatten' of the last map.
     pooling: over time, see `layers.Head`.
@@ -56,6 +60,8 @@ class MobileNet(nn.Module):
 
   num_tags: int
   width_multiplier: float = 1.0
+  expansion: int = 6
+  num_stages: int = len(STAGES)
   channel_divisor: int = 4
   frequency: str = 'pool'
   pooling: str = 'mean_max'
@@ -71,7 +77,9 @@ class MobileNet(nn.Module):
     layers.check_range(
       owner, 'width_multiplier', self.width_multiplier, 0.01, 8.0
     )
-    layers.check_range(owner, 'channel_divisor', self.channel_divisor, 1)
+    for name in ('expansion', 'channel_divisor'):
+      layers.check_range(owner, name, getattr(self, name), 1)
+    layers.check_range(owner, 'num_stages', self.num_stages, 3, len(STAGES))
     layers.check_choice(owner, 'frequency', self.frequency, layers.FREQUENCIES)
 
   @nn.compact
@@ -85,7 +93,10 @@ class MobileNet(nn.Module):
     x_BTFH = self._convolve(
       x_BTF[..., None], channels(32), train, strides=(2, 2)
     )
-    for expansion, count, repeats, strides in STAGES:
+    for stage, (count, repeats, strides) in enumerate(
+      STAGES[: self.num_stages]
+    ):
+      expansion = self.expansion if stage else 1
       for i in range(repeats):
         x_BTFH = self._bottleneck(
           x_BTFH, channels(count), expansion, (1, 1) if i else strides, train

@@ -1,0 +1,474 @@
+"""The taggers: lowerings, frame-rate laws, independence of clips, config."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from iusp_jax import cost, models
+from iusp_jax.models import convolution, layers, mobilenet
+
+SMALL = {
+  'cnn': {'architecture': 'cnn', 'width': 3, 'num_blocks': 3},
+  'crnn': {'architecture': 'crnn', 'width': 3, 'hidden': 5},
+  'mobilenet': {
+    'architecture': 'mobilenet',
+    'width_multiplier': 0.05,
+    'expansion': 2,
+    'num_stages': 3,
+  },
+}
+BANDS = 16
+
+
+def spectrogram(clips=3, frames=64, seed=0):
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(rng.normal(size=(clips, frames, BANDS)), jnp.float32)
+
+
+def random_variables(model, mel, seed=1):
+  """Variables in which BatchNorm does something, negative scales included."""
+  variables = jax.jit(model.init)(jax.random.key(0), mel[:1])
+  rng = np.random.default_rng(seed)
+
+  def fill(path, leaf):
+    name = jax.tree_util.keystr(path)
+    if 'batch_stats' in name or 'scale' in name or 'bias' in name:
+      value = rng.normal(size=leaf.shape)
+      return jnp.asarray(
+        abs(value) + 0.5 if 'var' in name else value, leaf.dtype
+      )
+    return leaf
+
+  return jax.tree_util.tree_map_with_path(fill, variables)
+
+
+def make(name, **fields):
+  return models.build(SMALL[name] | fields, 4)
+
+
+# Convolution and pooling ----------------------------------------------------
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+  seed=st.integers(0, 99),
+  size=st.tuples(st.integers(1, 5), st.integers(1, 4)),
+  strides=st.tuples(st.integers(1, 3), st.integers(1, 2)),
+  depthwise=st.booleans(),
+  length=st.integers(5, 9),
+)
+def test_cpu_convolution_is_native_convolution(
+  seed, size, strides, depthwise, length
+):
+  rng = np.random.default_rng(seed)
+  x = jnp.asarray(rng.normal(size=(2, length, 6, 4)), jnp.float32)
+  shape = (*size, 1, 4) if depthwise else (*size, 4, 3)
+  kernel = jnp.asarray(rng.normal(size=shape), jnp.float32)
+  padding = [
+    convolution.same_padding(*axis)
+    for axis in zip(x.shape[1:3], size, strides, strict=True)
+  ]
+
+  def run(lowering):
+    def f(x, kernel):
+      return convolution.convolve(
+        x, kernel, strides, padding, depthwise, lowering
+      )
+
+    y, pull = jax.vjp(f, x, kernel)
+    return y, *pull(jnp.cos(jnp.arange(y.size)).reshape(y.shape))
+
+  native = run('native')
+  assert native[0].shape[1:3] == (-(-length // strides[0]), -(-6 // strides[1]))
+  for got, expected in zip(run('cpu'), native, strict=True):
+    np.testing.assert_allclose(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_convolution_by_definition():
+  rng = np.random.default_rng(0)
+  x, kernel = rng.normal(size=(1, 7, 5, 2)), rng.normal(size=(3, 3, 2, 3))
+  padded = np.pad(x, ((0, 0), (0, 1), (1, 1), (0, 0)))
+  expected = np.zeros((1, 3, 5, 3))
+  for t in range(3):
+    for f in range(5):
+      window = padded[0, 2 * t : 2 * t + 3, f : f + 3]
+      expected[0, t, f] = np.tensordot(window, kernel, 3)
+  for lowering in ('native', 'cpu'):
+    got = convolution.convolve(
+      jnp.asarray(x, jnp.float32),
+      jnp.asarray(kernel, jnp.float32),
+      (2, 1),
+      ((0, 1), (1, 1)),
+      lowering=lowering,
+    )
+    np.testing.assert_allclose(got[:, :3], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('size', [(2, 2), (1, 2), (4, 1), (3, 2)])
+@pytest.mark.parametrize('ties', [False, True])
+def test_cpu_max_pooling_is_native_max_pooling(size, ties):
+  rng = np.random.default_rng(0)
+  values = (
+    rng.integers(0, 2, (2, 9, 5, 3)) if ties else rng.normal(size=(2, 9, 5, 3))
+  )
+  x = jnp.asarray(values, jnp.float32)
+  rising = jnp.asarray([True, False, True])
+  for flags in (None, rising):
+
+    def run(lowering, flags=flags):
+      y, pull = jax.vjp(
+        lambda x: convolution.max_pool(x, size, lowering, flags), x
+      )
+      return y, *pull(jnp.cos(jnp.arange(y.size)).reshape(y.shape))
+
+    for got, expected in zip(run('cpu'), run('native'), strict=True):
+      np.testing.assert_array_equal(got, expected)
+
+
+def test_average_pooling_counts_what_is_inside():
+  x = np.random.default_rng(0).normal(size=(1, 5, 3, 2))
+  got = convolution.average_pool(jnp.asarray(x, jnp.float32), (2, 2))
+  assert got.shape == (1, 3, 2, 2)
+  np.testing.assert_allclose(got[0, 0, 0], x[0, :2, :2].mean((0, 1)), rtol=1e-5)
+  np.testing.assert_allclose(got[0, 2, 1], x[0, 4, 2], rtol=1e-5)
+
+
+# Normalisation ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize('pool', [(1, 1), (2, 2)])
+@pytest.mark.parametrize('lowering', ['native', 'cpu'])
+def test_norm_by_definition(pool, lowering):
+  rng = np.random.default_rng(0)
+  x = rng.normal(2.0, 3.0, (3, 4, 6, 2))
+  scale, bias = np.array([1.5, -0.7]), np.array([0.2, 0.4])
+  model = layers.Norm(pool=pool, lowering=lowering)
+  statistics = {'mean': jnp.zeros(2), 'var': jnp.ones(2)}
+  parameters = {'scale': jnp.asarray(scale), 'bias': jnp.asarray(bias)}
+  y, new = model.apply(
+    {'params': parameters, 'batch_stats': statistics},
+    jnp.asarray(x, jnp.float32),
+    True,
+    mutable=['batch_stats'],
+  )
+  mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+  expected = (x - mean) / np.sqrt(variance + 1e-3) * scale + bias
+  expected = np.maximum(expected, 0)
+  expected = expected.reshape(
+    3, 4 // pool[0], pool[0], 6 // pool[1], pool[1], 2
+  )
+  np.testing.assert_allclose(y, expected.max((2, 4)), atol=1e-5)
+  new = new['batch_stats']
+  np.testing.assert_allclose(new['mean'], 0.1 * mean, rtol=1e-5)
+  np.testing.assert_allclose(new['var'], 0.9 + 0.1 * variance, rtol=1e-5)
+
+
+def test_statistics_are_those_of_the_global_batch():
+  devices = jax.local_device_count()
+  if devices < 2:
+    pytest.skip('one device')
+  mel = spectrogram(4)
+  alone = make('cnn')
+  shared = models.build(SMALL['cnn'], 4, axis_name='data')
+  variables = random_variables(alone, mel)
+
+  def loss(model, parameters, mel):
+    output, new = model.apply(
+      variables | {'params': parameters},
+      mel,
+      train=True,
+      mutable=['batch_stats'],
+    )
+    return jnp.sin(output.logits_BC).mean(), new
+
+  def spread(parameters, mel):
+    gradient, new = jax.grad(loss, 1, has_aux=True)(shared, parameters, mel)
+    return jax.lax.pmean(gradient, 'data'), new
+
+  got = jax.pmap(spread, 'data', in_axes=(None, 0), devices=jax.devices()[:2])(
+    variables['params'], mel.reshape(2, 2, *mel.shape[1:])
+  )
+  single = jax.jit(jax.grad(loss, 1, has_aux=True), static_argnums=0)
+  expected = single(alone, variables['params'], mel)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-5), got, expected
+  )
+
+
+# Taggers ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', SMALL)
+@pytest.mark.parametrize('frames', [64, 61])
+def test_shapes(name, frames):
+  model, mel = make(name), spectrogram(frames=frames)
+  output, _ = jax.jit(model.init_with_output)(jax.random.key(0), mel)
+  assert output.logits_BC.shape == (3, 4)
+  assert output.frames_BTD.shape[:2] == (3, 8)
+  assert output.logits_BC.dtype == output.frames_BTD.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_lowerings_agree(name):
+  mel = spectrogram()
+  model = make(name)
+  variables = random_variables(model, mel)
+
+  def run(lowering):
+    def f(parameters, mel):
+      output, new = model.clone(lowering=lowering).apply(
+        variables | {'params': parameters},
+        mel,
+        train=True,
+        mutable=['batch_stats'],
+      )
+      return jnp.sin(output.logits_BC).sum() + output.frames_BTD.mean(), new
+
+    return jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))(
+      variables['params'], mel
+    )
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-3),
+    run('cpu'),
+    run('native'),
+  )
+
+
+@pytest.mark.parametrize(
+  ('name', 'fields'),
+  [
+    ('cnn', {}),
+    ('cnn', {'stem_stride': 2, 'block_pool': 'average'}),
+    ('cnn', {'convolutions_per_block': 2, 'frequency': 'flatten'}),
+    ('mobilenet', {}),
+  ],
+)
+def test_a_time_reduction_later_is_a_frame_later(name, fields):
+  mel, model = spectrogram(1, 320), make(name, **fields)
+  variables = random_variables(model, mel)
+  late = jnp.roll(mel, 8, axis=1)
+  apply = jax.jit(model.apply)
+  frames = apply(variables, mel).frames_BTD
+  moved = apply(variables, late).frames_BTD
+  np.testing.assert_allclose(moved[:, 11:30], frames[:, 10:29], atol=1e-4)
+  assert float(jnp.ptp(frames[:, 10:29], axis=1).max()) > 0.01
+
+
+def test_crnn_has_not_heard_the_future():
+  mel, model = spectrogram(1, 160), make('crnn')
+  variables = random_variables(model, mel)
+  apply = jax.jit(model.apply)
+  frames = apply(variables, mel).frames_BTD
+  changed = apply(variables, mel.at[:, 83:].add(1.0)).frames_BTD
+  # Frame 9 has heard the log-mel frames up to 8 * 9 + 8 + 2 = 82.
+  np.testing.assert_array_equal(changed[:, :10], frames[:, :10])
+  assert float(abs(changed[:, 10] - frames[:, 10]).max()) > 1e-4
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_clips_do_not_know_each_other_in_evaluation(name):
+  mel, model = spectrogram(4), make(name)
+  variables = random_variables(model, mel)
+  apply = jax.jit(model.apply)
+  whole = apply(variables, mel)
+  order = jnp.asarray([2, 0, 3, 1])
+  for other, index in ((mel[order], order), (mel[2:3], jnp.asarray([2]))):
+    jax.tree.map(
+      lambda a, b, i=index: np.testing.assert_allclose(a, b[i], atol=1e-5),
+      apply(variables, other),
+      whole,
+    )
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_bfloat16_is_near_float32(name):
+  mel, model = spectrogram(), make(name)
+  variables = random_variables(model, mel)
+  half = make(name, dtype='bfloat16')
+  own = jax.eval_shape(half.init, jax.random.key(0), mel)
+  assert {leaf.dtype for leaf in jax.tree.leaves(own)} == {jnp.dtype('float32')}
+  got = jax.jit(half.apply)(variables, mel)
+  expected = jax.jit(model.apply)(variables, mel)
+  for a, b in zip(got, expected, strict=True):
+    assert a.dtype == jnp.float32
+    np.testing.assert_allclose(a, b, atol=0.05 * float(abs(b).max()))
+    assert float(abs(a - b).max()) > 0
+
+
+@pytest.mark.parametrize(
+  ('name', 'pooling'),
+  [
+    *((name, 'mean_max') for name in SMALL),
+    *(('crnn', pooling) for pooling in layers.POOLINGS[1:]),
+  ],
+)
+def test_gradients_are_finite_on_silence(name, pooling):
+  mel, model = (
+    jnp.full((2, 64, BANDS), np.log(0.01)),
+    make(name, pooling=pooling),
+  )
+  variables = jax.jit(model.init)(jax.random.key(0), mel)
+
+  def loss(parameters):
+    output, _ = model.apply(
+      variables | {'params': parameters},
+      mel,
+      train=True,
+      mutable=['batch_stats'],
+    )
+    return jnp.square(output.logits_BC).sum() + output.frames_BTD.sum()
+
+  value, gradient = jax.jit(jax.value_and_grad(loss))(variables['params'])
+  assert np.isfinite(value)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_mean_max_by_definition():
+  frames = jnp.asarray([[[1.0, -3.0], [4.0, -1.0], [4.0, -2.0]]])
+  head = layers.Head(1)
+  variables = {
+    'params': {'tags': {'kernel': jnp.ones((2, 1)), 'bias': jnp.zeros(1)}}
+  }
+  value, gradient = jax.value_and_grad(
+    lambda frames: head.apply(variables, frames).sum()
+  )(frames)
+  np.testing.assert_allclose(value, 3 + 4 - 2 - 1)
+  # The first of equal frames has the maximum's whole gradient.
+  expected = 1 / 3 + np.array([[0, 0], [1, 1], [0, 0]])
+  np.testing.assert_allclose(gradient[0], expected, rtol=1e-6)
+
+
+def test_linear_softmax_by_definition():
+  frames = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 3)))
+  head = layers.Head(4, 'linear_softmax')
+  variables = head.init(jax.random.key(0), frames)
+  kernel = np.asarray(variables['params']['tags']['kernel'], np.float64)
+  p = 1 / (1 + np.exp(-np.asarray(frames, np.float64) @ kernel))
+  expected = (p**2).sum(1) / p.sum(1)
+  got = jax.nn.sigmoid(head.apply(variables, frames))
+  np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('pooling', ['mean_max', 'attention'])
+def test_dropout_follows_the_key_of_the_clip(pooling):
+  mel = spectrogram(4)
+  model = make('crnn', dropout_rate=0.5, pooling=pooling)
+  variables = random_variables(model, mel)
+  keys = jax.random.split(jax.random.key(3), 4)
+
+  def run(mel, keys, train=True):
+    # BatchNorm would tie the clips together: take its running averages.
+    frames = model.apply(variables, mel).frames_BTD
+    head = layers.Head(4, pooling, 0.5)
+    parameters = {'params': variables['params']['Head_0']}
+    return head.apply(parameters, frames, keys if train else None)
+
+  whole = run(mel, keys)
+  np.testing.assert_allclose(run(mel[1:2], keys[1:2])[0], whole[1], atol=1e-5)
+  assert float(abs(run(mel, keys[::-1]) - whole).max()) > 1e-3
+  plain = model.apply(variables, mel).logits_BC
+  np.testing.assert_allclose(run(mel, keys, train=False), plain, atol=1e-5)
+  # Keys change nothing in evaluation, and do in training.
+  np.testing.assert_array_equal(
+    model.apply(variables, mel, keys_B=keys).logits_BC, plain
+  )
+  outputs = [
+    model.apply(variables, mel, True, k, mutable=['batch_stats'])[0].logits_BC
+    for k in (None, keys)
+  ]
+  assert float(abs(outputs[0] - outputs[1]).max()) > 1e-3
+
+
+def test_dropout_keeps_the_mean():
+  x = jnp.ones((500, 40))
+  keys = jax.random.split(jax.random.key(0), 500)
+  dropped = layers.clip_dropout(x, keys, 0.3)
+  np.testing.assert_allclose(jnp.unique(dropped), [0.0, 1 / 0.7], rtol=1e-6)
+  np.testing.assert_allclose(dropped.mean(), 1.0, atol=0.02)
+
+
+def parameters_of(cfg, num_tags, bands):
+  model = models.build(cfg, num_tags)
+  mel = jax.ShapeDtypeStruct((1, 998, bands), jnp.float32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), mel)
+  output = jax.eval_shape(model.apply, variables, mel)
+  assert output.frames_BTD.shape[1] == 125
+  return cost.count_parameters(variables), output.frames_BTD.shape[2]
+
+
+def test_numbers_of_parameters():
+  # The public peer's 83,784 have a bias in the convolution (32) where ours
+  # has BatchNorm (64), and two biases of 256 in the LSTM where ours has one.
+  crnn = {'architecture': 'crnn', 'width': 32, 'hidden': 64}
+  assert parameters_of(crnn, 8, 20) == (83_784 - 32 + 64 - 256, 64)
+  # MobileNetV2 without its classifier has 2,223,872; ours hears one channel
+  # instead of three.
+  full = {'architecture': 'mobilenet', 'channel_divisor': 8}
+  expected = 2_223_872 - 2 * 9 * 32 + 1280 * 8 + 8
+  assert parameters_of(full, 8, 64) == (expected, 1280)
+  widths = [1, 24, 48, 96, 192]
+  kernels = sum(9 * a * b for a, b in itertools.pairwise(widths))
+  expected = kernels + 2 * sum(widths[1:]) + 192 * 8 + 8
+  assert parameters_of({'architecture': 'cnn'}, 8, 64) == (expected, 192)
+  flat = {'architecture': 'cnn', 'frequency': 'flatten'}
+  assert parameters_of(flat, 8, 64)[1] == 192 * 4
+
+
+@given(st.integers(1, 2000), st.floats(0.01, 4.0), st.sampled_from([1, 4, 8]))
+def test_scaled_channels(channels, multiplier, divisor):
+  got = mobilenet.scaled(channels, multiplier, divisor)
+  assert got % divisor == 0
+  assert got >= divisor
+  assert got >= 0.9 * channels * multiplier
+  assert got <= channels * multiplier + divisor
+
+
+# Config ----------------------------------------------------------------------
+
+
+def test_build_takes_a_config_dict():
+  model = models.build(ConfigDict(SMALL['cnn'] | {'dtype': 'bfloat16'}), 7)
+  assert (model.width, model.num_tags) == (3, 7)
+  assert model.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({}, 'no field architecture.*cnn'),
+    ({'architecture': 'crn'}, "architecture: 'crn'.*Did you mean 'crnn'"),
+    ({'architecture': 'crnn', 'hiden': 3}, "'hiden'.*Did you mean 'hidden'"),
+    ({'architecture': 'crnn', 'num_tags': 3}, 'num_tags'),
+    ({'architecture': 'crnn', 'hidden': '64'}, "hidden.*'64'"),
+    ({'architecture': 'crnn', 'hidden': True}, 'hidden.*True'),
+    ({'architecture': 'crnn', 'hidden': 0}, 'hidden is 0'),
+    ({'architecture': 'crnn', 'time_reduction': 5}, 'time_reduction is 5'),
+    ({'architecture': 'crnn', 'pooling': 'max'}, "pooling is 'max'.*mean_max"),
+    ({'architecture': 'crnn', 'dtype': 'float16'}, 'dtype.*bfloat16'),
+    ({'architecture': 'crnn', 'dtype': 'floaty'}, 'dtype.*bfloat16'),
+    ({'architecture': 'cnn', 'lowering': 'fast'}, "lowering is 'fast'"),
+    ({'architecture': 'cnn', 'dropout_rate': 1.0}, 'dropout_rate is 1.0'),
+    ({'architecture': 'cnn', 'block_pool': 'min'}, "block_pool is 'min'"),
+    ({'architecture': 'cnn', 'frequency': 'mean'}, "frequency is 'mean'"),
+    ({'architecture': 'cnn', 'time_reduction': 32}, 'time_reduction is 32'),
+    ({'architecture': 'cnn', 'stem_stride': 3}, 'stem_stride is 3'),
+    ({'architecture': 'mobilenet', 'width_multiplier': 0.0}, 'width_multipl'),
+    ({'architecture': 'mobilenet', 'expansion': 0}, 'expansion is 0'),
+    ({'architecture': 'mobilenet', 'num_stages': 2}, 'num_stages is 2'),
+  ],
+)
+def test_build_refuses(fields, message):
+  with pytest.raises(ValueError, match=message):
+    models.build(fields, 4)
+
+
+def test_build_refuses_no_tags():
+  with pytest.raises(ValueError, match='num_tags is 0'):
+    models.build(SMALL['cnn'], 0)
