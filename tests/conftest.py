@@ -7,8 +7,7 @@ import pathlib
 # Compiling is most of the work here: without LLVM's optimisations it is half.
 os.environ.setdefault(
   'XLA_FLAGS',
-  '--xla_force_host_platform_device_count=2 '
-  '--xla_backend_optimization_level=0',
+  '--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0',
 )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
