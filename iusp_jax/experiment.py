@@ -42,13 +42,17 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
   check(config)
   logs.say(parallel.describe())
   with logs.lock(workdir, 'another run works in this --workdir', wait=False):
-    claim(config, workdir)
+    refuse_other_config(config, workdir)
     if (workdir / 'results.json').exists():
       results = json.loads((workdir / 'results.json').read_text())
       logs.say(f'This run is complete; delete {workdir} to repeat it.')
       outcome.announce(results, workdir)
       return results
     dataset = load_dataset(config)
+    # Not before: a command that was wrong about its data is typed again.
+    if not config_path(workdir).exists():
+      text = logs.to_json(teacher.plain(config))
+      logs.write_atomically(config_path(workdir), text)
     guide, student = models(config, dataset, workdir)
     results = {
       'config': teacher.plain(config),
@@ -107,17 +111,23 @@ def check(config: Mapping[str, Any]) -> None:
         )
 
 
-def claim(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
-  """Writes config.json, or holds the config against the one there.
+def config_path(workdir: pathlib.Path) -> pathlib.Path:
+  """Where a run keeps the config that it was started with."""
+  return workdir / 'config.json'
+
+
+def refuse_other_config(
+  config: Mapping[str, Any], workdir: pathlib.Path
+) -> None:
+  """Holds the config against that of an earlier run in the same place.
 
   Raises:
-    ValueError: listing the fields that differ from an earlier run's.
+    ValueError: listing the fields that differ.
   """
-  path = workdir / 'config.json'
-  own = flat(teacher.plain(config))
+  path = config_path(workdir)
   if not path.exists():
-    logs.write_atomically(path, logs.to_json(teacher.plain(config)))
     return
+  own = flat(teacher.plain(config))
   earlier = flat(json.loads(path.read_text()))
   differing = [
     f'{key}: {earlier.get(key, "absent")} there, {own.get(key, "absent")} now'

@@ -158,6 +158,14 @@ def test_config_that_cannot_be_right_is_refused_at_the_start(fields, message):
     experiment.check(changed(**fields))
 
 
+def test_command_that_lacked_its_data_does_not_block_the_right_one(tmp_path):
+  config = 'configs/iusp.py:folder,smoke'
+  wrong = run(command(tmp_path, f'--workdir={tmp_path}/run', config=config))
+  assert wrong.returncode == 1
+  assert '--config.dataset.manual_dir=FOLDER' in wrong.stderr
+  assert not (tmp_path / 'run' / 'config.json').exists()
+
+
 def test_workdir_that_cannot_be_written_is_refused(tmp_path):
   (tmp_path / 'file').write_text('in the way')
   wrong = run(command(tmp_path, f'--workdir={tmp_path}/file/run'))
