@@ -266,8 +266,8 @@ def test_crnn_has_not_heard_the_future():
   variables = random_variables(model, mel)
   apply = jax.jit(model.apply)
   frames = apply(variables, mel).frames_BTD
-  changed = apply(variables, mel.at[:, 83:].add(1.0)).frames_BTD
-  # Frame 9 has heard the log-mel frames up to 8 * 9 + 8 + 2 = 82.
+  changed = apply(variables, mel.at[:, 82:].add(1.0)).frames_BTD
+  # Frame 9 has heard the log-mel frames up to 8 * 10 + 1 = 81.
   np.testing.assert_array_equal(changed[:, :10], frames[:, :10])
   assert float(abs(changed[:, 10] - frames[:, 10]).max()) > 1e-4
 

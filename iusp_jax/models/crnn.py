@@ -1,9 +1,9 @@
 """The paper's kind of student: one convolution, one LSTM, one dense layer.
 
 Frame-rate law: the convolution's stride and the pooling after it reduce time
-by `time_reduction` in all: T log-mel frames become ceil(T / 8) frame
-embeddings, 998 become 125; frame j has heard the log-mel frames up to
-8 j + 8 (and the convolution's 3 frames of margin), and nothing later.
+by `time_reduction` in all, 8 by default: T log-mel frames become ceil(T / 8)
+frame embeddings, 998 become 125; frame j has heard the log-mel frames up to
+8 (j + 1) + 1, and nothing later.
 """
 
 from typing import Any
