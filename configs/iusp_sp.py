@@ -1,4 +1,10 @@
-"""IUSP and SP together (our addition to the paper's comparison)."""
+r"""IUSP and SP together (our addition to the paper's comparison).
+
+  python run.py --config=configs/iusp_sp.py:clips \
+    --config.dataset.manual_dir=DIR
+
+Not measured yet.
+"""
 
 from configs import base, iusp, sp
 

