@@ -23,7 +23,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# SONYC-UST, for those who have the recordings or can download 3 GB.
+# SONYC-UST, for those who have the recordings or can download a few GB.
 sonyc: .venv/installed
 	$(BIN)/python run.py --config=configs/iusp.py:sonyc_ust
 

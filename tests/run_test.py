@@ -309,3 +309,30 @@ def test_own_labelled_folder(tmp_path):
   results = json.loads((tmp_path / 'run' / 'results.json').read_text())
   assert results['dataset']['tags'] == ['low', 'high']
   assert results['dataset']['sizes'] == sizes
+
+
+@pytest.mark.slow
+def test_data_set_is_prepared_once_by_processes_that_start_together(tmp_path):
+  code = (
+    'import sys, pathlib; from configs import base; '
+    'from iusp_jax import experiment; '
+    'config = base.get_config("smoke"); '
+    'config.dataset.data_dir = sys.argv[1]; '
+    'experiment.load_dataset(config)'
+  )
+  processes = [
+    subprocess.Popen(
+      [sys.executable, '-c', code, str(tmp_path)],
+      cwd=ROOT,
+      env=environment() | {'PYTHONPATH': str(ROOT)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for _ in range(3)
+  ]
+  said = [process.communicate()[0] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0, 0], said
+  assert sum('Downloading and preparing' in text for text in said) == 1
+  assert sum('waiting' in text for text in said) >= 1
+  assert all('48 train, 24 validate, 24 test clips' in text for text in said)
