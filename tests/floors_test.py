@@ -31,6 +31,7 @@ FLOORS = (
     'iusp_jax.cost',
     'iusp_jax.auprc',
     'iusp_jax.metrics',
+    'iusp_jax.statistics',
     'iusp_jax.audio',
   ),
   (
@@ -89,6 +90,9 @@ FLOORS = (
     'iusp_jax.report',
     'iusp_jax.pictures',
     'iusp_jax.similarity_picture',
+    'iusp_jax.table_aggregates',
+    'iusp_jax.table_report',
+    'iusp_jax.table_pictures',
     'iusp_jax.outcome',
     'iusp_jax.experiment',
   ),
@@ -102,6 +106,10 @@ WITHOUT_JAX = {
   'iusp_jax.audio',
   'iusp_jax.auprc',
   'iusp_jax.metrics',
+  'iusp_jax.statistics',
+  'iusp_jax.table_aggregates',
+  'iusp_jax.table_report',
+  'iusp_jax.table_pictures',
   *(name for name in ORDER if name.startswith('tfds_dcase')),
 }
 
