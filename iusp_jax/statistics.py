@@ -98,9 +98,8 @@ def paired_difference(
   Args:
     own_S: scores of the runs; run s of both has the same seed and rotation.
     other_S: of what they are compared with.
-    own_SR: scores of each run on R resamples of its test clips, the same R
-      resamples for all runs of a rotation; None for an interval over seeds.
-    other_SR: like `own_SR`.
+    own_SR, other_SR: scores of each run on R resamples of its test clips, the
+      same for all runs of a rotation; None for an interval over seeds alone.
     rotation_S: of each run, anything that can be sorted; None = one for all.
     draws: of the bootstrap.
 
@@ -150,14 +149,8 @@ def gain_ratio(
   gain is above 0 by more than its own 95 % interval.
 
   Args:
-    iusp_S: scores of the runs; `sp_S` and `base_S` have their seeds.
-    sp_S: the denominator's.
-    base_S: without distillation.
-    iusp_SR: on resamples of the test clips, as for `paired_difference`.
-    sp_SR: likewise.
-    base_SR: likewise.
-    rotation_S: likewise.
-    draws: of the bootstrap.
+    iusp_S, sp_S, base_S: scores of the runs, of the same seeds.
+    iusp_SR, sp_SR, base_SR, rotation_S, draws: as for `paired_difference`.
 
   Returns:
     r and its 95 % interval from draws that all three share; a draw in which SP
@@ -171,9 +164,8 @@ def gain_ratio(
   _same_shape('sp_S', sp_S, 'iusp_S', iusp_S)
   _same_shape('base_S', base_S, 'iusp_S', iusp_S)
   n = len(base_S)
-  parts = _resampled(
-    {'sp_SR': sp_SR, 'iusp_SR': iusp_SR, 'base_SR': base_SR}, n
-  )
+  named = {'sp_SR': sp_SR, 'iusp_SR': iusp_SR, 'base_SR': base_SR}
+  parts = _resampled(named, n)
   gains_SR = [None] * 2 if parts is None else [p - parts[2] for p in parts[:2]]
   # SP first: its draws are then those of its own paired difference.
   gains_S = [sp_S - base_S, iusp_S - base_S]
@@ -202,12 +194,8 @@ def sign_test(difference_S: Any) -> float:
 def permutation_test(difference_S: Any) -> float:
   """Two-sided p of the mean, were the sign of every difference a coin's.
 
-  Args:
-    difference_S: at least one, finite.
-
-  Returns:
-    The share of sign flips whose mean is at least as far from 0: of all 2^n up
-    to 16 pairs, of 100,000 random ones and the one seen above that.
+  The share of sign flips whose mean is at least as far from 0: of all 2^n up
+  to 16 pairs, of 100,000 random ones and the one seen above that.
   """
   # Sorted: the random flips then do not depend on the order of the runs.
   size_S = np.sort(np.abs(_checked('difference_S', difference_S, 1)))
@@ -272,13 +260,10 @@ def _why_withheld(gain_S, gain_KW) -> str:
     return f'{n} pair; at least two are needed'
   if gain_KW is None:
     return 'a rotation with one pair; at least two are needed in each'
-  low, high = _interval(gain_KW[1])
-  if low <= 0:
-    return (
-      f"SP's gain {gain:+.4f} is within its own 95 % interval "
-      f'[{low:+.4f}, {high:+.4f}]'
-    )
-  return ''
+  low, high = (f'{edge:+.4f}' for edge in _interval(gain_KW[0]))
+  if _interval(gain_KW[0])[0] > 0:
+    return ''
+  return f"SP's gain {gain:+.4f} is within its 95 % interval [{low}, {high}]"
 
 
 def _interval(value_W: np.ndarray, method: Any = 'linear') -> list[float]:
@@ -288,17 +273,17 @@ def _interval(value_W: np.ndarray, method: Any = 'linear') -> list[float]:
 
 def _resampled(parts, n: int) -> list[np.ndarray] | None:
   """All as `[S, R]` of one shape; None where none is given."""
-  given = [name for name, value in parts.items() if value is not None]
-  if not given:
+  absent = [name for name, value in parts.items() if value is None]
+  if len(absent) == len(parts):
     return None
-  if len(given) < len(parts):
-    raise ValueError(f'{given} without {sorted({*parts} - {*given})}.')
-  arrays = {name: _checked(name, parts[name], 2) for name in parts}
-  first = given[0]
+  if absent:
+    raise ValueError(f'{absent} not given, but {sorted({*parts} - {*absent})}.')
+  arrays = {name: _checked(name, value, 2) for name, value in parts.items()}
+  first = next(iter(arrays))
   if len(arrays[first]) != n:
     raise ValueError(f'{first} has {len(arrays[first])} rows for {n} runs.')
-  for name in given[1:]:
-    _same_shape(name, arrays[name], first, arrays[first])
+  for name, array in arrays.items():
+    _same_shape(name, array, first, arrays[first])
   return list(arrays.values())
 
 
@@ -308,9 +293,9 @@ def _checked(name: str, values: Any, ndim: int) -> np.ndarray:
   except (TypeError, ValueError) as error:
     raise ValueError(f'{name}: not an array of numbers: {error}') from error
   if array.ndim != ndim or 0 in array.shape:
+    legal = '[runs, resamples]' if ndim == 2 else '[runs]'
     raise ValueError(
-      f'{name} has shape {array.shape}; expected '
-      f'{"[runs, resamples]" if ndim == 2 else "[runs]"}, at least one of each.'
+      f'{name} has shape {array.shape}; expected {legal}, at least one of each.'
     )
   if not np.isfinite(array).all():
     at = np.argwhere(~np.isfinite(array))[0].tolist()

@@ -266,7 +266,7 @@ class TestPairedDifference:
       (([], []), 'own_S has shape'),
       (([1, math.nan], [1, 2]), r'own_S\[1\] is not a finite'),
       ((['a'], [1]), 'own_S: not an array'),
-      (([1, 2], [1, 2], [[1], [2]]), 'own_SR.* without .*other_SR'),
+      (([1, 2], [1, 2], [[1], [2]]), 'other_SR.* not given, but .*own_SR'),
       (([1, 2], [1, 2], [[1]], [[1]]), 'own_SR has 1 rows for 2'),
       (([1, 2], [1, 2], [[1], [1]], [[1, 2]] * 2), 'other_SR has shape'),
       (([1, 2], [1, 2], None, None, ['a']), 'rotation_S has 1 entries'),
@@ -306,7 +306,7 @@ class TestGainRatio:
     [
       ([-0.02, -0.021, -0.019, -0.02], 'does not gain'),
       ([0.0, 0.0, 0.0, 0.0], 'does not gain'),
-      ([0.02, -0.01, 0.01, -0.005], 'within its own 95 % interval'),
+      ([0.02, -0.01, 0.01, -0.005], 'within its 95 % interval'),
     ],
   )
   def test_withheld(self, gain_S, reason):
