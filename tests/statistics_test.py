@@ -265,7 +265,7 @@ class TestPairedDifference:
       (([1, 2], [1]), 'other_S has shape'),
       (([], []), 'own_S has shape'),
       (([1, math.nan], [1, 2]), r'own_S\[1\] is not a finite'),
-      ((['a'], [1]), 'own_S: not an array'),
+      ((['a'], [1]), 'could not convert'),
       (([1, 2], [1, 2], [[1], [2]]), 'other_SR.* not given, but .*own_SR'),
       (([1, 2], [1, 2], [[1]], [[1]]), 'own_SR has 1 rows for 2'),
       (([1, 2], [1, 2], [[1], [1]], [[1, 2]] * 2), 'other_SR has shape'),
