@@ -1,7 +1,7 @@
 """Scores over seeds: paired differences, their intervals and tests, the ratio.
 
 S is a run (a seed of one rotation of the folds), R a resample of the test
-clips, W a draw of the bootstrap. NumPy on the host.
+clips, W a draw of the bootstrap.
 
 An interval says how far a mean could be elsewhere with other seeds and other
 test clips. Each of its draws takes runs with replacement, what belongs to one
@@ -160,9 +160,8 @@ def gain_ratio(
   sp_S, base_S = _checked('sp_S', sp_S, 1), _checked('base_S', base_S, 1)
   _same_shape('sp_S', sp_S, 'iusp_S', iusp_S)
   _same_shape('base_S', base_S, 'iusp_S', iusp_S)
-  n = len(base_S)
   named = {'sp_SR': sp_SR, 'iusp_SR': iusp_SR, 'base_SR': base_SR}
-  parts = _resampled(named, n)
+  parts = _resampled(named, n := len(base_S))
   gains_SR = [None] * 2 if parts is None else [p - parts[2] for p in parts[:2]]
   # SP first: its draws are then those of its own paired difference.
   gains_S = [sp_S - base_S, iusp_S - base_S]
@@ -260,7 +259,7 @@ def _why_withheld(gain_S, gain_KW) -> str:
 
 
 def _interval(value_W: np.ndarray, method: Any = 'linear') -> list[float]:
-  tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+  tails = (1 + np.array([-CONFIDENCE, CONFIDENCE])) / 2
   return np.quantile(value_W, tails, method=method).tolist()
 
 

@@ -94,6 +94,8 @@ FLOORS = (
     'iusp_jax.table_aggregates',
     'iusp_jax.table_rows',
     'iusp_jax.table_report',
+    'iusp_jax.table_looks',
+    'iusp_jax.table_cost_picture',
     'iusp_jax.table_pictures',
     'iusp_jax.outcome',
     'iusp_jax.experiment',
