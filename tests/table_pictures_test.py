@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+import table_fakes
 from matplotlib import image
 
 from iusp_jax import table_pictures
-from tests import table_fakes
 
 NAMES = [
   'score_against_cost.png',

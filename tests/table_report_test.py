@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 import pytest
+import table_fakes
 
 from iusp_jax import statistics, table_aggregates, table_report
-from tests import table_fakes
 
 TWO = ('crnn_16', 'cnn_8')
 
