@@ -373,8 +373,8 @@ def report(folders: Sequence[pathlib.Path]) -> None:
   """Writes tables and pictures anew from the cells that are there.
 
   Args:
-    folders: workdirs of one table, or of its shards; the first one gets the
-      report.
+    folders: workdirs of one table, of its shards or parts, or files of cells
+      that a report left; the first one gets the report.
 
   Raises:
     ValueError: if no folder is named, or one holds no table.
@@ -385,7 +385,10 @@ def report(folders: Sequence[pathlib.Path]) -> None:
       'python run.py --mode=report runs/table'
     )
   found = grid.collect(folders)
-  logs.say(table_report.write(found, folders[0]))
-  for name in table_pictures.draw(found, folders[0]):
-    logs.say(f'Picture: {folders[0] / name}')
-  logs.say(f'Table: {folders[0]}/table.md, table.csv, table.json')
+  place = folders[0] if folders[0].is_dir() else folders[0].with_suffix('')
+  text = json.dumps(found, separators=(',', ':')) + '\n'
+  logs.write_atomically(place / 'cells.json', text)
+  logs.say(table_report.write(found, place))
+  for name in table_pictures.draw(found, place):
+    logs.say(f'Picture: {place / name}')
+  logs.say(f'Table: {place}/table.md, table.csv, table.json; cells.json')

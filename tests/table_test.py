@@ -200,24 +200,42 @@ def test_cell_that_diverges_stops_no_other(world, tmp_path):
   assert not (folder / 'checkpoints').exists()
 
 
-def test_collect_merges_shards_and_names_what_is_missing(world, tmp_path):
-  folders = [tmp_path / 'a', tmp_path / 'b']
-  groups = [cells_of(world, name) for name in ('baseline', 'sp')]
-  for folder, group in zip(folders, groups, strict=True):
-    facts = {'dataset': 'd', 'tags': ['x'], 'environment': {}, 'command': ''}
-    grid.start(world.config, folder, facts)
-    for cell in group:
-      text = json.dumps(cell.facts() | {'status': 'done'})
-      logs.write_atomically(grid.folder(folder, cell) / 'cell.json', text)
-  found = grid.collect(folders)
-  status = [cell['status'] for cell in found['cells']]
-  assert status.count('done') == 4
-  assert status.count('missing') == len(status) - 4 == 6
+def part(world, folder, objective, fingerprint='f', dataset='d'):
+  """A table of which one group is done."""
+  facts = {'dataset': dataset, 'tags': ['x'], 'environment': {}, 'command': ''}
+  grid.start(world.config, folder, facts)
+  guide = {'rotation': '', 'fingerprint': fingerprint}
+  guide['repetitiveness'] = {'x': 0.5}
+  logs.write_atomically(folder / 'teachers' / 'a.json', json.dumps(guide))
+  for cell in cells_of(world, objective):
+    text = json.dumps(cell.facts() | {'status': 'done'})
+    logs.write_atomically(grid.folder(folder, cell) / 'cell.json', text)
+  return folder
+
+
+def test_collect_merges_parts_and_names_what_is_missing(world, tmp_path):
+  first = part(world, tmp_path / 'a', 'baseline')
+  second = part(world, tmp_path / 'b', 'sp')
+  one = grid.collect([first])
+  (tmp_path / 'one.json').write_text(json.dumps(one))
+  for paths in ([first, second], [second, tmp_path / 'one.json']):
+    found = grid.collect(paths)
+    status = [cell['status'] for cell in found['cells']]
+    assert status.count('done') == 4
+    assert status.count('missing') == len(status) - 4 == 6
+    assert found['repetitiveness'] == {'x': 0.5}
+
+
+def test_parts_that_do_not_belong_together_are_refused(world, tmp_path):
+  first = part(world, tmp_path / 'a', 'baseline')
+  other = part(world, tmp_path / 'b', 'sp', fingerprint='g')
+  with pytest.raises(ValueError, match='cannot be compared'):
+    grid.collect([first, other])
+  other = part(world, tmp_path / 'c', 'sp', dataset='e')
+  with pytest.raises(ValueError, match='parts of one table'):
+    grid.collect([first, other])
   with pytest.raises(ValueError, match='holds no table'):
     grid.collect([tmp_path])
-  (folders[1] / 'grid.json').write_text('{"cells": []}')
-  with pytest.raises(ValueError, match='another grid'):
-    grid.collect(folders)
   with pytest.raises(ValueError, match='needs the --workdir'):
     table.report([])
 
