@@ -37,6 +37,9 @@ def main(argv):
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.ERROR)  # The libraries' own chatter.
+  from iusp_jax import preemption
+
+  preemption.listen()  # SIGTERM ends the process with preemption.EXIT_CODE.
   from iusp_jax import experiment, scoring
 
   try:

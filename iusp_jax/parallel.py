@@ -62,3 +62,10 @@ def shard(batch: Any) -> Any:
 def gather(array_bX: jax.Array) -> jax.Array:
   """Inside a step: the parts of all devices, joined along the first axis."""
   return jax.lax.all_gather(array_bX, AXIS, tiled=True)
+
+
+def any_host(value: bool) -> bool:
+  """Whether it is true on any host; all hosts must ask, and get one answer."""
+  from jax.experimental import multihost_utils
+
+  return bool(multihost_utils.process_allgather(np.asarray(value)).any())

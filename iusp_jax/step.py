@@ -73,7 +73,9 @@ class Job:
     workdir: where checkpoints and logs go.
     teacher: to distil from, if any.
     targets: gives the teacher's outputs for a batch from a store, so that
-      the teacher need not run (see `teacher.py`).
+      the teacher need not run (see `store.py`).
+    on_nan: `config.on_nan`.
+    profile_steps: `config.profile_steps`.
   """
 
   name: str
@@ -84,6 +86,8 @@ class Job:
   workdir: pathlib.Path
   teacher: Teacher | None = None
   targets: Callable[[dict], dict] | None = None
+  on_nan: str = 'stop'
+  profile_steps: int = 0
 
   def terms(self) -> tuple[str, ...]:
     """The distillation terms that are switched on."""
