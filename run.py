@@ -15,6 +15,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   'workdir', '', 'Where the run goes; default: runs/<config>-<arguments>.'
 )
+_PROFILE = flags.DEFINE_integer(
+  'profile', 0, 'Train steps to trace into WORKDIR/profile.'
+)
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'score'], 'What to do.')
 _SCORE_FLAGS = [
   flags.DEFINE_string('predictions', '', 'score: a CSV file.'),
@@ -48,6 +51,8 @@ def main(argv):
     elif _CONFIG.value is None:
       raise ValueError('--config is missing: try --config=configs/iusp.py:demo')
     else:
+      if _PROFILE.value:
+        _CONFIG.value.profile_steps = _PROFILE.value
       experiment.run(_CONFIG.value, workdir())
   except (ValueError, OSError, FloatingPointError) as error:
     if flags.FLAGS.verbosity > 0:  # --verbosity=1 shows where it came from.

@@ -1,6 +1,7 @@
 """What a run leaves: scores, predictions, pictures."""
 
 import importlib.metadata
+import json
 import os
 import pathlib
 import subprocess
@@ -117,6 +118,34 @@ def environment() -> dict[str, Any]:
     'num_devices': jax.device_count(),
     'num_cores': len(os.sched_getaffinity(0)),
   }
+
+
+def note_environment(workdir: pathlib.Path) -> None:
+  """Notes what a run starts with; says what differs where it continues."""
+  path = workdir / 'environment.json'
+  now = environment()
+  if not path.exists():
+    logs.write_atomically(path, logs.to_json(now))
+    return
+  then = json.loads(path.read_text())
+  pairs = {
+    **{
+      name: (then.get('packages', {}).get(name), version)
+      for name, version in now.pop('packages').items()
+    },
+    **{name: (then.get(name), value) for name, value in now.items()},
+  }
+  differing = [
+    f'{name} {old or "unknown"} then, {new} now'
+    for name, (old, new) in pairs.items()
+    if old != new
+  ]
+  if differing:
+    logs.say(
+      'Notice: this run was started with other versions or on another '
+      f'machine ({"; ".join(differing)}): it continues, but may end in other '
+      'bits than without the break'
+    )
 
 
 def draw(config, dataset, guide, student, results, workdir) -> None:

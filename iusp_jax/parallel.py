@@ -23,12 +23,19 @@ def describe() -> str:
   )
 
 
-def check_batch_size(batch_size: int) -> None:
-  """Raises ValueError unless every device gets the same number of clips."""
-  if batch_size < 1 or batch_size % jax.device_count():
+def check_batch_size(batch_size: int, num_parts: int = 1) -> None:
+  """Raises ValueError unless every device gets the same number of clips.
+
+  Args:
+    batch_size: clips in the global batch.
+    num_parts: that a step takes the batch in, `accumulate_steps`.
+  """
+  num_devices = jax.device_count()
+  if batch_size < 1 or batch_size % (num_devices * num_parts):
+    parts = f' times accumulate_steps {num_parts}' if num_parts > 1 else ''
     raise ValueError(
       f'batch_size is {batch_size}: expected a multiple of the '
-      f'{jax.device_count()} devices, so that each gets as many clips'
+      f'{num_devices} devices{parts}, so that each gets as many clips'
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from iusp_jax import (
+  accumulate,
   augment,
   data,
   objectives,
@@ -156,6 +157,7 @@ def make_step(
   hearing = job.recipe['augment']
   masks = augment_config(hearing)
   decay = job.recipe['training']['ema_decay']
+  num_parts = job.recipe['training']['accumulate_steps']
 
   def listen(batch, step):
     keys_B = tagger.clip_keys(job.seed, step, batch['index'])
@@ -167,39 +169,48 @@ def make_step(
     return wave_BS, tagger.subkeys(keys_B, 1), tagger.subkeys(keys_B, 2)
 
   def step(state: State, teacher_variables, weights, batch):
-    wave_BS, mask_keys_B, dropout_keys_B = listen(batch, state.step)
-    if terms and job.targets is None:
-      assert job.teacher is not None
-      heard = tagger.hear(job.teacher.model, wave_BS, mask_keys_B, masks)
-      output = tagger.apply(job.teacher.model, teacher_variables, heard)
-      batch = batch | teacher_outputs(output, terms)
+    known = jax.lax.psum(jnp.sum(batch['mask']), parallel.AXIS)
 
-    def loss_share(params):
-      output, updates = student.module.apply(
-        {'params': params, 'batch_stats': state.batch_stats},
-        tagger.hear(student, wave_BS, mask_keys_B, masks),
-        train=True,
-        keys_B=dropout_keys_B,
-        mutable=['batch_stats'],
-      )
-      entropy_BC = objectives.tagging_per_tag(
-        output.logits_BC, batch['tags'], batch['mask']
-      )
-      known = jax.lax.psum(jnp.sum(batch['mask']), parallel.AXIS)
-      shares = {'tagging': jnp.sum(entropy_BC) / jnp.maximum(known, 1.0)}
-      values = distillation_per_clip(output, batch, job.objective, terms)
-      for term, value_B in values.items():
-        num_clips = value_B.shape[0] * jax.lax.axis_size(parallel.AXIS)
-        shares[term] = jnp.sum(value_B) / num_clips
-      loss = shares['tagging']
-      for term in terms:
-        loss = loss + weights[term] * shares[term]
-      return loss, (shares | {'loss': loss}, updates)
+    def part(batch_stats, batch):
+      """Some of the clips: new statistics; gradients and shares of the loss."""
+      wave_BS, mask_keys_B, dropout_keys_B = listen(batch, state.step)
+      if terms and job.targets is None:
+        assert job.teacher is not None
+        heard = tagger.hear(job.teacher.model, wave_BS, mask_keys_B, masks)
+        output = tagger.apply(job.teacher.model, teacher_variables, heard)
+        batch = batch | teacher_outputs(output, terms)
 
-    gradients, (shares, updates) = jax.grad(loss_share, has_aux=True)(
-      state.params
+      def loss_share(params):
+        output, updates = student.module.apply(
+          {'params': params, 'batch_stats': batch_stats},
+          tagger.hear(student, wave_BS, mask_keys_B, masks),
+          train=True,
+          keys_B=dropout_keys_B,
+          mutable=['batch_stats'],
+        )
+        entropy_BC = objectives.tagging_per_tag(
+          output.logits_BC, batch['tags'], batch['mask']
+        )
+        shares = {'tagging': jnp.sum(entropy_BC) / jnp.maximum(known, 1.0)}
+        values = distillation_per_clip(output, batch, job.objective, terms)
+        for term, value_B in values.items():
+          devices = jax.lax.axis_size(parallel.AXIS)
+          num_clips = value_B.shape[0] * num_parts * devices
+          shares[term] = jnp.sum(value_B) / num_clips
+        loss = shares['tagging']
+        for term in terms:
+          loss = loss + weights[term] * shares[term]
+        return loss, (shares | {'loss': loss}, updates)
+
+      gradients, (shares, updates) = jax.grad(loss_share, has_aux=True)(
+        state.params
+      )
+      return updates.get('batch_stats', {}), (gradients, shares)
+
+    batch_stats, sums = accumulate.over_parts(
+      part, state.batch_stats, batch, num_parts
     )
-    gradients, shares = jax.lax.psum((gradients, shares), parallel.AXIS)
+    gradients, shares = jax.lax.psum(sums, parallel.AXIS)
     changes, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
     )
@@ -207,7 +218,7 @@ def make_step(
       state,
       step=state.step + 1,
       params=optax.apply_updates(state.params, changes),
-      batch_stats=updates.get('batch_stats', {}),
+      batch_stats=batch_stats,
       opt_state=opt_state,
     )
     if decay:

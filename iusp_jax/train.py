@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from iusp_jax import (
+  accumulate,
   checkpoint,
   data,
   evaluate,
@@ -46,7 +47,7 @@ def fit(job: Job) -> None:
     OSError: where a checkpoint cannot be written.
   """
   training = job.recipe['training']
-  parallel.check_batch_size(training['batch_size'])
+  accumulate.check(training, job.terms())
   train_split = job.dataset.splits['train']
   plan = optim.Plan.of(training, len(train_split))
   stream = data.train_stream(
@@ -78,7 +79,10 @@ def fit(job: Job) -> None:
         watch.save_batch(path, error, stream, train_split)
         if job.on_nan == 'stop' or len(skipped) == watch.MAX_SKIPPED:
           raise
-        logs.say(f'{error}. Rolls back, to pass over that batch')
+        logs.say(
+          f'{job.name}: no number at step {error.done.step}; rolls back, to '
+          f'pass over batch {error.done.batch}'
+        )
         skipped.add(error.done.batch)
 
 
@@ -114,6 +118,8 @@ class Loop:
     self._job, self._plan = job, plan
     self._learning_rate, self._stream = learning_rate, stream
     self._facts: dict[str, Any] = {}  # See `resume`.
+    self._remedy = f'{_REMEDY} {job.workdir}'
+    self._every = job.recipe['training']['log_every_steps']
     self._step = parallel.pmap(make_step(student, optimizer, job), (0,))
     # The very tagger that is scored at the end: one compilation for both.
     self._predict = evaluate.compile_predict(
@@ -147,6 +153,7 @@ class Loop:
   def _run(self, first: int, state: State) -> None:
     if not self._facts['validated']:
       self._validate_and_save(first, state)
+    job = self._job
     teacher, weights = self._constants()
     for step in range(first, self._plan.num_steps):
       batch, before = self._next_batch(step)
@@ -157,9 +164,7 @@ class Loop:
       if step == first:
         jax.block_until_ready(outputs)
         seconds = time.monotonic() - started
-        logs.say(
-          f'{self._job.name}: compiled the train step in {seconds:.1f} s'
-        )
+        logs.say(f'{job.name}: compiled the train step in {seconds:.1f} s')
       self._log()
       number = self._facts['taken'] - 1
       self._newest = watch.Done(step + 1, number, before, outputs)
@@ -215,16 +220,14 @@ class Loop:
     """Whether a notice has come, to this host or, now and then, to any."""
     if jax.process_count() == 1:
       return preemption.asked()
-    every = self._job.recipe['training']['log_every_steps']
-    return step % every == 0 and parallel.any_host(preemption.asked())
+    return step % self._every == 0 and parallel.any_host(preemption.asked())
 
   def _log(self) -> None:
     """Looks at the last step but the newest, and writes it where it is due."""
     done, self._done = self._done, None
     if done is None:
       return
-    every = self._job.recipe['training']['log_every_steps']
-    if done.step % every and not self._is_milestone(done.step):
+    if done.step % self._every and not self._is_milestone(done.step):
       return
     self._look(done.step)
     values = {f'train/{k}': value for k, value in done.values().items()}
@@ -235,13 +238,11 @@ class Loop:
 
   def _look(self, step: int) -> None:
     """Raises NotFinite unless all losses up to a step are numbers."""
-    remedy = f'{_REMEDY} {self._job.workdir}'
-    self._watch.look(self._job.name, step, remedy)
+    self._watch.look(self._job.name, step, self._remedy)
 
   def _refuse(self, arrays) -> None:
     """Raises NotFinite unless all arrays are numbers."""
-    remedy = f'{_REMEDY} {self._job.workdir}'
-    watch.refuse_not_finite(arrays, self._job.name, remedy, self._newest)
+    watch.refuse_not_finite(arrays, self._job.name, self._remedy, self._newest)
 
   def _validate_and_save(self, step: int, state) -> None:
     """Scores the validation split; a notice comes between its batches."""

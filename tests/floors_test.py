@@ -84,6 +84,7 @@ FLOORS = (
   ),
   (
     3,
+    'iusp_jax.accumulate',
     'iusp_jax.step',
     'iusp_jax.evaluate',
     'iusp_jax.watch',
