@@ -52,7 +52,9 @@ def replicate(tree: Any) -> Any:
   copies = jax.tree.map(
     lambda x: np.broadcast_to(x, (num_devices, *np.shape(x))), tree
   )
-  return jax.pmap(lambda x: x)(copies)
+  # The name counts: arrays of another axis are another type to a compiled
+  # step, which would be compiled again for its own output.
+  return jax.pmap(lambda x: x, axis_name=AXIS)(copies)
 
 
 def unreplicate(tree: Any) -> Any:
