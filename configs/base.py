@@ -15,6 +15,8 @@ Arguments follow the file name, separated by commas, in any order:
 """
 
 import difflib
+import json
+import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -40,6 +42,32 @@ STUDENTS = {
   'mobilenet_010': {'architecture': 'mobilenet', 'width_multiplier': 0.10},
   'mobilenet_020': {'architecture': 'mobilenet', 'width_multiplier': 0.20},
 }
+
+
+# Weights of the objectives. Where `--mode=tune` has been run for a data set and
+# a student, tuned.json has better ones (docs/reproduction.md has the command).
+WEIGHTS = {
+  'baseline': {},
+  'kd': {'kd_weight': 1.0},
+  'sp': {'sp_weight': 30.0},
+  'iusp': {'iusp_weight': 300.0},
+  'iusp_sp': {'iusp_weight': 300.0, 'sp_weight': 30.0},
+}
+TUNED = json.loads(pathlib.Path(__file__).with_name('tuned.json').read_text())
+
+
+def weights(name: str, dataset_name: str, student: str) -> dict[str, float]:
+  """The weights of an objective: tuned ones where there are any."""
+  tuned = TUNED.get(dataset_name, {}).get(student, {})
+  return tuned.get(name, WEIGHTS[name])
+
+
+def distilled(name: str, arg: str) -> Config:
+  """Base with the terms of one objective, at the weights found for it."""
+  config, options = get_config(arg), parse(arg)
+  config.name = name
+  config.objective.update(weights(name, options['dataset'], options['student']))
+  return config
 
 
 def get_config(arg: str = '') -> Config:

@@ -13,7 +13,6 @@ from typing import Any
 
 import flax.serialization
 import jax
-import numpy as np
 
 from iusp_jax import (
   accumulate,
@@ -61,8 +60,7 @@ def fit(job: Job) -> None:
   student = tagger.build(job.recipe, len(job.dataset.tags), parallel.AXIS)
   learning_rate = optim.schedule(training, plan.num_steps, plan.steps_per_epoch)
   optimizer = optim.optimizer(training, learning_rate)
-  num_samples = train_split.source[0]['audio'].shape[0]
-  initial = initial_state(student, optimizer, job, num_samples)
+  initial = initial_state(student, optimizer, job)
   beginning = stream.get_state()
   loop = Loop(job, plan, student, optimizer, learning_rate, stream)
   skipped: set[int] = set()
@@ -154,12 +152,12 @@ class Loop:
     if not self._facts['validated']:
       self._validate_and_save(first, state)
     job = self._job
-    teacher, weights = self._constants()
+    teacher, settings = self._constants()
     for step in range(first, self._plan.num_steps):
       batch, before = self._next_batch(step)
       started = time.monotonic()
       state, outputs = self._step(
-        state, teacher, weights, self._to_devices(batch)
+        state, teacher, settings, self._to_devices(batch)
       )
       if step == first:
         jax.block_until_ready(outputs)
@@ -194,17 +192,13 @@ class Loop:
       self._metrics.write(step + 1, {'train/skipped_batch': number})
 
   def _constants(self):
-    """The teacher's variables and the terms' weights, on every device."""
+    """The teacher's variables and the job's settings, on every device."""
     job = self._job
-    terms = job.terms()
     teacher = {}
-    if terms and job.targets is None:
+    if job.terms() and job.targets is None:
       assert job.teacher is not None
       teacher = parallel.replicate(job.teacher.variables)
-    weights = {
-      term: np.float32(job.objective[f'{term}_weight']) for term in terms
-    }
-    return teacher, parallel.replicate(weights)
+    return teacher, parallel.replicate(job.settings())
 
   def _to_devices(self, batch):
     if self._job.targets is not None and self._job.terms():

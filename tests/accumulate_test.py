@@ -86,9 +86,9 @@ def states(parts, num_devices=2, plain=True, num_steps=10, **weights):
     shape = (num_devices,)
     return jax.tree.map(lambda x: np.broadcast_to(x, shape + np.shape(x)), tree)
 
-  state = copy(step.initial_state(student, optimizer, job, 16_000))
+  state = copy(step.initial_state(student, optimizer, job))
   variables = copy(frozen().variables) if job.teacher else {}
-  shares = copy({t: np.float32(weights[f'{t}_weight']) for t in job.terms()})
+  settings = copy(job.settings())
   stream = data.train_stream(fake().splits['train'], 8, 5)
   rows = []
   for _ in range(num_steps):
@@ -96,7 +96,7 @@ def states(parts, num_devices=2, plain=True, num_steps=10, **weights):
       k: v.reshape(num_devices, -1, *v.shape[1:])
       for k, v in next(stream).items()
     }
-    state, outputs = mapped(state, variables, shares, batch)
+    state, outputs = mapped(state, variables, settings, batch)
     rows.append([float(outputs[name][0]) for name in sorted(outputs)])
   return rows, jax.tree.map(lambda x: np.asarray(x[0]), state)
 
