@@ -11,7 +11,7 @@ import time
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from iusp_jax import data, experiment, optim, parallel, step, tagger, teacher
@@ -86,6 +86,7 @@ def measure(recipe, dataset) -> dict[str, float]:
 def main(argv):
   """Prints one table."""
   del argv
+  logging.set_verbosity(logging.ERROR)  # The libraries' own chatter.
   config = _CONFIG.value
   dataset = experiment.load_dataset(config)
   print(f'{parallel.describe()}\n')

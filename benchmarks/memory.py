@@ -12,7 +12,7 @@ import sys
 import tempfile
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from configs import base
 from iusp_jax import data, logs, step, teacher, train
@@ -53,6 +53,7 @@ def resident_mb() -> float:
 def main(argv):
   """Trains, and prints the memory at every validation."""
   del argv
+  logging.set_verbosity(logging.ERROR)  # The libraries' own chatter.
   model = {'architecture': 'crnn', 'width': 4, 'hidden': 4}
   recipe = teacher.plain(base.recipe(model, num_mel_bands=8))
   recipe['training'] |= {

@@ -352,3 +352,34 @@ def test_unknown_answer_to_nan_is_refused():
   config.on_nan = 'ignore'
   with pytest.raises(ValueError, match=r"on_nan is 'ignore'"):
     experiment.check(config)
+
+
+# Damage.
+
+
+@pytest.mark.parametrize('damage', ['flip', 'truncate', 'delete', 'facts'])
+def test_damaged_newest_checkpoint_is_said_and_passed_over(tmp_path, damage):
+  arrays = {'a': np.arange(1000.0), 'b': {'c': np.ones((3, 4), np.float32)}}
+  for number in (1, 2):
+    checkpoint.save(tmp_path, number, arrays, {'number': number}, keep=2)
+  newest = tmp_path / f'{2:08d}'
+  # Not of `ocdbt.process_0`, which Orbax has merged into this one.
+  (path,) = newest.glob('arrays/d/*')
+  content = bytearray(path.read_bytes())
+  match damage:
+    case 'flip':
+      content[len(content) // 2] ^= 1
+      path.write_bytes(content)
+    case 'truncate':
+      path.write_bytes(content[: len(content) // 2])
+    case 'delete':
+      path.unlink()
+    case 'facts':
+      facts = newest / 'facts' / 'metadata'
+      facts.write_text(facts.read_text()[:-5])
+  with pytest.raises(checkpoint.DamagedCheckpoint, match=str(newest)):
+    checkpoint.restore(newest)
+  restored = checkpoint.restore_newest(tmp_path)
+  assert restored is not None
+  assert restored[0] == restored[2]['number'] == 1
+  assert checkpoint.checksums(restored[1]) == checkpoint.checksums(arrays)

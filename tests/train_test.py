@@ -280,7 +280,7 @@ def test_damaged_checkpoint_is_passed_over(tmp_path):
   folder = tmp_path / 'checkpoints' / 'last'
   newest, older = sorted(checkpoint.steps(folder), reverse=True)
   largest = max(
-    (folder / f'{newest:08d}').rglob('d/*'),
+    (folder / f'{newest:08d}').glob('arrays/d/*'),
     key=lambda path: path.stat().st_size,
   )
   content = bytearray(largest.read_bytes())
