@@ -357,6 +357,8 @@ def test_unknown_answer_to_nan_is_refused():
 # Damage.
 
 
+# Orbax leaves a closed event loop behind where it fails to read.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('damage', ['flip', 'truncate', 'delete', 'facts'])
 def test_damaged_newest_checkpoint_is_said_and_passed_over(tmp_path, damage):
   arrays = {'a': np.arange(1000.0), 'b': {'c': np.ones((3, 4), np.float32)}}
