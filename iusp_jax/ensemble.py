@@ -101,6 +101,11 @@ def compile_predict(model: tagger.Tagger) -> Callable:
 
 
 @functools.cache
+def _compile_predict_members(model: tagger.Tagger, together: int) -> Callable:
+  return parallel.map_members(functools.partial(_predict, model), together)
+
+
+@functools.cache
 def _compile_hear(config: frontend.FrontendConfig) -> Callable:
   return jax.jit(lambda wave_BS: frontend.log_mel(wave_BS, config))
 
@@ -200,7 +205,7 @@ class Run:
     rate = optim.schedule(
       training, self.plan.num_steps, self.plan.steps_per_epoch
     )
-    self._rate = rate
+    self._rates = np.asarray(jax.vmap(rate)(np.arange(self.plan.num_steps)))
     optimizer = optim.optimizer(training, rate)
     num_tags = len(job.dataset.tags)
     student = tagger.build(job.recipe, num_tags, parallel.AXIS)
@@ -209,9 +214,7 @@ class Run:
       functools.partial(_advance, step), together
     )
     plain = tagger.build(job.recipe, num_tags)
-    self.predict = parallel.map_members(
-      functools.partial(_predict, plain), together
-    )
+    self.predict = _compile_predict_members(plain, together)
     states = [initial_state(student, optimizer, job) for job in jobs]
     self._state = jax.tree.map(lambda *x: np.stack(x), *states)
     settings = [job.settings() for job in jobs]
@@ -262,7 +265,7 @@ class Run:
       if not np.isfinite(values['train/loss']):
         member.diverged = f'the loss of step {step} is {values["train/loss"]}'
         return
-      values['train/learning_rate'] = float(self._rate(step - 1))
+      values['train/learning_rate'] = float(self._rates[step - 1])
       values['train/epoch'] = step / self.plan.steps_per_epoch
       member.rows.append({'step': step, **values})
 

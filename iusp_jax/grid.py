@@ -8,7 +8,7 @@ the pictures, and `cell.json`, which is written last: what the report reads.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from iusp_jax import logs, step, teacher
@@ -153,50 +153,82 @@ def start(
   config: Mapping[str, Any], workdir: pathlib.Path, facts: Mapping[str, Any]
 ) -> None:
   """Writes `grid.json`: what the report needs beside the cells."""
-  cells = [cell.facts() for group in groups(config) for cell in group]
+  cells = [
+    cell.facts() | {'name': cell.name}
+    for group in groups(config)
+    for cell in group
+  ]
   text = logs.to_json({**facts, 'cells': cells})
   logs.write_atomically(workdir / 'grid.json', text)
 
 
-def collect(folders: Iterable[pathlib.Path]) -> dict[str, Any]:
-  """The table of one or several folders (of shards), for the report.
+def collect(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
+  """One table of several parts, for the report.
+
+  Args:
+    paths: workdirs of tables or shards, or the `cells.json` of earlier
+      reports; where two have the same cell, the later one counts.
+
+  Returns:
+    What `table_report.write` wants; cells that no part has are 'missing'.
 
   Raises:
-    ValueError: if a folder holds no table, or tables of different grids.
+    ValueError: if a path holds no table, or the parts do not belong together.
   """
   table: dict[str, Any] = {}
-  records, teachers, repetitiveness = {}, {}, []
-  for path in folders:
-    if not (path / 'grid.json').is_file():
-      raise ValueError(
-        f'{path} holds no table: expected a --workdir of --mode=table, with '
-        'grid.json and cells'
-      )
-    grid = json.loads((path / 'grid.json').read_text())
-    if table and grid['cells'] != table['cells']:
-      raise ValueError(
-        f'{path} holds another grid than the folders before it: expected '
-        'shards of one table'
-      )
-    table = table or grid
-    for file in sorted(path.glob('teachers/*.json')):
-      facts = json.loads(file.read_text())
-      if facts['rotation'] not in teachers:
-        repetitiveness.append(facts.pop('repetitiveness'))
-        teachers[facts['rotation']] = facts
-    for file in sorted(path.glob('cells/*/cell.json')):
-      record = json.loads(file.read_text())
-      records[_key(record)] = record
-  missing = {'status': 'missing', 'reason': 'not run yet'}
-  table['cells'] = [
-    records.get(_key(cell), cell | missing) for cell in table['cells']
-  ]
-  table['teachers'] = list(teachers.values())
-  table['repetitiveness'] = {
-    tag: sum(part[tag] for part in repetitiveness) / len(repetitiveness)
-    for tag in (repetitiveness[0] if repetitiveness else {})
+  cells: dict[tuple, dict] = {}
+  teachers: dict[str, dict] = {}
+  for path in paths:
+    part = _read_part(path)
+    for field in ('dataset', 'tags'):
+      if table and part[field] != table[field]:
+        raise ValueError(
+          f'{path} has {field} {part[field]}, {paths[0]} has {table[field]}: '
+          'expected parts of one table'
+        )
+    for facts in part['teachers']:
+      known = teachers.setdefault(facts['rotation'], facts)
+      if known['fingerprint'] != facts['fingerprint']:
+        raise ValueError(
+          f'{path} has the teacher {facts["fingerprint"]}, {paths[0]} has '
+          f'{known["fingerprint"]}: their students cannot be compared'
+        )
+    for cell in part['cells']:
+      key = _key(cell)
+      if cell['status'] != 'missing' or key not in cells:
+        cells[key] = cell
+    table = table or part
+  means = [facts['repetitiveness'] for facts in teachers.values()]
+  return table | {
+    'cells': list(cells.values()),
+    'teachers': list(teachers.values()),
+    'repetitiveness': {
+      tag: sum(mean[tag] for mean in means) / len(means)
+      for tag in (means[0] if means else {})
+    },
   }
-  return table
+
+
+def _read_part(path: pathlib.Path) -> dict[str, Any]:
+  """A workdir, or a file of cells, as `collect` gives it."""
+  if path.is_file():
+    return json.loads(path.read_text())
+  if not (path / 'grid.json').is_file():
+    raise ValueError(
+      f'{path} holds no table: expected a --workdir of --mode=table with its '
+      'grid.json and cells, or the cells.json of a report'
+    )
+  part = json.loads((path / 'grid.json').read_text())
+  missing = {'status': 'missing', 'reason': 'not run yet'}
+  for number, facts in enumerate(part['cells']):
+    record = path / 'cells' / facts.pop('name') / 'cell.json'
+    found = json.loads(record.read_text()) if record.exists() else missing
+    part['cells'][number] = facts | found
+  part['teachers'] = [
+    json.loads(file.read_text())
+    for file in sorted(path.glob('teachers/*.json'))
+  ]
+  return part
 
 
 def _key(record: Mapping[str, Any]):

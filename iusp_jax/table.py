@@ -30,8 +30,11 @@ from iusp_jax import (
   objectives,
   outcome,
   parallel,
+  similarity_picture,
   step,
   store,
+  table_pictures,
+  table_report,
   tagger,
   teacher,
 )
@@ -129,6 +132,27 @@ def run(config: Any, workdir: pathlib.Path, shard_text: str = '') -> None:
       f'{group[0].objective}, {len(group)} seeds in {seconds:.0f} s; '
       f'{left / 60:.0f} min to go'
     )
+  if world is not None:
+    draw_similarities(world, workdir)
+  report([workdir])
+
+
+def draw_similarities(world: World, workdir: pathlib.Path) -> None:
+  """Frame similarities of the same test clips: teacher and one student's runs.
+
+  Of the first student and its first seed, in the rotation that was run last.
+  """
+  table = world.config['table']
+  shown = {'teacher': world.guide}
+  for name in table['objectives']:
+    cell = Cell(world.rotation, table['students'][0], name, table['first_seed'])
+    folder = grid.folder(workdir, cell)
+    if name in ('baseline', 'sp', 'iusp') and (folder / 'checkpoints').exists():
+      shown[name] = teacher.load(folder, world.dataset)
+  panels = outcome.similarity_panels(world.dataset, shown)
+  path = workdir / 'similarities.png'
+  similarity_picture.plot_similarities(panels, path)
+  logs.say(f'Picture: {path}')
 
 
 def save_world(config: Any, world: World, workdir: pathlib.Path) -> None:
@@ -346,13 +370,25 @@ def _write_run(world, cell, member, scores, folder) -> dict[str, Any]:
 
 
 def report(folders: Sequence[pathlib.Path]) -> None:
-  """Writes tables and pictures anew from cells that are there.
+  """Writes tables and pictures anew from the cells that are there.
 
   Args:
-    folders: workdirs of one table or of its shards; the first one gets the
-      report.
+    folders: workdirs of one table, of its shards or parts, or files of cells
+      that a report left; the first one gets the report.
+
+  Raises:
+    ValueError: if no folder is named, or one holds no table.
   """
   if not folders:
-    raise ValueError('--mode=report: name the --workdir of a table after it')
+    raise ValueError(
+      '--mode=report needs the --workdir of a table, or those of its shards: '
+      'python run.py --mode=report runs/table'
+    )
   found = grid.collect(folders)
-  print(len(found['cells']))
+  place = folders[0] if folders[0].is_dir() else folders[0].with_suffix('')
+  text = json.dumps(found, separators=(',', ':')) + '\n'
+  logs.write_atomically(place / 'cells.json', text)
+  logs.say(table_report.write(found, place))
+  for name in table_pictures.draw(found, place):
+    logs.say(f'Picture: {place / name}')
+  logs.say(f'Table: {place}/table.md, table.csv, table.json; cells.json')

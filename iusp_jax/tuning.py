@@ -43,8 +43,8 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   experiment.check(config)
   grid.check(config)
   logs.say(parallel.describe())
-  world, tuned, lines = None, {}, [('student', 'objective', 'weights', 'ratio')]
-  lines[0] += ('validate micro-AUPRC by ratio',)
+  world, tuned = None, {}
+  lines = [('student', 'objective', 'weights', 'ratio', 'validate by ratio')]
   for student in config['table']['students']:
     tuned[student] = {}
     units = None

@@ -107,6 +107,10 @@ FLOORS = (
     'iusp_jax.table_pictures',
     'iusp_jax.outcome',
     'iusp_jax.experiment',
+    'iusp_jax.ensemble',
+    'iusp_jax.grid',
+    'iusp_jax.table',
+    'iusp_jax.tuning',
   ),
 )
 ORDER = [name for _, *names in FLOORS for name in names]
