@@ -15,6 +15,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   'workdir', '', 'Where the run goes; default: runs/<config>-<arguments>.'
 )
+_PROFILE = flags.DEFINE_integer(
+  'profile', 0, 'Train steps to trace into WORKDIR/profile.'
+)
 _MODE = flags.DEFINE_enum(
   'mode', 'train', ['train', 'score', 'table', 'tune', 'report'], 'What to do.'
 )
@@ -40,6 +43,9 @@ def main(argv):
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.ERROR)  # The libraries' own chatter.
+  from iusp_jax import preemption
+
+  preemption.listen()  # SIGTERM ends the process with preemption.EXIT_CODE.
   from iusp_jax import experiment, scoring, table, tuning
 
   try:
@@ -55,6 +61,8 @@ def main(argv):
       case 'tune':
         tuning.run(_CONFIG.value, workdir())
       case _:
+        if _PROFILE.value:
+          _CONFIG.value.profile_steps = _PROFILE.value
         experiment.run(_CONFIG.value, workdir())
   except (ValueError, OSError, FloatingPointError) as error:
     if flags.FLAGS.verbosity > 0:  # --verbosity=1 shows where it came from.

@@ -83,6 +83,8 @@ def get_config(arg: str = '') -> Config:
   config.seed = options['seed']  # Of the student.
   config.cache_dir = 'runs/cache'  # Trained teachers, shared by all runs.
   config.bootstrap = 1000  # Resamples of the test clips for 95 % intervals.
+  config.on_nan = 'stop'  # Or 'roll_back', to pass over up to 3 batches.
+  config.profile_steps = 0  # Steps to trace into <workdir>/profile.
   config.compare_with = ''  # Another run's workdir, shown in the pictures.
   config.dataset = dataset(options['dataset'])
   config.student = recipe(STUDENTS[options['student']], num_mel_bands=20)
@@ -131,6 +133,12 @@ def recipe(model: dict, num_mel_bands: int) -> Config:
   config.frontend.log_offset = 0.01  # Added to magnitudes before the log.
   config.training = ConfigDict()
   config.training.batch_size = 32  # Clips, over all devices.
+  # A step takes the batch in so many parts, one after the other, to save
+  # memory. Losses and gradients are those of the whole batch, but BatchNorm
+  # normalises each part by itself and moves its averages once a part. Not
+  # with SP, which compares all clips of a batch.
+  config.training.accumulate_steps = 1  # Parts.
+  config.training.compute_dtype = 'float32'  # Or 'bfloat16', of activations.
   config.training.epochs = 20.0  # Passes over the training split.
   config.training.learning_rate = 3e-3  # Peak.
   config.training.warmup_epochs = 1.0  # Epochs of linear warm-up.

@@ -357,3 +357,8 @@ def truth(split: Split) -> dict[str, Any]:
 
 def _text(value) -> str:
   return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def clip_ids(split: Split, index_B: Any) -> list[str]:
+  """The names of some clips of a split."""
+  return [_text(split.source[int(k)]['clip_id']) for k in index_B]

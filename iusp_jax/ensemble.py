@@ -201,7 +201,7 @@ class Run:
     job = jobs[0]
     training = job.recipe['training']
     self._num_clips = len(job.dataset.splits['train'])
-    self.plan = train.Plan.of(training, self._num_clips)
+    self.plan = optim.Plan.of(training, self._num_clips)
     rate = optim.schedule(
       training, self.plan.num_steps, self.plan.steps_per_epoch
     )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from iusp_jax import (
+  accumulate,
   data,
   logs,
   outcome,
@@ -17,10 +18,11 @@ from iusp_jax import (
   tagger,
   teacher,
   train,
+  watch,
 )
 
 # What may differ between two runs of one workdir without changing the result.
-FREE_FIELDS = ('cache_dir', 'compare_with')
+FREE_FIELDS = ('cache_dir', 'compare_with', 'on_nan', 'profile_steps')
 
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
@@ -53,6 +55,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
     if not config_path(workdir).exists():
       text = logs.to_json(teacher.plain(config))
       logs.write_atomically(config_path(workdir), text)
+    outcome.note_environment(workdir)
     guide, student = models(config, dataset, workdir)
     results = {
       'config': teacher.plain(config),
@@ -93,9 +96,14 @@ def check(config: Mapping[str, Any]) -> None:
       )
   if config['objective']['kd_temperature'] <= 0:
     raise ValueError('config.objective.kd_temperature is 0: expected > 0')
+  if config['on_nan'] not in watch.ON_NAN:
+    raise ValueError(
+      f'config.on_nan is {config["on_nan"]!r}: expected one of {watch.ON_NAN}'
+    )
   store.check(config['teacher']['store'])
   for part in ('student', 'teacher'):
-    parallel.check_batch_size(config[part]['training']['batch_size'])
+    terms = distillation_terms(config) if part == 'student' else []
+    accumulate.check(config[part]['training'], terms)
     found = config[part]['frontend']['sample_rate']
     if found != 16_000:
       raise ValueError(
@@ -129,8 +137,15 @@ def refuse_other_config(
     return
   own = flat(teacher.plain(config))
   earlier = flat(json.loads(path.read_text()))
+  for key in own.keys() - earlier.keys():
+    name = key.rpartition('.')[2]
+    if name in teacher.LATER_FIELDS:  # What the older version did.
+      earlier[key] = teacher.LATER_FIELDS[name]
   differing = [
-    f'{key}: {earlier.get(key, "absent")} there, {own.get(key, "absent")} now'
+    f'{key}: '
+    + (f'{earlier[key]} there' if key in earlier else 'unknown there')
+    + ', '
+    + (f'{own[key]} now' if key in own else 'unknown to this version')
     for key in sorted(earlier.keys() | own.keys())
     if earlier.get(key) != own.get(key) and key not in FREE_FIELDS
   ]
@@ -176,11 +191,7 @@ def models(
     logs.say(f'{part}: {describe_model(config[part], dataset)}')
   if config['fit'] == 'teacher':
     return teacher.obtain(config, dataset), None
-  terms = [
-    term
-    for term in step.DISTILLATION_TERMS
-    if config['objective'][f'{term}_weight']
-  ]
+  terms = distillation_terms(config)
   # Without distillation a teacher is of use for the pictures only.
   guide = (teacher.obtain if terms else teacher.find)(config, dataset)
   recipe = teacher.plain(
@@ -202,10 +213,21 @@ def models(
     workdir=workdir,
     teacher=frozen,
     targets=targets,
+    on_nan=config['on_nan'],
+    profile_steps=config['profile_steps'],
   )
   teacher.save_facts(workdir, identity(job, guide if terms else None), dataset)
   train.fit(job)
   return guide, teacher.load(workdir, dataset)
+
+
+def distillation_terms(config: Mapping[str, Any]) -> list[str]:
+  """The terms that the student's objective has beside the tags."""
+  return [
+    term
+    for term in step.DISTILLATION_TERMS
+    if config['objective'][f'{term}_weight']
+  ]
 
 
 def identity(job: step.Job, guide: teacher.Trained | None) -> dict[str, Any]:

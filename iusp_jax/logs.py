@@ -104,10 +104,14 @@ class Metrics:
     for name, value in scalars.items():
       self._board.add_scalar(name, float(value), step)
 
-  def close(self) -> None:
-    """Makes sure that all is on the disk."""
+  def sync(self) -> None:
+    """Makes sure that all rows are on the disk."""
     self._file.flush()
     os.fsync(self._file.fileno())
+
+  def close(self) -> None:
+    """Makes sure that all is on the disk."""
+    self.sync()
     self._file.close()
     self._board.close()
 

@@ -1,10 +1,32 @@
-"""Learning-rate schedule and optimiser."""
+"""How long to train, learning-rate schedule and optimiser."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Numbers of steps that follow from a recipe and a data set."""
+
+  num_steps: int
+  eval_every_steps: int
+  steps_per_epoch: float
+
+  @classmethod
+  def of(cls, training: Mapping[str, Any], num_clips: int) -> 'Plan':
+    """Epochs counted in steps, at least one of each."""
+    steps_per_epoch = num_clips / training['batch_size']
+    return cls(
+      num_steps=max(2, round(training['epochs'] * steps_per_epoch)),
+      eval_every_steps=max(
+        1, round(training['eval_every_epochs'] * steps_per_epoch)
+      ),
+      steps_per_epoch=steps_per_epoch,
+    )
 
 
 def schedule(

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import json
 import os
 import pathlib
 import subprocess
@@ -140,6 +141,33 @@ def environment() -> dict[str, Any]:
     'num_devices': jax.device_count(),
     'num_cores': len(os.sched_getaffinity(0)),
   }
+
+
+def note_environment(workdir: pathlib.Path) -> None:
+  """Notes what a run starts with; says what differs where it continues."""
+  path = workdir / 'environment.json'
+  now = environment()
+  if not path.exists():
+    logs.write_atomically(path, logs.to_json(now))
+    return
+  then = json.loads(path.read_text())
+
+  def flat(found):
+    rest = {k: v for k, v in found.items() if k != 'packages'}
+    return found.get('packages', {}) | rest
+
+  old = flat(then)
+  differing = [
+    f'{name} {old.get(name, "unknown")} then, {new} now'
+    for name, new in flat(now).items()
+    if old.get(name) != new
+  ]
+  if differing:
+    logs.say(
+      'Notice: this run was started with other versions or on another '
+      f'machine ({"; ".join(differing)}): it continues, but may end in other '
+      'bits than without the break'
+    )
 
 
 def draw(config, dataset, guide, student, results, workdir) -> None:

@@ -24,12 +24,19 @@ def describe() -> str:
   )
 
 
-def check_batch_size(batch_size: int) -> None:
-  """Raises ValueError unless every device gets the same number of clips."""
-  if batch_size < 1 or batch_size % jax.device_count():
+def check_batch_size(batch_size: int, num_parts: int = 1) -> None:
+  """Raises ValueError unless every device gets the same number of clips.
+
+  Args:
+    batch_size: clips in the global batch.
+    num_parts: that a step takes the batch in, `accumulate_steps`.
+  """
+  num_devices = jax.device_count()
+  if batch_size < 1 or batch_size % (num_devices * num_parts):
+    parts = f' times accumulate_steps {num_parts}' if num_parts > 1 else ''
     raise ValueError(
       f'batch_size is {batch_size}: expected a multiple of the '
-      f'{jax.device_count()} devices, so that each gets as many clips'
+      f'{num_devices} devices{parts}, so that each gets as many clips'
     )
 
 
@@ -77,7 +84,9 @@ def replicate(tree: Any) -> Any:
   copies = jax.tree.map(
     lambda x: np.broadcast_to(x, (num_devices, *np.shape(x))), tree
   )
-  return jax.pmap(lambda x: x)(copies)
+  # The name counts: arrays of another axis are another type to a compiled
+  # step, which would be compiled again for its own output.
+  return jax.pmap(lambda x: x, axis_name=AXIS)(copies)
 
 
 def unreplicate(tree: Any) -> Any:
@@ -94,3 +103,10 @@ def shard(batch: Any) -> Any:
 def gather(array_bX: jax.Array) -> jax.Array:
   """Inside a step: the parts of all devices, joined along the first axis."""
   return jax.lax.all_gather(array_bX, AXIS, tiled=True)
+
+
+def any_host(value: bool) -> bool:
+  """Whether it is true on any host; all hosts must ask, and get one answer."""
+  from jax.experimental import multihost_utils
+
+  return bool(multihost_utils.process_allgather(np.asarray(value)).any())

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from iusp_jax import (
+  accumulate,
   augment,
   data,
   objectives,
@@ -79,7 +80,9 @@ class Job:
     workdir: where checkpoints and logs go.
     teacher: to distil from, if any.
     targets: gives the teacher's outputs for a batch from a store, so that
-      the teacher need not run (see `teacher.py`).
+      the teacher need not run (see `store.py`).
+    on_nan: `config.on_nan`.
+    profile_steps: `config.profile_steps`.
   """
 
   name: str
@@ -90,6 +93,8 @@ class Job:
   workdir: pathlib.Path
   teacher: Teacher | None = None
   targets: Callable[[dict], dict] | None = None
+  on_nan: str = 'stop'
+  profile_steps: int = 0
 
   def settings(self) -> dict[str, np.generic]:
     """What tells apart the jobs that one compiled step serves."""
@@ -173,6 +178,7 @@ def make_step(
   hearing = job.recipe['augment']
   masks = augment_config(hearing)
   decay = job.recipe['training']['ema_decay']
+  num_parts = job.recipe['training']['accumulate_steps']
   roll = hearing['time_roll_seconds']
 
   def hear(model, batch, keys_B):
@@ -182,43 +188,51 @@ def make_step(
     return tagger.hear(model, wave_BS, tagger.subkeys(keys_B, 1), masks)
 
   def step(state: State, teacher_variables, settings, batch):
-    keys_B = tagger.clip_keys(settings['seed'], state.step, batch['index'])
-    if terms and not targets_given(batch, terms):
-      assert job.teacher is not None
-      heard = hear(job.teacher.model, batch, keys_B)
-      output = tagger.apply(job.teacher.model, teacher_variables, heard)
-      batch = batch | teacher_outputs(output, terms)
-    if 'mel' in batch:
-      mel_BTF = tagger.mask(batch['mel'], tagger.subkeys(keys_B, 1), masks)
-    else:
-      mel_BTF = hear(student, batch, keys_B)
+    known = jax.lax.psum(jnp.sum(batch['mask']), parallel.AXIS)
 
-    def loss_share(params):
-      output, updates = student.module.apply(
-        {'params': params, 'batch_stats': state.batch_stats},
-        mel_BTF,
-        train=True,
-        keys_B=tagger.subkeys(keys_B, 2),
-        mutable=['batch_stats'],
-      )
-      entropy_BC = objectives.tagging_per_tag(
-        output.logits_BC, batch['tags'], batch['mask']
-      )
-      known = jax.lax.psum(jnp.sum(batch['mask']), parallel.AXIS)
-      shares = {'tagging': jnp.sum(entropy_BC) / jnp.maximum(known, 1.0)}
-      values = distillation_per_clip(output, batch, job, terms)
-      for term, value_B in values.items():
-        num_clips = value_B.shape[0] * jax.lax.axis_size(parallel.AXIS)
-        shares[term] = jnp.sum(value_B) / num_clips
-      loss = shares['tagging']
-      for term in terms:
-        loss = loss + settings[term] * shares[term]
-      return loss, (shares | {'loss': loss}, updates)
+    def part(batch_stats, batch):
+      """Some of the clips: new statistics; gradients and shares of the loss."""
+      keys_B = tagger.clip_keys(settings['seed'], state.step, batch['index'])
+      if terms and not targets_given(batch, terms):
+        assert job.teacher is not None
+        heard = hear(job.teacher.model, batch, keys_B)
+        output = tagger.apply(job.teacher.model, teacher_variables, heard)
+        batch = batch | teacher_outputs(output, terms)
+      if 'mel' in batch:
+        mel_BTF = tagger.mask(batch['mel'], tagger.subkeys(keys_B, 1), masks)
+      else:
+        mel_BTF = hear(student, batch, keys_B)
 
-    gradients, (shares, updates) = jax.grad(loss_share, has_aux=True)(
-      state.params
+      def loss_share(params):
+        output, updates = student.module.apply(
+          {'params': params, 'batch_stats': batch_stats},
+          mel_BTF,
+          train=True,
+          keys_B=tagger.subkeys(keys_B, 2),
+          mutable=['batch_stats'],
+        )
+        entropy_BC = objectives.tagging_per_tag(
+          output.logits_BC, batch['tags'], batch['mask']
+        )
+        shares = {'tagging': jnp.sum(entropy_BC) / jnp.maximum(known, 1.0)}
+        values = distillation_per_clip(output, batch, job, terms)
+        for term, value_B in values.items():
+          num_clips = value_B.shape[0] * jax.lax.axis_size(parallel.AXIS)
+          shares[term] = jnp.sum(value_B) / (num_clips * num_parts)
+        loss = shares['tagging']
+        for term in terms:
+          loss = loss + settings[term] * shares[term]
+        return loss, (shares | {'loss': loss}, updates)
+
+      gradients, (shares, updates) = jax.grad(loss_share, has_aux=True)(
+        state.params
+      )
+      return updates.get('batch_stats', {}), (gradients, shares)
+
+    batch_stats, sums = accumulate.over_parts(
+      part, state.batch_stats, batch, num_parts
     )
-    gradients, shares = jax.lax.psum((gradients, shares), parallel.AXIS)
+    gradients, shares = jax.lax.psum(sums, parallel.AXIS)
     changes, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
     )
@@ -226,7 +240,7 @@ def make_step(
       state,
       step=state.step + 1,
       params=optax.apply_updates(state.params, changes),
-      batch_stats=updates.get('batch_stats', {}),
+      batch_stats=batch_stats,
       opt_state=opt_state,
     )
     if decay:

@@ -55,9 +55,16 @@ class Tagger:
 def build(
   recipe: Mapping[str, Any], num_tags: int, axis_name: str | None = None
 ) -> Tagger:
-  """The tagger of a recipe's `model` and `frontend` fields."""
+  """The tagger of a recipe's `model` and `frontend` fields.
+
+  Activations are of `training.compute_dtype`, unless the model has a `dtype`
+  of its own; parameters, statistics and what the model gives are float32.
+  """
+  # Recipes of older runs do not have the field.
+  dtype = recipe.get('training', {}).get('compute_dtype', 'float32')
+  fields = {'dtype': dtype, **recipe['model']}
   return Tagger(
-    module=models.build(recipe['model'], num_tags, axis_name),
+    module=models.build(fields, num_tags, axis_name),
     frontend=frontend.FrontendConfig(**recipe['frontend']),
     num_tags=num_tags,
   )

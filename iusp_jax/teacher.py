@@ -20,6 +20,9 @@ from tfds_dcase import sonyc_ust
 
 RECIPE = ('model', 'frontend', 'training', 'augment')
 
+# Fields of `training` that older runs do not have, and what these did.
+LATER_FIELDS = {'accumulate_steps': 1, 'compute_dtype': 'float32'}
+
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
@@ -47,7 +50,17 @@ def plain(config: Any) -> Any:
 
 
 def fingerprint(of: Mapping[str, Any]) -> str:
-  """12 hexadecimal digits that name the facts."""
+  """12 hexadecimal digits that name the facts.
+
+  A field that came later changes the name only where it changes the model.
+  """
+  if 'training' in of:
+    training = {
+      name: value
+      for name, value in of['training'].items()
+      if LATER_FIELDS.get(name) != value
+    }
+    of = {**of, 'training': training}
   text = json.dumps(of, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -95,11 +108,11 @@ def obtain(config: Mapping[str, Any], dataset: data.Dataset) -> Trained:
     return load(workdir, dataset)
   with logs.lock(workdir, 'the teacher is being trained by another run'):
     if not (workdir / 'done').exists():
-      _train(of, dataset, workdir)
+      _train(of, dataset, workdir, config)
   return load(workdir, dataset)
 
 
-def _train(of, dataset, workdir):
+def _train(of, dataset, workdir, config):
   logs.say(f'teacher: trains in {workdir}')
   save_facts(workdir, of, dataset)
   started = time.monotonic()
@@ -111,6 +124,8 @@ def _train(of, dataset, workdir):
       dataset=dataset,
       seed=of['seed'],
       workdir=workdir,
+      on_nan=config['on_nan'],
+      profile_steps=config['profile_steps'],
     )
   )
   minutes = (time.monotonic() - started) / 60

@@ -3,27 +3,28 @@
 Its law: a checkpoint is saved *before* the next batch is taken, so that the
 saved stream stands exactly behind the saved state; the metrics of step n are
 fetched after step n + 1 has been dispatched, so that the device never waits
-for the host. A killed run that is started again ends in the same bits.
+for the host. A killed run that is started again ends in the same bits; one
+that is told to stop (see `preemption`) saves between validations, too.
 """
 
-import dataclasses
 import json
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import flax.serialization
 import jax
-import numpy as np
 
 from iusp_jax import (
+  accumulate,
   checkpoint,
   data,
   evaluate,
   logs,
   optim,
   parallel,
+  preemption,
   tagger,
+  watch,
 )
 from iusp_jax.step import Job, State, initial_state, make_step
 
@@ -31,27 +32,6 @@ _REMEDY = (
   'lower the learning_rate or the weights of the objective. What was saved at '
   'the last validation is kept in'
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """Numbers of steps that follow from a recipe and a data set."""
-
-  num_steps: int
-  eval_every_steps: int
-  steps_per_epoch: float
-
-  @classmethod
-  def of(cls, training: Mapping[str, Any], num_clips: int) -> 'Plan':
-    """Epochs counted in steps, at least one of each."""
-    steps_per_epoch = num_clips / training['batch_size']
-    return cls(
-      num_steps=max(2, round(training['epochs'] * steps_per_epoch)),
-      eval_every_steps=max(
-        1, round(training['eval_every_epochs'] * steps_per_epoch)
-      ),
-      steps_per_epoch=steps_per_epoch,
-    )
 
 
 def fit(job: Job) -> None:
@@ -66,9 +46,9 @@ def fit(job: Job) -> None:
     OSError: where a checkpoint cannot be written.
   """
   training = job.recipe['training']
-  parallel.check_batch_size(training['batch_size'])
+  accumulate.check(training, job.terms())
   train_split = job.dataset.splits['train']
-  plan = Plan.of(training, len(train_split))
+  plan = optim.Plan.of(training, len(train_split))
   stream = data.train_stream(
     train_split,
     training['batch_size'],
@@ -80,18 +60,43 @@ def fit(job: Job) -> None:
   student = tagger.build(job.recipe, len(job.dataset.tags), parallel.AXIS)
   learning_rate = optim.schedule(training, plan.num_steps, plan.steps_per_epoch)
   optimizer = optim.optimizer(training, learning_rate)
-  state = initial_state(student, optimizer, job)
-  state, facts = resume(job, state, stream)
-  loop = Loop(job, plan, student, optimizer, learning_rate, facts['best'])
-  loop.run(state, stream)
+  initial = initial_state(student, optimizer, job)
+  beginning = stream.get_state()
+  loop = Loop(job, plan, student, optimizer, learning_rate, stream)
+  skipped: set[int] = set()
+  with preemption.deferred():
+    while True:
+      stream.set_state(beginning)
+      state, facts = resume(job, initial, stream)
+      skipped.update(facts['skipped'])
+      try:
+        loop.run(state, {**facts, 'skipped': skipped})
+        return
+      except watch.NotFinite as error:
+        path = job.workdir / 'nan_batch.npz'
+        watch.save_batch(path, error, stream, train_split)
+        if job.on_nan == 'stop' or len(skipped) == watch.MAX_SKIPPED:
+          raise
+        logs.say(
+          f'{job.name}: no number at step {error.done.step}; rolls back, to '
+          f'pass over batch {error.done.batch}'
+        )
+        skipped.add(error.done.batch)
 
 
 def resume(job: Job, state: State, stream) -> tuple[State, dict[str, Any]]:
-  """The newest whole checkpoint, or the given state; sets the stream."""
+  """The newest whole checkpoint, or the given state; sets the stream.
+
+  Returns:
+    The state, and facts: `best`, the best validation score so far;
+    `validated`, whether a validation that was due has been made; `taken`,
+    batches taken from the stream; `skipped`, those of them without a step.
+  """
+  facts = {'best': None, 'validated': True, 'taken': 0, 'skipped': []}
   restored = checkpoint.restore_newest(job.workdir / 'checkpoints' / 'last')
   if restored is None:
-    return state, {'best': None}
-  step, arrays, facts = restored
+    return state, facts
+  step, arrays, found = restored
   try:
     state = flax.serialization.from_state_dict(state, dict(arrays))  # pyright: ignore
   except (ValueError, KeyError) as error:
@@ -99,57 +104,92 @@ def resume(job: Job, state: State, stream) -> tuple[State, dict[str, Any]]:
       f'the checkpoint of step {step} in {job.workdir} is of another model '
       f'({error}): choose another --workdir'
     ) from error
-  stream.set_state(json.loads(facts['stream']))
+  stream.set_state(json.loads(found['stream']))
   logs.say(f'{job.name}: continues after step {step}')
-  return state, facts
+  return state, {**facts, 'taken': step, **found}
 
 
 class Loop:
   """The loop of one `fit`; see the module's docstring for its law."""
 
-  def __init__(self, job, plan, student, optimizer, learning_rate, best):
+  def __init__(self, job, plan, student, optimizer, learning_rate, stream):
     self._job, self._plan = job, plan
-    self._learning_rate = learning_rate
-    self._best = best  # Best validation score so far.
+    self._learning_rate, self._stream = learning_rate, stream
+    self._facts: dict[str, Any] = {}  # See `resume`.
+    self._remedy = f'{_REMEDY} {job.workdir}'
+    self._every = job.recipe['training']['log_every_steps']
     self._step = parallel.pmap(make_step(student, optimizer, job), (0,))
     # The very tagger that is scored at the end: one compilation for both.
     self._predict = evaluate.compile_predict(
       tagger.build(job.recipe, len(job.dataset.tags))
     )
     self._truth = data.truth(job.dataset.splits['validate'])
+    self._trace = watch.Trace(job.workdir / 'profile', job.profile_steps)
 
-  def run(self, state: State, stream) -> None:
-    """Trains from `state` to the end of the plan."""
-    job, plan = self._job, self._plan
+  def run(self, state: State, facts: dict[str, Any]) -> None:
+    """Trains from `state` to the end of the plan.
+
+    Raises:
+      NotFinite: at the first number that is none.
+      Preempted: after a notice, when all is saved.
+    """
+    job, plan, self._facts = self._job, self._plan, facts
     first = int(state.step)
-    if first >= plan.num_steps:
+    if first >= plan.num_steps and facts['validated']:
       return
-    teacher, settings = self._constants()
-    metrics = logs.Metrics(job.workdir, first)
-    progress = logs.Progress(job.name, first, plan.num_steps)
-    state = parallel.replicate(state)
-    pending = None
+    self._metrics = logs.Metrics(job.workdir, first)
+    self._progress = logs.Progress(job.name, first, plan.num_steps)
+    self._watch = watch.Watch()
+    self._newest = self._done = None  # Steps dispatched; not yet logged.
     try:
-      for step in range(first, plan.num_steps):
-        batch = next(stream)
-        started = time.monotonic()
-        state, outputs = self._step(
-          state, teacher, settings, self._to_devices(batch)
-        )
-        if step == first:
-          jax.block_until_ready(outputs)
-          seconds = time.monotonic() - started
-          logs.say(f'{job.name}: compiled the train step in {seconds:.1f} s')
-        if pending is not None:
-          self._log(metrics, progress, *pending)
-        pending = (step + 1, outputs, batch['index'])
-        if self._is_milestone(step + 1):
-          self._log(metrics, progress, *pending)
-          pending = None
-          self._validate_and_save(step + 1, state, stream, metrics)
+      self._run(first, parallel.replicate(state))
     finally:
-      progress.close()
-      metrics.close()
+      self._trace.close()
+      self._progress.close()
+      self._metrics.close()
+
+  def _run(self, first: int, state: State) -> None:
+    if not self._facts['validated']:
+      self._validate_and_save(first, state)
+    job = self._job
+    teacher, settings = self._constants()
+    for step in range(first, self._plan.num_steps):
+      batch, before = self._next_batch(step)
+      started = time.monotonic()
+      state, outputs = self._step(
+        state, teacher, settings, self._to_devices(batch)
+      )
+      if step == first:
+        jax.block_until_ready(outputs)
+        seconds = time.monotonic() - started
+        logs.say(f'{job.name}: compiled the train step in {seconds:.1f} s')
+      self._log()
+      number = self._facts['taken'] - 1
+      self._newest = watch.Done(step + 1, number, before, outputs)
+      self._done = self._newest
+      self._watch.add(self._done)
+      self._trace.after(outputs)
+      stops = self._must_stop(step + 1)
+      if self._is_milestone(step + 1):
+        self._log()
+        self._validate_and_save(step + 1, state)
+      elif stops:
+        self._log()
+        self._save(step + 1, parallel.unreplicate(state))
+        raise preemption.Preempted
+
+  def _next_batch(self, step: int):
+    """The next batch that is not to be passed over; the stream before it."""
+    while True:
+      before = self._stream.get_state()
+      batch = next(self._stream)
+      number = self._facts['taken']
+      self._facts['taken'] += 1
+      if number not in self._facts['skipped']:
+        return batch, before
+      self._log()
+      logs.say(f'{self._job.name}: passes over batch {number}')
+      self._metrics.write(step + 1, {'train/skipped_batch': number})
 
   def _constants(self):
     """The teacher's variables and the job's settings, on every device."""
@@ -170,59 +210,81 @@ class Loop:
       step % self._plan.eval_every_steps == 0 or step == self._plan.num_steps
     )
 
-  def _log(self, metrics, progress, step, outputs, index_B) -> None:
-    every = self._job.recipe['training']['log_every_steps']
-    if step % every and not self._is_milestone(step):
-      return
-    values = {
-      f'train/{name}': float(np.asarray(value.addressable_data(0))[0])
-      for name, value in outputs.items()
-    }
-    if not np.isfinite(values['train/loss']):
-      clips = ', '.join(str(k) for k in index_B[:8])
-      raise FloatingPointError(
-        f'{self._job.name}: the loss of step {step} is '
-        f'{values["train/loss"]} (parts: {values}; clips {clips}, …): '
-        f'{_REMEDY} {self._job.workdir}'
-      )
-    values['train/learning_rate'] = float(self._learning_rate(step - 1))
-    values['train/epoch'] = step / self._plan.steps_per_epoch
-    metrics.write(step, values)
-    progress.update(step, values['train/loss'])
+  def _must_stop(self, step: int) -> bool:
+    """Whether a notice has come, to this host or, now and then, to any."""
+    if jax.process_count() == 1:
+      return preemption.asked()
+    return step % self._every == 0 and parallel.any_host(preemption.asked())
 
-  def _validate_and_save(self, step, state, stream, metrics) -> None:
+  def _log(self) -> None:
+    """Looks at the last step but the newest, and writes it where it is due."""
+    done, self._done = self._done, None
+    if done is None:
+      return
+    if done.step % self._every and not self._is_milestone(done.step):
+      return
+    self._look(done.step)
+    values = {f'train/{k}': value for k, value in done.values().items()}
+    values['train/learning_rate'] = float(self._learning_rate(done.step - 1))
+    values['train/epoch'] = done.step / self._plan.steps_per_epoch
+    self._metrics.write(done.step, values)
+    self._progress.update(done.step, values['train/loss'])
+
+  def _look(self, step: int) -> None:
+    """Raises NotFinite unless all losses up to a step are numbers."""
+    self._watch.look(self._job.name, step, self._remedy)
+
+  def _refuse(self, arrays) -> None:
+    """Raises NotFinite unless all arrays are numbers."""
+    watch.refuse_not_finite(arrays, self._job.name, self._remedy, self._newest)
+
+  def _validate_and_save(self, step: int, state) -> None:
+    """Scores the validation split; a notice comes between its batches."""
     job = self._job
-    scores_NC = evaluate.predict_split(
-      self._predict,
-      state.variables(),
-      job.dataset.splits['validate'],
-      job.recipe['training']['batch_size'],
-    )
-    if not np.isfinite(scores_NC).all():
-      raise FloatingPointError(
-        f'{job.name}: after step {step} the model gives no numbers for '
-        f'validation clips: {_REMEDY} {job.workdir}'
+
+    def predict(variables, batch):
+      if jax.process_count() == 1:  # Other hosts would wait for this one.
+        preemption.check()
+      return self._predict(variables, batch)
+
+    try:
+      scores_NC = evaluate.predict_split(
+        predict,
+        state.variables(),
+        job.dataset.splits['validate'],
+        job.recipe['training']['batch_size'],
       )
+    except preemption.Preempted:
+      self._save(step, parallel.unreplicate(state), validated=False)
+      raise
+    state = parallel.unreplicate(state)
+    self._refuse({'predictions for validation clips': scores_NC})
     scores = evaluate.score_split(job.dataset, self._truth, scores_NC)
     rows = evaluate.scalars('validate', scores)
     score = rows[selection_metric(job.dataset)]
-    metrics.write(step, rows)
+    self._metrics.write(step, rows)
     logs.say(
       f'{job.name}: step {step}, {selection_metric(job.dataset)} {score:.4f}'
     )
-    state = parallel.unreplicate(state)
+    if self._facts['best'] is None or score > self._facts['best']:
+      self._facts['best'] = score
+      folder = job.workdir / 'checkpoints' / 'best'
+      checkpoint.save(folder, step, state.variables(), {'score': score}, keep=1)
+    self._save(step, state)
+
+  def _save(self, step: int, state: State, validated: bool = True) -> None:
+    """A checkpoint of 'last', from which a run continues."""
+    self._look(step)
     arrays = flax.serialization.to_state_dict(state)
-    folder = job.workdir / 'checkpoints'
-    if self._best is None or score > self._best:
-      self._best = score
-      checkpoint.save(
-        folder / 'best', step, state.variables(), {'score': score}, keep=1
-      )
-    facts = {
-      'best': self._best,
-      'stream': json.dumps(stream.get_state()),
+    self._refuse(arrays)
+    self._metrics.sync()
+    facts = self._facts | {
+      'skipped': sorted(self._facts['skipped']),
+      'validated': validated,
+      'stream': json.dumps(self._stream.get_state()),
     }
-    checkpoint.save(folder / 'last', step, arrays, facts, keep=2)
+    folder = self._job.workdir / 'checkpoints' / 'last'
+    checkpoint.save(folder, step, arrays, facts, keep=2)
 
 
 def selection_metric(dataset: data.Dataset) -> str:

@@ -78,11 +78,19 @@ FLOORS = (
     'iusp_jax.optim',
     'iusp_jax.checkpoint',
     'iusp_jax.logs',
+    'iusp_jax.preemption',
     # The rooms of the metric on the host; they write their files with logs.
     'iusp_jax.predictions',
     'iusp_jax.scoring',
   ),
-  (3, 'iusp_jax.step', 'iusp_jax.evaluate', 'iusp_jax.train'),
+  (
+    3,
+    'iusp_jax.accumulate',
+    'iusp_jax.step',
+    'iusp_jax.evaluate',
+    'iusp_jax.watch',
+    'iusp_jax.train',
+  ),
   (
     4,
     'iusp_jax.teacher',

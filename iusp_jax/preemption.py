@@ -1,0 +1,69 @@
+"""A notice to stop, SIGTERM, as clouds send it before they take a machine.
+
+Training finishes its step, saves state and stream, and ends. All else ends
+at once: what it writes appears whole or not at all. Either way the process
+exits with `EXIT_CODE`, and the same command continues where it stopped.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same again, later.
+
+
+class Preempted(SystemExit):
+  """Ends the process with `EXIT_CODE`, past every `except Exception`."""
+
+  def __init__(self):
+    super().__init__(EXIT_CODE)
+
+
+class _Notice:
+  """What the signal handler and the loop tell each other."""
+
+  asked = False
+  deferred = False
+
+
+def listen() -> None:
+  """Handles SIGTERM from now on; from the main thread only.
+
+  Where JAX's own runtime is initialised for several hosts, this comes after:
+  the runtime takes the signal for itself.
+  """
+  signal.signal(signal.SIGTERM, _on_notice)
+
+
+def _on_notice(signum, frame):
+  del signum, frame
+  _Notice.asked = True
+  # Not `print`: the signal may have come in the middle of one.
+  if _Notice.deferred:
+    os.write(2, b'SIGTERM: finishes the step, saves and stops\n')
+    return
+  os.write(2, b'SIGTERM: stops; the same command continues\n')
+  raise Preempted
+
+
+def asked() -> bool:
+  """Whether the notice has come."""
+  return _Notice.asked
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+  """Inside, a notice is only remembered: see `asked`; it acts at the end."""
+  _Notice.deferred = True
+  try:
+    yield
+  finally:
+    _Notice.deferred = False
+  check()
+
+
+def check() -> None:
+  """Raises Preempted if the notice has come."""
+  if _Notice.asked:
+    raise Preempted
