@@ -29,6 +29,13 @@ _SCORE_FLAGS = [
   flags.DEFINE_string('output', '', 'score: a JSON file to write.'),
   flags.DEFINE_integer('bootstrap', 1000, 'score: resamples for intervals.'),
 ]
+_HOST_FLAGS = [
+  flags.DEFINE_bool('multihost', False, 'On every host of a TPU pod, Slurm…'),
+  flags.DEFINE_string('coordinator', '', 'Or host:port of process 0, with'),
+  flags.DEFINE_integer('num_processes', None, 'how many processes there are'),
+  flags.DEFINE_integer('process_id', None, 'and which one this is, from 0.'),
+  flags.DEFINE_float('start_timeout', 300.0, 'Wait for all processes, s.'),
+]
 
 
 def main(argv):
@@ -37,7 +44,7 @@ def main(argv):
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.ERROR)  # The libraries' own chatter.
-  from iusp_jax import experiment, scoring
+  from iusp_jax import experiment, hosts, logs, scoring
 
   try:
     if _MODE.value == 'score':
@@ -45,7 +52,8 @@ def main(argv):
     elif _CONFIG.value is None:
       raise ValueError('--config is missing: try --config=configs/iusp.py:demo')
     else:
-      experiment.run(_CONFIG.value, workdir())
+      with hosts.joined(**{f.name: f.value for f in _HOST_FLAGS}):
+        experiment.run(_CONFIG.value, logs.place(workdir()))
   except (ValueError, OSError, FloatingPointError) as error:
     if flags.FLAGS.verbosity > 0:  # --verbosity=1 shows where it came from.
       raise
@@ -59,7 +67,7 @@ def workdir():
   name = '-'.join(
     [pathlib.Path(path).stem, *filter(None, arguments.split(','))]
   )
-  return pathlib.Path(_WORKDIR.value or f'runs/{name}')
+  return _WORKDIR.value or f'runs/{name}'
 
 
 def parse(argv):

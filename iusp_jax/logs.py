@@ -1,4 +1,7 @@
-"""What a run says: JSON lines (the source of truth), TensorBoard, progress."""
+"""What a run says: JSON lines (the source of truth), TensorBoard, progress.
+
+Of several processes only process 0 says and writes anything.
+"""
 
 import contextlib
 import fcntl
@@ -14,16 +17,31 @@ from typing import Any
 import numpy as np
 import tensorboardX
 import tqdm
+from etils import epath
+
+from iusp_jax import parallel
 
 
-def say(message: str) -> None:
-  """A line of the log, past a progress bar if there is one."""
+def say(message: str, everywhere: bool = False) -> None:
+  """A line of the log, past a progress bar if there is one.
+
+  Args:
+    message: the line.
+    everywhere: from all processes of a run, not only process 0.
+  """
+  if not (everywhere or parallel.is_primary()):
+    return
   tqdm.tqdm.write(message, file=sys.stdout)
   sys.stdout.flush()
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Replaces a text file in one step: it is never seen half written."""
+  """Replaces a text file in one step: it is never seen half written.
+
+  Processes other than 0 write nothing.
+  """
+  if not parallel.is_primary():
+    return
   path.parent.mkdir(parents=True, exist_ok=True)
   descriptor, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
   try:
@@ -38,6 +56,22 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     raise
 
 
+def place(path: str) -> Any:
+  """Where a path of a config or flag is, with pathlib's methods.
+
+  An address such as gs://bucket/run stays as it is; a local path becomes
+  absolute.
+  """
+  if is_remote(path):
+    return epath.Path(path)
+  return pathlib.Path(path).expanduser().resolve()
+
+
+def is_remote(path: Any) -> bool:
+  """Whether it is an address such as gs://bucket/run, and no local path."""
+  return '://' in str(path)
+
+
 @contextlib.contextmanager
 def lock(folder: pathlib.Path, busy: str, wait: bool = True) -> Iterator[None]:
   """Holds a folder against other processes; ends with this one, however.
@@ -47,6 +81,9 @@ def lock(folder: pathlib.Path, busy: str, wait: bool = True) -> Iterator[None]:
     busy: what to say where another process holds it.
     wait: until it is free; otherwise ValueError is raised at once.
   """
+  if is_remote(folder):  # Object stores have no locks.
+    yield
+    return
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / '.lock').open('a') as file:
     try:
@@ -57,6 +94,18 @@ def lock(folder: pathlib.Path, busy: str, wait: bool = True) -> Iterator[None]:
       say(f'{folder}: {busy}; waiting')
       fcntl.flock(file, fcntl.LOCK_EX)
     yield
+
+
+@contextlib.contextmanager
+def lock_for_all(
+  folder: pathlib.Path, busy: str, wait: bool = True
+) -> Iterator[None]:
+  """`lock` for all processes of this run together; process 0 holds it."""
+  own = lock(folder, busy, wait)
+  with own if parallel.is_primary() else contextlib.nullcontext():
+    parallel.barrier()
+    yield
+    parallel.barrier()
 
 
 def to_json(value: Any) -> str:
@@ -88,6 +137,9 @@ class Metrics:
 
   def __init__(self, workdir: pathlib.Path, step: int):
     """Cuts the file back to the rows up to `step`, then appends."""
+    self._writes = parallel.is_primary()
+    if not self._writes:
+      return
     path = workdir / 'metrics.jsonl'
     rows = [row for row in read_metrics(path) if row['step'] <= step]
     write_atomically(path, ''.join(json.dumps(row) + '\n' for row in rows))
@@ -98,6 +150,8 @@ class Metrics:
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """One row; names are like `validate/coarse_micro_auprc`."""
+    if not self._writes:
+      return
     row = {'step': step, **{k: float(v) for k, v in scalars.items()}}
     self._file.write(json.dumps(row) + '\n')
     self._file.flush()
@@ -106,6 +160,8 @@ class Metrics:
 
   def close(self) -> None:
     """Makes sure that all is on the disk."""
+    if not self._writes:
+      return
     self._file.flush()
     os.fsync(self._file.fileno())
     self._file.close()
@@ -120,7 +176,7 @@ class Progress:
     self._first, self._start = 0, 0.0
     self._bar = None
     self._said = time.monotonic()
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and parallel.is_primary():
       self._bar = tqdm.tqdm(
         initial=step, total=num_steps, desc=name, unit='step', smoothing=0.1
       )

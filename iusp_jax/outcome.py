@@ -36,6 +36,9 @@ def measure(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """Scores of the best and the last checkpoint on validate and test.
 
+  All processes of a run predict; process 0 scores, the others return no
+  scores.
+
   Returns:
     What results.json holds of a model, and the best checkpoint's
     probabilities `[N, C]` by split.
@@ -61,6 +64,8 @@ def measure(
         dataset.splits[split],
         config['student']['training']['batch_size'],
       )
+      if not parallel.is_primary():
+        continue
       result[which][split] = evaluate.score_split(
         dataset,
         data.truth(dataset.splits[split]),
@@ -115,6 +120,7 @@ def environment() -> dict[str, Any]:
     'backend': jax.default_backend(),
     'device': jax.devices()[0].device_kind,
     'num_devices': jax.device_count(),
+    'num_processes': jax.process_count(),
     'num_cores': len(os.sched_getaffinity(0)),
   }
 
@@ -128,7 +134,7 @@ def draw(config, dataset, guide, student, results, workdir) -> None:
   pictures.plot_learning_curves(rows, path, best_by=best_by)
   others = {}
   if config['compare_with']:
-    other = pathlib.Path(config['compare_with'])
+    other = logs.place(config['compare_with'])
     others[other.name] = teacher.load(other, dataset)
   shown = {'teacher': guide, 'student': student} | others
   shown = {name: trained for name, trained in shown.items() if trained}

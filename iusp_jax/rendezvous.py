@@ -229,9 +229,7 @@ def _go_to(host, port, num_processes, process_id, deadline, timeout):
       reason = error.strerror or str(error)
       time.sleep(_RETRY_SECONDS)
   peer.connection.settimeout(10.0)
-  peer.send(
-    process_id=process_id, of=num_processes, host=socket.gethostname()
-  )
+  peer.send(process_id=process_id, of=num_processes, host=socket.gethostname())
   # Process 0 began its own count later, perhaps: it has the last word.
   answer, end = None, time.monotonic() + timeout + 10
   try:
@@ -249,8 +247,8 @@ def _go_to(host, port, num_processes, process_id, deadline, timeout):
 def _name(numbers):
   """'process 1 is' or 'processes 1, 2 are'."""
   listed = ', '.join(str(number) for number in numbers)
-  return f'process {listed} is' if len(numbers) == 1 else (
-    f'processes {listed} are'
+  return (
+    f'process {listed} is' if len(numbers) == 1 else (f'processes {listed} are')
   )
 
 

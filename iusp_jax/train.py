@@ -90,6 +90,13 @@ def fit(job: Job) -> None:
 def resume(job: Job, state: State, stream) -> tuple[State, dict[str, Any]]:
   """The newest whole checkpoint, or the given state; sets the stream."""
   restored = checkpoint.restore_newest(job.workdir / 'checkpoints' / 'last')
+  found = restored[0] if restored else None
+  if found != (first := parallel.by_primary(lambda: found)):
+    raise ValueError(
+      f'process {jax.process_index()} finds the checkpoint of step {found} in '
+      f'{job.workdir}, process 0 that of step {first}: expected storage that '
+      'all processes share'
+    )
   if restored is None:
     return state, {'best': None}
   step, arrays, facts = restored
@@ -117,7 +124,8 @@ class Loop:
     self._predict = evaluate.compile_predict(
       tagger.build(job.recipe, len(job.dataset.tags))
     )
-    self._truth = data.truth(job.dataset.splits['validate'])
+    if parallel.is_primary():  # It scores.
+      self._truth = data.truth(job.dataset.splits['validate'])
 
   def run(self, state: State, stream) -> None:
     """Trains from `state` to the end of the plan."""
@@ -168,6 +176,7 @@ class Loop:
   def _to_devices(self, batch):
     if self._job.targets is not None and self._job.terms():
       batch = batch | self._job.targets(batch)
+    batch.pop('global_index', None)
     return parallel.shard(batch)
 
   def _is_milestone(self, step: int) -> bool:
@@ -208,8 +217,7 @@ class Loop:
         f'{job.name}: after step {step} the model gives no numbers for '
         f'validation clips: {_REMEDY} {job.workdir}'
       )
-    scores = evaluate.score_split(job.dataset, self._truth, scores_NC)
-    rows = evaluate.scalars('validate', scores)
+    rows = parallel.by_primary(lambda: self._score(scores_NC))
     score = rows[selection_metric(job.dataset)]
     metrics.write(step, rows)
     logs.say(
@@ -228,6 +236,10 @@ class Loop:
       'stream': json.dumps(stream.get_state()),
     }
     checkpoint.save(folder / 'last', step, arrays, facts, keep=2)
+
+  def _score(self, scores_NC) -> dict[str, float]:
+    scores = evaluate.score_split(self._job.dataset, self._truth, scores_NC)
+    return evaluate.scalars('validate', scores)
 
 
 def selection_metric(dataset: data.Dataset) -> str:

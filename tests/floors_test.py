@@ -32,6 +32,7 @@ FLOORS = (
     'iusp_jax.auprc',
     'iusp_jax.metrics',
     'iusp_jax.audio',
+    'iusp_jax.rendezvous',
   ),
   (
     1,
@@ -74,6 +75,7 @@ FLOORS = (
   (
     2,
     'iusp_jax.parallel',
+    'iusp_jax.hosts',
     'iusp_jax.optim',
     'iusp_jax.checkpoint',
     'iusp_jax.logs',
@@ -98,6 +100,7 @@ ORDER = [name for _, *names in FLOORS for name in names]
 BANNED = {'tensorflow', 'torch', 'clu', 'pandas'}
 OF_JAX = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'chex'}
 WITHOUT_JAX = {
+  'iusp_jax.rendezvous',
   'iusp_jax.data',
   'iusp_jax.audio',
   'iusp_jax.auprc',
