@@ -141,8 +141,8 @@ def _await_all(port, num_processes, deadline, timeout):
         if left <= 0 or not select.select([listener], [], [], left)[0]:
           missing = sorted(set(range(1, num_processes)) - peers.keys())
           raise Missing(
-            f'after {timeout:.0f} s {_name(missing)} of {num_processes} '
-            f'missing at process 0 ({socket.gethostname()}, port {port}): '
+            f'after {timeout:.0f} s {_name(missing)} missing of '
+            f'{num_processes} at process 0 ({socket.gethostname()}, port {port}): '
             'start it with the same --coordinator and --num_processes, see '
             'that it reaches that port, or raise --start_timeout'
           )
