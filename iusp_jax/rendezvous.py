@@ -142,9 +142,10 @@ def _await_all(port, num_processes, deadline, timeout):
           missing = sorted(set(range(1, num_processes)) - peers.keys())
           raise Missing(
             f'after {timeout:.0f} s {_name(missing)} missing of '
-            f'{num_processes} at process 0 ({socket.gethostname()}, port {port}): '
-            'start it with the same --coordinator and --num_processes, see '
-            'that it reaches that port, or raise --start_timeout'
+            f'{num_processes} at process 0 ({socket.gethostname()}, port '
+            f'{port}): start it with the same --coordinator and '
+            '--num_processes, see that it reaches that port, or raise '
+            '--start_timeout'
           )
         _admit(listener.accept()[0], peers, num_processes)
     except (Missing, ValueError) as error:

@@ -6,11 +6,11 @@ import pathlib
 
 import numpy as np
 
-from iusp_jax import evaluate, hosts, parallel, store, train
+from iusp_jax import checkpoint, evaluate, hosts, parallel, store, train
 from iusp_jax import teacher as teachers
 
 
-def fit(folder, name, epochs, every):
+def fit(folder, name, epochs, every, stop_after):
   """Trains the job of a name: an objective, perhaps with '+' and a variant."""
   import dataclasses
 
@@ -34,6 +34,15 @@ def fit(folder, name, epochs, every):
     job = dataclasses.replace(
       job, targets=lambda batch: outputs.lookup(batch, terms)
     )
+  if stop_after:
+    save = checkpoint.save
+
+    def stopping(saved_in, at, *rest, **named):
+      save(saved_in, at, *rest, **named)
+      if saved_in.name == 'last' and at >= stop_after:
+        raise SystemExit(75)
+
+    checkpoint.save = stopping
   train.fit(job)
 
 
@@ -58,6 +67,7 @@ def main():
   parser.add_argument('jobs')  # JSON: names.
   parser.add_argument('--epochs', type=float, default=10.0)
   parser.add_argument('--every', type=float, default=10.0)
+  parser.add_argument('--stop_after', type=int, default=0)
   parser.add_argument('--coordinator', default='')
   parser.add_argument('--num_processes', type=int)
   parser.add_argument('--process_id', type=int)
@@ -75,7 +85,7 @@ def main():
       if name == 'predict':
         predict(flags.folder)
       else:
-        fit(flags.folder, name, flags.epochs, flags.every)
+        fit(flags.folder, name, flags.epochs, flags.every, flags.stop_after)
 
 
 if __name__ == '__main__':
