@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from iusp_jax import logs, parallel
+from iusp_jax import logs, processes
 
 Tree = Mapping[str, Any]
 
@@ -49,9 +49,9 @@ def save(
   Raises:
     OSError: where it cannot be written; older checkpoints are still there.
   """
-  if parallel.is_primary():
+  if processes.is_primary():
     _save(folder, step, arrays, facts, keep)
-  parallel.barrier()
+  processes.barrier()
 
 
 def _save(folder, step, arrays, facts, keep):
@@ -78,9 +78,9 @@ def _save(folder, step, arrays, facts, keep):
       + ': make room or choose another --workdir, then run again'
     ) from error
   for old in steps(folder)[:-keep]:
-    shutil.rmtree(folder / f'{old:08d}')
+    _delete(folder / f'{old:08d}')
   for leftover in folder.glob('*.orbax-checkpoint-tmp*'):  # Of a kill.
-    shutil.rmtree(leftover, ignore_errors=True)
+    _delete(leftover, ignore_errors=True)
 
 
 def steps(folder: pathlib.Path) -> list[int]:
@@ -171,6 +171,13 @@ def checksums(arrays: Tree) -> dict[str, str]:
     jax.tree_util.keystr(path, simple=True, separator='/'): checksum(leaf)
     for path, leaf in leaves
   }
+
+
+def _delete(path, ignore_errors=False):
+  if logs.is_remote(path):
+    path.rmtree()
+  else:
+    shutil.rmtree(path, ignore_errors=ignore_errors)
 
 
 def _absolute(path):

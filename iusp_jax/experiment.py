@@ -14,6 +14,7 @@ from iusp_jax import (
   logs,
   outcome,
   parallel,
+  processes,
   step,
   store,
   tagger,
@@ -49,7 +50,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
   busy = 'another run works in this --workdir'
   with logs.lock_for_all(workdir, busy, wait=False):
     refuse_other_config(config, workdir)
-    results = parallel.by_primary(lambda: earlier_results(workdir))
+    results = processes.by_primary(lambda: earlier_results(workdir))
     if results is not None:
       logs.say(f'This run is complete; delete {workdir} to repeat it.')
       outcome.announce(results, workdir)
@@ -70,7 +71,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
         results[name], measured[name] = outcome.measure(
           config, dataset, trained
         )
-    if not parallel.is_primary():
+    if not processes.is_primary():
       return results
     subject = 'teacher' if student is None else 'student'
     outcome.write_predictions(dataset, measured[subject], workdir)
@@ -136,9 +137,9 @@ def keep_config(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
       has another config.
   """
   path = config_path(workdir)
-  if parallel.is_primary() and not path.exists():
+  if processes.is_primary() and not path.exists():
     logs.write_atomically(path, logs.to_json(teacher.plain(config)))
-  parallel.barrier()
+  processes.barrier()
   deadline = time.monotonic() + SEEN_AFTER_SECONDS
   while not path.exists():
     if time.monotonic() > deadline:
@@ -200,7 +201,7 @@ def load_dataset(config: Mapping[str, Any]) -> data.Dataset:
     with logs.lock(folder, 'another process prepares a data set'):
       return data.load(config['dataset'])
 
-  dataset = parallel.primary_first(load)
+  dataset = processes.primary_first(load)
   sizes = ', '.join(
     f'{len(split)} {name}' for name, split in dataset.splits.items()
   )

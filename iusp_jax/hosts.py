@@ -14,15 +14,15 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from jax._src import clusters, distributed
+from jax._src import clusters
 
-from iusp_jax import parallel, rendezvous
+from iusp_jax import parallel, processes, rendezvous
 
 # The connections of `rendezvous` notice first and say who is gone; this is
 # how long JAX's own runtime waits, which aborts without a name.
 _HEARTBEAT_SECONDS = 25
 _NAME_SECONDS = 5.0  # For the name of a process that is gone to arrive.
-_END_MS = 20_000  # For all processes to end together.
+_END_SECONDS = 20.0  # For all processes to end together.
 
 
 @contextlib.contextmanager
@@ -59,7 +59,7 @@ def joined(
   except BaseException as error:
     _leave_by(error, party)
     raise
-  parallel.barrier()
+  processes.barrier()
   party.leave()
 
 
@@ -168,23 +168,12 @@ def _leave_by(error, party):
   if isinstance(error, SystemExit):
     code = error.code if isinstance(error.code, int) else 1
     reason = f'exit code {error.code}'
-    if _all_end():
+    if processes.end_together(_END_SECONDS):
       party.leave()
       return
   party.leave(reason)
   # JAX would wait for the others at the end, for minutes.
   atexit.register(_exit_now, code)
-
-
-def _all_end():
-  """Whether the other processes come to their end, too."""
-  client = distributed.global_state.client
-  assert client is not None
-  try:
-    client.wait_at_barrier('iusp/end', _END_MS)
-  except Exception:  # Whatever it is: they do not.
-    return False
-  return True
 
 
 def _exit_now(code):

@@ -19,7 +19,7 @@ import tensorboardX
 import tqdm
 from etils import epath
 
-from iusp_jax import parallel
+from iusp_jax import processes
 
 
 def say(message: str, everywhere: bool = False) -> None:
@@ -29,24 +29,29 @@ def say(message: str, everywhere: bool = False) -> None:
     message: the line.
     everywhere: from all processes of a run, not only process 0.
   """
-  if not (everywhere or parallel.is_primary()):
+  if not (everywhere or processes.is_primary()):
     return
   tqdm.tqdm.write(message, file=sys.stdout)
   sys.stdout.flush()
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Replaces a text file in one step: it is never seen half written.
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+  """Replaces a file in one step: it is never seen half written.
 
   Processes other than 0 write nothing.
   """
-  if not parallel.is_primary():
+  if not processes.is_primary():
+    return
+  if isinstance(content, str):
+    content = content.encode()
+  if is_remote(path):  # An object appears whole.
+    path.write_bytes(content)
     return
   path.parent.mkdir(parents=True, exist_ok=True)
   descriptor, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
   try:
-    with os.fdopen(descriptor, 'w', encoding='utf-8') as file:
-      file.write(text)
+    with os.fdopen(descriptor, 'wb') as file:
+      file.write(content)
       file.flush()
       os.fsync(file.fileno())
     os.chmod(name, 0o644)
@@ -102,10 +107,10 @@ def lock_for_all(
 ) -> Iterator[None]:
   """`lock` for all processes of this run together; process 0 holds it."""
   own = lock(folder, busy, wait)
-  with own if parallel.is_primary() else contextlib.nullcontext():
-    parallel.barrier()
+  with own if processes.is_primary() else contextlib.nullcontext():
+    processes.barrier()
     yield
-    parallel.barrier()
+    processes.barrier()
 
 
 def to_json(value: Any) -> str:
@@ -137,13 +142,20 @@ class Metrics:
 
   def __init__(self, workdir: pathlib.Path, step: int):
     """Cuts the file back to the rows up to `step`, then appends."""
-    self._writes = parallel.is_primary()
+    self._writes = processes.is_primary()
     if not self._writes:
       return
-    path = workdir / 'metrics.jsonl'
-    rows = [row for row in read_metrics(path) if row['step'] <= step]
-    write_atomically(path, ''.join(json.dumps(row) + '\n' for row in rows))
-    self._file = path.open('a')
+    self._path = workdir / 'metrics.jsonl'
+    rows = [row for row in read_metrics(self._path) if row['step'] <= step]
+    text = ''.join(json.dumps(row) + '\n' for row in rows)
+    write_atomically(self._path, text)
+    self._local = self._path
+    if is_remote(workdir):  # Nothing can be appended to an object.
+      workdir = pathlib.Path(tempfile.mkdtemp(prefix='iusp_jax_'))
+      say(f'TensorBoard: the events of this run are in {workdir}')
+      self._local = workdir / self._path.name
+      self._local.write_text(text)
+    self._file = self._local.open('a')
     self._board = tensorboardX.SummaryWriter(
       str(workdir / 'tensorboard'), purge_step=step + 1 if step else None
     )
@@ -157,6 +169,8 @@ class Metrics:
     self._file.flush()
     for name, value in scalars.items():
       self._board.add_scalar(name, float(value), step)
+    if any(name.startswith('validate/') for name in scalars):
+      self._publish()  # A checkpoint follows.
 
   def close(self) -> None:
     """Makes sure that all is on the disk."""
@@ -166,6 +180,11 @@ class Metrics:
     os.fsync(self._file.fileno())
     self._file.close()
     self._board.close()
+    self._publish()
+
+  def _publish(self) -> None:
+    if self._local != self._path:
+      self._path.write_text(self._local.read_text())
 
 
 class Progress:
@@ -176,7 +195,7 @@ class Progress:
     self._first, self._start = 0, 0.0
     self._bar = None
     self._said = time.monotonic()
-    if sys.stderr.isatty() and parallel.is_primary():
+    if sys.stderr.isatty() and processes.is_primary():
       self._bar = tqdm.tqdm(
         initial=step, total=num_steps, desc=name, unit='step', smoothing=0.1
       )

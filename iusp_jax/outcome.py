@@ -16,6 +16,7 @@ from iusp_jax import (
   logs,
   parallel,
   pictures,
+  processes,
   report,
   scoring,
   similarity,
@@ -64,7 +65,7 @@ def measure(
         dataset.splits[split],
         config['student']['training']['batch_size'],
       )
-      if not parallel.is_primary():
+      if not processes.is_primary():
         continue
       result[which][split] = evaluate.score_split(
         dataset,

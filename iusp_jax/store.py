@@ -17,7 +17,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from iusp_jax import data, logs, parallel, similarity, tagger, teacher
+from iusp_jax import (
+  data,
+  logs,
+  parallel,
+  processes,
+  similarity,
+  tagger,
+  teacher,
+)
 
 # Above this many clips the [N, N] matrix (4 N² bytes) is not worth its place.
 MAX_CLIPS = 20_000
@@ -132,10 +140,10 @@ def obtain(
     }
   )
   folder = logs.place(config['cache_dir']) / 'outputs' / key
-  if not parallel.by_primary((folder / 'logits.npy').exists):
+  if not processes.by_primary((folder / 'logits.npy').exists):
     busy = 'another run stores teacher outputs'
     with logs.lock_for_all(folder.parent, busy):
-      if not parallel.by_primary(folder.exists):
+      if not processes.by_primary(folder.exists):
         build(folder, trained, split, precision)
   return open_store(folder)
 
@@ -166,10 +174,10 @@ def build(
     OSError: where it cannot be written; nothing is left then.
   """
   outputs = _outputs(trained, split, batch_size)
-  if not parallel.is_primary():
+  if not processes.is_primary():
     for _ in outputs:
       pass
-    parallel.barrier()
+    processes.barrier()
     return
   partial = folder.with_name(folder.name + '.partial')
   shutil.rmtree(partial, ignore_errors=True)
@@ -180,7 +188,7 @@ def build(
     shutil.rmtree(partial, ignore_errors=True)
     raise
   partial.rename(folder)
-  parallel.barrier()
+  processes.barrier()
 
 
 def _outputs(trained, split, batch_size):

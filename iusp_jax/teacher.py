@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from iusp_jax import checkpoint, data, logs, parallel, step, tagger, train
+from iusp_jax import checkpoint, data, logs, processes, step, tagger, train
 from tfds_dcase import sonyc_ust
 
 RECIPE = ('model', 'frontend', 'training', 'augment')
@@ -70,7 +70,7 @@ def own_dataset(
       'mixed from scenes: expected 0'
     )
   settings['builder']['train_scenes'] = scenes
-  return parallel.primary_first(lambda: data.load(settings))
+  return processes.primary_first(lambda: data.load(settings))
 
 
 def obtain(config: Mapping[str, Any], dataset: data.Dataset) -> Trained:
@@ -102,7 +102,7 @@ def obtain(config: Mapping[str, Any], dataset: data.Dataset) -> Trained:
 
 def _is_done(workdir):
   """Whether a teacher is trained, as process 0 sees it."""
-  return parallel.by_primary(lambda: (workdir / 'done').exists())
+  return processes.by_primary(lambda: (workdir / 'done').exists())
 
 
 def _train(of, dataset, workdir):

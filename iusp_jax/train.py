@@ -23,6 +23,7 @@ from iusp_jax import (
   logs,
   optim,
   parallel,
+  processes,
   tagger,
 )
 from iusp_jax.step import Job, State, initial_state, make_step
@@ -91,7 +92,7 @@ def resume(job: Job, state: State, stream) -> tuple[State, dict[str, Any]]:
   """The newest whole checkpoint, or the given state; sets the stream."""
   restored = checkpoint.restore_newest(job.workdir / 'checkpoints' / 'last')
   found = restored[0] if restored else None
-  if found != (first := parallel.by_primary(lambda: found)):
+  if found != (first := processes.by_primary(lambda: found)):
     raise ValueError(
       f'process {jax.process_index()} finds the checkpoint of step {found} in '
       f'{job.workdir}, process 0 that of step {first}: expected storage that '
@@ -124,7 +125,7 @@ class Loop:
     self._predict = evaluate.compile_predict(
       tagger.build(job.recipe, len(job.dataset.tags))
     )
-    if parallel.is_primary():  # It scores.
+    if processes.is_primary():  # It scores.
       self._truth = data.truth(job.dataset.splits['validate'])
 
   def run(self, state: State, stream) -> None:
@@ -217,7 +218,7 @@ class Loop:
         f'{job.name}: after step {step} the model gives no numbers for '
         f'validation clips: {_REMEDY} {job.workdir}'
       )
-    rows = parallel.by_primary(lambda: self._score(scores_NC))
+    rows = processes.by_primary(lambda: self._score(scores_NC))
     score = rows[selection_metric(job.dataset)]
     metrics.write(step, rows)
     logs.say(

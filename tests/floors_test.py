@@ -33,6 +33,7 @@ FLOORS = (
     'iusp_jax.metrics',
     'iusp_jax.audio',
     'iusp_jax.rendezvous',
+    'iusp_jax.processes',
   ),
   (
     1,
@@ -77,8 +78,8 @@ FLOORS = (
     'iusp_jax.parallel',
     'iusp_jax.hosts',
     'iusp_jax.optim',
-    'iusp_jax.checkpoint',
     'iusp_jax.logs',
+    'iusp_jax.checkpoint',
     # The rooms of the metric on the host; they write their files with logs.
     'iusp_jax.predictions',
     'iusp_jax.scoring',
@@ -101,6 +102,7 @@ BANNED = {'tensorflow', 'torch', 'clu', 'pandas'}
 OF_JAX = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'chex'}
 WITHOUT_JAX = {
   'iusp_jax.rendezvous',
+  'iusp_jax.processes',
   'iusp_jax.data',
   'iusp_jax.audio',
   'iusp_jax.auprc',

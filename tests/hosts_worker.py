@@ -6,7 +6,15 @@ import pathlib
 
 import numpy as np
 
-from iusp_jax import checkpoint, evaluate, hosts, parallel, store, train
+from iusp_jax import (
+  checkpoint,
+  evaluate,
+  hosts,
+  parallel,
+  processes,
+  store,
+  train,
+)
 from iusp_jax import teacher as teachers
 
 
@@ -57,7 +65,7 @@ def predict(folder):
     name: evaluate.predict_split(predict, variables, split, 8)
     for name, split in fake().splits.items()
   }
-  if parallel.is_primary():
+  if processes.is_primary():
     np.savez(folder / 'predicted.npz', **found)
 
 
