@@ -50,10 +50,13 @@ def joined(
   if not (multihost or coordinator):
     yield
     return
-  found = (coordinator, num_processes, process_id, None)
+  devices = None
   if not coordinator:
     found = detect(start_timeout)
-  party = start(*found, start_timeout)
+    coordinator, num_processes, process_id, devices = found
+  assert num_processes is not None
+  assert process_id is not None
+  party = start(coordinator, num_processes, process_id, devices, start_timeout)
   try:
     yield
   except BaseException as error:

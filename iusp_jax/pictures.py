@@ -299,8 +299,8 @@ def _label_tags(axes, models, support) -> None:
 @contextlib.contextmanager
 def figure(height: float, path: str | os.PathLike, layout: Any = 'constrained'):
   """A figure `WIDTH` inches wide that is written to `path` at the end."""
-  path = logs.place(os.fspath(path))
-  if path.suffix != '.png':
+  target = logs.place(os.fspath(path))
+  if target.suffix != '.png':
     raise ValueError(f"picture {str(path)!r}: expected a name ending in '.png'")
   import matplotlib
   from matplotlib.backends import backend_agg
@@ -312,7 +312,7 @@ def figure(height: float, path: str | os.PathLike, layout: Any = 'constrained'):
     yield page
     content = io.BytesIO()
     canvas.print_png(content)
-  logs.write_atomically(path, content.getvalue())
+  logs.write_atomically(target, content.getvalue())
 
 
 def save_text(text: str, picture: str | os.PathLike) -> None:

@@ -1,7 +1,7 @@
 """Finds what a build needs, or says at once which file goes where."""
 
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import logging
 from etils import epath
@@ -42,7 +42,7 @@ def download_dir(data_dir, version: str) -> pathlib.Path:
   return _root(data_dir) / 'downloads/sonyc_ust' / record
 
 
-def _root(data_dir):
+def _root(data_dir) -> Any:
   """A local folder, or an address such as gs://bucket/data as it is."""
   if '://' in str(data_dir):
     return epath.Path(data_dir)
