@@ -121,6 +121,7 @@ def meet(
   host, port = split_address(address)
   deadline = time.monotonic() + timeout
   if process_id == 0:
+    _listen(port).close()  # JAX would crash where it is taken.
     peers = _await_all(port + 1, num_processes, deadline, timeout)
   else:
     peers = {
@@ -169,8 +170,8 @@ def _listen(port):
     )
   except OSError as error:
     raise OSError(
-      f'process 0 cannot listen on port {port}, the one after --coordinator: '
-      f'{error.strerror or error}; choose another port'
+      f'process 0 cannot listen on port {port}: {error.strerror or error}. '
+      '--coordinator takes its port and the one after it: choose another'
     ) from error
 
 
