@@ -22,7 +22,7 @@ from iusp_jax import (
 JOBS = (
   'predict',
   'all+stored',
-  *(f'{name}+augmented' for name in ('baseline', 'kd', 'sp', 'iusp', 'all')),
+  *(f'{name}+augmented' for name in ('baseline', 'kd', 'sp', 'iusp')),
 )
 
 
