@@ -15,7 +15,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   'workdir', '', 'Where the run goes; default: runs/<config>-<arguments>.'
 )
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'score'], 'What to do.')
+_MODE = flags.DEFINE_enum(
+  'mode', 'train', ['train', 'score', 'table', 'tune', 'report'], 'What to do.'
+)
+_SHARD = flags.DEFINE_string('shard', '', 'table: i/n, a part of the grid.')
 _SCORE_FLAGS = [
   flags.DEFINE_string('predictions', '', 'score: a CSV file.'),
   flags.DEFINE_string('annotations', '', 'score: a CSV file.'),
@@ -40,20 +43,27 @@ _HOST_FLAGS = [
 
 def main(argv):
   """Dispatches; heavy imports are inside, so that --help is instant."""
-  if len(argv) > 1:
+  if len(argv) > 1 and _MODE.value != 'report':
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.ERROR)  # The libraries' own chatter.
-  from iusp_jax import experiment, hosts, logs, scoring
+  from iusp_jax import experiment, hosts, logs, scoring, table, tuning
 
   try:
-    if _MODE.value == 'score':
-      scoring.main_score(**{f.name: f.value for f in _SCORE_FLAGS})
-    elif _CONFIG.value is None:
-      raise ValueError('--config is missing: try --config=configs/iusp.py:demo')
-    else:
-      with hosts.joined(**{f.name: f.value for f in _HOST_FLAGS}):
-        experiment.run(_CONFIG.value, logs.place(workdir()))
+    with hosts.joined(_MODE.value, **{f.name: f.value for f in _HOST_FLAGS}):
+      match _MODE.value:
+        case 'score':
+          scoring.main_score(**{f.name: f.value for f in _SCORE_FLAGS})
+        case 'report':
+          table.report([pathlib.Path(name) for name in argv[1:]])
+        case _ if _CONFIG.value is None:
+          raise ValueError('--config is missing: try configs/iusp.py:demo')
+        case 'table':
+          table.run(_CONFIG.value, logs.place(workdir()), _SHARD.value)
+        case 'tune':
+          tuning.run(_CONFIG.value, logs.place(workdir()))
+        case _:
+          experiment.run(_CONFIG.value, logs.place(workdir()))
   except (ValueError, OSError, FloatingPointError) as error:
     if flags.FLAGS.verbosity > 0:  # --verbosity=1 shows where it came from.
       raise

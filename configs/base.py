@@ -15,6 +15,8 @@ Arguments follow the file name, separated by commas, in any order:
 """
 
 import difflib
+import json
+import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -30,16 +32,46 @@ DATASETS = {
 }
 
 # The paper's student is one convolution and one LSTM on 20 bands; the number
-# is the hidden width. The others are our additions; see docs/results.md for
-# parameters and multiply-accumulates.
+# is the hidden width. The others are our additions: 6 to 84 thousand
+# parameters, 3 to 13 million multiply-accumulates a clip (every run says its
+# own). The MobileNets leave out the two widest stages, which fit no device of
+# that kind, and expand by 3.
+_NARROW = {'architecture': 'cnn', 'num_blocks': 4, 'stem_stride': 4}
+_MOBILE = {'architecture': 'mobilenet', 'expansion': 3, 'num_stages': 5}
 STUDENTS = {
   'crnn_32': {'architecture': 'crnn', 'width': 16, 'hidden': 32},
   'crnn_64': {'architecture': 'crnn', 'width': 32, 'hidden': 64},
-  'cnn_4': {'architecture': 'cnn', 'width': 4, 'num_blocks': 4},
-  'cnn_8': {'architecture': 'cnn', 'width': 8, 'num_blocks': 4},
-  'mobilenet_010': {'architecture': 'mobilenet', 'width_multiplier': 0.10},
-  'mobilenet_020': {'architecture': 'mobilenet', 'width_multiplier': 0.20},
+  'cnn_4': {**_NARROW, 'width': 4},
+  'cnn_8': {**_NARROW, 'width': 8},
+  'mobilenet_010': {**_MOBILE, 'width_multiplier': 0.10},
+  'mobilenet_020': {**_MOBILE, 'width_multiplier': 0.20},
 }
+
+
+# Weights of the objectives. Where `--mode=tune` has been run for a data set and
+# a student, tuned.json has better ones (docs/reproduction.md has the command).
+WEIGHTS = {
+  'baseline': {},
+  'kd': {'kd_weight': 1.0},
+  'sp': {'sp_weight': 30.0},
+  'iusp': {'iusp_weight': 300.0},
+  'iusp_sp': {'iusp_weight': 300.0, 'sp_weight': 30.0},
+}
+TUNED = json.loads(pathlib.Path(__file__).with_name('tuned.json').read_text())
+
+
+def weights(name: str, dataset_name: str, student: str) -> dict[str, float]:
+  """The weights of an objective: tuned ones where there are any."""
+  tuned = TUNED.get(dataset_name, {}).get(student, {})
+  return tuned.get(name, WEIGHTS[name])
+
+
+def distilled(name: str, arg: str) -> Config:
+  """Base with the terms of one objective, at the weights found for it."""
+  config, options = get_config(arg), parse(arg)
+  config.name = name
+  config.objective.update(weights(name, options['dataset'], options['student']))
+  return config
 
 
 def get_config(arg: str = '') -> Config:
@@ -145,8 +177,8 @@ def teacher(dataset_name: str) -> Config:
   config.augment.mixup_alpha = 0.2
   config.augment.num_time_masks = 2
   config.augment.num_mel_masks = 2
-  if dataset_name == 'urban_scenes/clips':
-    # A few hundred recordings are soon known by heart: mix them more often.
+  if dataset_name.startswith('urban_scenes'):
+    # Scenes cost nothing, and the teacher is trained once and kept.
     config.train_scenes = 4800
     config.training.epochs = 6.0
     config.training.eval_every_epochs = 0.5

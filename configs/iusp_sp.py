@@ -6,13 +6,9 @@ r"""IUSP and SP together (our addition to the paper's comparison).
 Not measured yet.
 """
 
-from configs import base, iusp, sp
+from configs import base
 
 
 def get_config(arg: str = ''):
-  """Base with both terms, each at its own weight."""
-  config = base.get_config(arg)
-  config.name = 'iusp_sp'
-  config.objective.iusp_weight = iusp.get_config(arg).objective.iusp_weight
-  config.objective.sp_weight = sp.get_config(arg).objective.sp_weight
-  return config
+  """Base with both terms."""
+  return base.distilled('iusp_sp', arg)

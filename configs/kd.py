@@ -11,7 +11,4 @@ from configs import base
 
 def get_config(arg: str = ''):
   """Base with the teacher's soft tags."""
-  config = base.get_config(arg)
-  config.name = 'kd'
-  config.objective.kd_weight = 1.0
-  return config
+  return base.distilled('kd', arg)

@@ -18,6 +18,7 @@ H reads elements h, h + H, … of it. The state of the stream is one number.
 
 import dataclasses
 import difflib
+import functools
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -40,7 +41,7 @@ BUILDERS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # Known by identity.
 class Split:
   """One split: a random-access source and how to make targets of it."""
 
@@ -71,6 +72,11 @@ class Dataset:
       'fine': self.fine,
       'both': self.coarse + self.fine,
     }[self.level]
+
+  @functools.cached_property
+  def num_samples(self) -> int:
+    """Samples of a clip, padding included."""
+    return self.splits['train'].source[0]['audio'].shape[0]
 
   def fingerprint(self) -> dict[str, Any]:
     """What a model trained on this depends on."""
@@ -239,6 +245,11 @@ def _mix(pair, rng: np.random.Generator, alpha: float):
   }
 
 
+def train_order(num_clips: int, seed: int) -> grain.MapDataset:
+  """The endless sequence of clips of a run, reshuffled every epoch."""
+  return grain.MapDataset.range(num_clips).seed(seed).shuffle().repeat()
+
+
 def train_stream(
   split: Split,
   batch_size: int,
@@ -277,13 +288,10 @@ def train_stream(
       f'{split.name!r}: expected at most that many'
     )
 
-  def endless(order_seed):
-    clips = grain.MapDataset.range(len(split)).seed(order_seed).shuffle()
-    return clips.repeat().map(_element(split))
-
-  clips = endless(seed)
+  read = _element(split)
+  clips = train_order(len(split), seed).map(read)
   if mixup_alpha > 0:
-    partners = endless(seed + 2**20)
+    partners = train_order(len(split), seed + 2**20).map(read)
     clips = grain.experimental.ZipMapDataset([clips, partners])
     clips = clips.seed(seed).random_map(
       lambda pair, rng: _mix(pair, rng, mixup_alpha)
@@ -337,6 +345,7 @@ def eval_batches(
   )
 
 
+@functools.cache
 def truth(split: Split) -> dict[str, Any]:
   """What a split is scored against, read once.
 

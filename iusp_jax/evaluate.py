@@ -48,8 +48,12 @@ def predict_split(
     )[0]
     for batch in batches
   ]
-  logits_NC = np.concatenate(logits)[: len(split)].astype(np.float64)
-  return 1.0 / (1.0 + np.exp(-logits_NC))
+  return probabilities(np.concatenate(logits)[: len(split)])
+
+
+def probabilities(logits_NC: np.ndarray) -> np.ndarray:
+  """Sigmoid, in float64: scores are compared with thresholds."""
+  return 1.0 / (1.0 + np.exp(-logits_NC.astype(np.float64)))
 
 
 def by_level(

@@ -237,37 +237,40 @@ def models(
     outputs = store.obtain(config, guide, dataset)
     if outputs is not None:
       targets = functools.partial(outputs.lookup, terms=tuple(terms))
-  of = {
-    **recipe,
-    'seed': config['seed'],
-    'objective': teacher.plain(config['objective']),
-    'dataset': dataset.fingerprint(),
-    'teacher': guide.fingerprint if guide and terms else None,
-  }
-  teacher.save_facts(workdir, of, dataset)
-  train.fit(
-    step.Job(
-      name='student',
-      recipe=recipe,
-      objective=config['objective'],
-      dataset=dataset,
-      seed=config['seed'],
-      workdir=workdir,
-      teacher=frozen,
-      targets=targets,
-    )
+  job = step.Job(
+    name='student',
+    recipe=recipe,
+    objective=teacher.plain(config['objective']),
+    dataset=dataset,
+    seed=config['seed'],
+    workdir=workdir,
+    teacher=frozen,
+    targets=targets,
   )
+  teacher.save_facts(workdir, identity(job, guide if terms else None), dataset)
+  train.fit(job)
   return guide, teacher.load(workdir, dataset)
+
+
+def identity(job: step.Job, guide: teacher.Trained | None) -> dict[str, Any]:
+  """All that a student depends on; plain JSON."""
+  return {
+    **job.recipe,
+    'seed': job.seed,
+    'objective': dict(job.objective),
+    'dataset': job.dataset.fingerprint(),
+    'teacher': guide.fingerprint if guide else None,
+  }
 
 
 def describe_model(recipe: Mapping[str, Any], dataset: data.Dataset) -> str:
   """Architecture and size in words."""
   model = tagger.build(recipe, len(dataset.tags))
-  num_samples = dataset.splits['validate'].source[0]['audio'].shape[0]
+  num_samples = dataset.num_samples
   variables = model.shapes(num_samples)
   return (
     f'{recipe["model"]["architecture"]}, '
     f'{model.num_parameters(variables):,} parameters, '
-    f'{model.num_macs(variables, num_samples) / 1e6:.1f} M '
+    f'{model.num_macs(num_samples) / 1e6:.1f} M '
     'multiply-accumulates a clip'
   )

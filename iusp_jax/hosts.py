@@ -27,6 +27,7 @@ _END_SECONDS = 20.0  # For all processes to end together.
 
 @contextlib.contextmanager
 def joined(
+  mode: str = 'train',
   multihost: bool = False,
   coordinator: str = '',
   num_processes: int | None = None,
@@ -36,6 +37,7 @@ def joined(
   """Within it, this process is one of a run; without arguments, the only one.
 
   Args:
+    mode: of run.py; only 'train' is for several processes.
     multihost: find the rest out from the TPU pod, Slurm or Open MPI.
     coordinator: `host:port` of process 0, instead.
     num_processes: of the run, with `coordinator`.
@@ -47,6 +49,11 @@ def joined(
     OSError: where processes are missing after the timeout.
   """
   check(coordinator, num_processes, process_id, start_timeout)
+  if mode != 'train' and (multihost or coordinator):
+    raise ValueError(
+      f'--mode={mode} is the work of one process: leave out --multihost and '
+      '--coordinator; parts of a table run apart, as in --shard=0/4'
+    )
   if not (multihost or coordinator):
     yield
     return

@@ -260,10 +260,34 @@ def _pools(
   return pools
 
 
-def _intervals(
-  curve: auprc.Curve, N: int, bootstrap: int, seed: int
-) -> dict[str, list]:
-  """95 % intervals over resamples of the clips."""
+def resample(
+  truth: Any,
+  scores: Any,
+  level: str = 'coarse',
+  bootstrap: int = 1000,
+  seed: int = 0,
+) -> dict[str, np.ndarray]:
+  """The scores of resamples of the clips, drawn with replacement.
+
+  Resample w draws the same clips for every model that is scored on N clips
+  with the same seed, so that differences of models can be resampled too.
+
+  Args:
+    truth: as in `score`.
+    scores: as in `score`.
+    level: as in `score`.
+    bootstrap: W, the number of resamples.
+    seed: of the resampling.
+
+  Returns:
+    `micro_auprc` `[W]`, `micro_f1` `[W]` and `class_auprc` `[W, C]`.
+  """
+  truth_NQ, scores_NQ = _checked(truth, scores, level)
+  curve = auprc.curve(_pools(truth_NQ, scores_NQ, level))
+  return _resample(curve, len(truth_NQ), bootstrap, seed)
+
+
+def _resample(curve: auprc.Curve, N: int, bootstrap: int, seed: int):
   rng = np.random.default_rng(seed)
   micro, f1, classes = [], [], []
   size = max(1, _BLOCK // len(curve.threshold_K))
@@ -277,11 +301,23 @@ def _intervals(
     micro.append(areas.micro_W)
     f1.append(areas.f1_W)
     classes.append(areas.class_WC)
-  class_WC = np.concatenate(classes)
   return {
-    'micro_auprc_ci': _quantiles(np.concatenate(micro)),
+    'micro_auprc': np.concatenate(micro),
+    'micro_f1': np.concatenate(f1),
+    'class_auprc': np.concatenate(classes),
+  }
+
+
+def _intervals(
+  curve: auprc.Curve, N: int, bootstrap: int, seed: int
+) -> dict[str, list]:
+  """95 % intervals over resamples of the clips."""
+  drawn = _resample(curve, N, bootstrap, seed)
+  class_WC = drawn['class_auprc']
+  return {
+    'micro_auprc_ci': _quantiles(drawn['micro_auprc']),
     'macro_auprc_ci': _quantiles(class_WC.mean(axis=1)),
-    'micro_f1_ci': _quantiles(np.concatenate(f1)),
+    'micro_f1_ci': _quantiles(drawn['micro_f1']),
     'class_auprc_ci': [_quantiles(value_W) for value_W in class_WC.T],
   }
 

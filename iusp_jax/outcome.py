@@ -1,5 +1,6 @@
 """What a run leaves: scores, predictions, pictures."""
 
+import functools
 import importlib.metadata
 import os
 import pathlib
@@ -44,38 +45,59 @@ def measure(
     What results.json holds of a model, and the best checkpoint's
     probabilities `[N, C]` by split.
   """
-  num_samples = dataset.splits['validate'].source[0]['audio'].shape[0]
-  result: dict[str, Any] = {
-    'fingerprint': trained.fingerprint,
-    'workdir': str(trained.workdir),
-    'trained_in': train_time(trained.workdir),
-    'parameters': trained.model.num_parameters(trained.variables),
-    'macs': trained.model.num_macs(trained.variables, num_samples),
-  }
   predict = evaluate.compile_predict(trained.model)
-  best = {}
+  scores: dict[str, dict[str, np.ndarray]] = {}
   for which in ('best', 'last'):
     loaded = teacher.load(trained.workdir, dataset, which)
     variables = parallel.replicate(loaded.variables)
-    result[which] = {}
-    for split in scored_splits(dataset):
-      scores_NC = evaluate.predict_split(
+    scores[which] = {
+      split: evaluate.predict_split(
         predict,
         variables,
         dataset.splits[split],
         config['student']['training']['batch_size'],
       )
-      if not processes.is_primary():
-        continue
-      result[which][split] = evaluate.score_split(
+      for split in scored_splits(dataset)
+    }
+  result = {}
+  if processes.is_primary():
+    result = describe(trained, dataset, scores, config['bootstrap'])
+  return result, scores['best']
+
+
+def describe(
+  trained: teacher.Trained,
+  dataset: data.Dataset,
+  scores: Mapping[str, Mapping[str, np.ndarray]],
+  bootstrap: int,
+) -> dict[str, Any]:
+  """What results.json holds of a model.
+
+  Args:
+    trained: the model.
+    dataset: that it was scored on.
+    scores: probabilities `[N, C]` of 'best' and 'last', by split.
+    bootstrap: resamples for the intervals of the best.
+  """
+  model = trained.model
+  result: dict[str, Any] = {
+    'fingerprint': trained.fingerprint,
+    'workdir': str(trained.workdir),
+    'trained_in': train_time(trained.workdir),
+    'parameters': model.num_parameters(trained.variables),
+    'macs': model.num_macs(dataset.num_samples),
+  }
+  for which, by_split in scores.items():
+    result[which] = {
+      split: evaluate.score_split(
         dataset,
         data.truth(dataset.splits[split]),
         scores_NC,
-        bootstrap=config['bootstrap'] if which == 'best' else 0,
+        bootstrap=bootstrap if which == 'best' else 0,
       )
-      if which == 'best':
-        best[split] = scores_NC
-  return result, best
+      for split, scores_NC in by_split.items()
+    }
+  return result
 
 
 def train_time(workdir: pathlib.Path) -> str:
@@ -105,6 +127,7 @@ def write_predictions(
     scoring.write_predictions(path, names, columns)
 
 
+@functools.cache
 def environment() -> dict[str, Any]:
   """Versions, commit, device: what a result also depends on."""
   root = pathlib.Path(__file__).resolve().parent.parent

@@ -5,6 +5,7 @@ every device of every host. The global batch is a fact of the config; here it
 is only cut into equal parts.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,37 @@ def check_batch_size(batch_size: int) -> None:
 def pmap(step: Callable, donate: tuple[int, ...] = ()) -> Callable:
   """Compiles a step for all devices; every argument has a device axis."""
   return jax.pmap(step, axis_name=AXIS, donate_argnums=donate)
+
+
+def map_members(function: Callable, together: int) -> Callable:
+  """Maps `function(member, shared)` over members of one shape.
+
+  Args:
+    function: pure; each of its arguments is a tree.
+    together: members that a device computes under one `vmap`; it goes through
+      the others one after the other.
+
+  Returns:
+    A compiled function of trees with a member axis in front of `member` and
+    of its results, and none in `shared`. As many local devices as divide the
+    members get an equal share each.
+  """
+
+  def share(members, shared):
+    return jax.lax.map(
+      lambda member: function(member, shared), members, batch_size=together
+    )
+
+  mapped = jax.pmap(share, in_axes=(0, None))
+
+  def call(members, shared):
+    count = jax.tree.leaves(members)[0].shape[0]
+    num_devices = math.gcd(count, jax.local_device_count())
+    cut = lambda x: x.reshape(num_devices, -1, *x.shape[1:])  # noqa: E731
+    join = lambda x: x.reshape(count, *x.shape[2:])  # noqa: E731
+    return jax.tree.map(join, mapped(jax.tree.map(cut, members), shared))
+
+  return call
 
 
 def replicate(tree: Any) -> Any:

@@ -25,7 +25,13 @@ from iusp_jax import (
   tagger,
 )
 
-DISTILLATION_TERMS = ('kd', 'sp', 'iusp')
+# The distillation terms, and what each needs of the teacher in a batch.
+TARGETS = {
+  'kd': 'teacher_logits',
+  'sp': 'teacher_batch_gram',
+  'iusp': 'teacher_frame_gram',
+}
+DISTILLATION_TERMS = tuple(TARGETS)
 
 
 @flax.struct.dataclass
@@ -85,6 +91,14 @@ class Job:
   teacher: Teacher | None = None
   targets: Callable[[dict], dict] | None = None
 
+  def settings(self) -> dict[str, np.generic]:
+    """What tells apart the jobs that one compiled step serves."""
+    weights = {
+      term: np.float32(self.objective[f'{term}_weight'])
+      for term in self.terms()
+    }
+    return {'seed': np.uint32(self.seed), **weights}
+
   def terms(self) -> tuple[str, ...]:
     """The distillation terms that are switched on."""
     if self.teacher is None:
@@ -107,14 +121,21 @@ def teacher_outputs(output, terms) -> dict[str, jax.Array]:
   return needed
 
 
+def targets_given(batch: Mapping[str, Any], terms) -> bool:
+  """Whether a batch brings the teacher's outputs from a store."""
+  return all(TARGETS[term] in batch for term in terms)
+
+
 def distillation_per_clip(
-  output, batch: Mapping[str, jax.Array], objective: Mapping[str, Any], terms
+  output, batch: Mapping[str, jax.Array], job: Job, terms
 ) -> dict[str, jax.Array]:
   """Values `[b]` of each term, whose mean over the global batch is its loss."""
   values = {}
   if 'kd' in terms:
     values['kd'] = objectives.kd_per_clip(
-      output.logits_BC, batch['teacher_logits'], objective['kd_temperature']
+      output.logits_BC,
+      batch['teacher_logits'],
+      job.objective['kd_temperature'],
     )
   if 'sp' in terms:
     values['sp'] = objectives.sp_per_clip(
@@ -123,7 +144,7 @@ def distillation_per_clip(
   if 'iusp' in terms:
     teacher_BTT = batch['teacher_frame_gram']
     num_frames = min(output.frames_BTD.shape[1], teacher_BTT.shape[1])
-    mask_BT = frame_mask(batch['length'], batch['wave'].shape[1], num_frames)
+    mask_BT = frame_mask(batch['length'], job.dataset.num_samples, num_frames)
     values['iusp'] = objectives.iusp_per_clip(
       output.frames_BTD, teacher_BTT, mask_BT
     )
@@ -152,30 +173,32 @@ def make_step(
   hearing = job.recipe['augment']
   masks = augment_config(hearing)
   decay = job.recipe['training']['ema_decay']
+  roll = hearing['time_roll_seconds']
 
-  def listen(batch, step):
-    keys_B = tagger.clip_keys(job.seed, step, batch['index'])
+  def hear(model, batch, keys_B):
     wave_BS = batch['wave']
-    if hearing['time_roll_seconds']:
-      wave_BS = augment.time_roll(
-        wave_BS, tagger.subkeys(keys_B, 0), hearing['time_roll_seconds']
-      )
-    return wave_BS, tagger.subkeys(keys_B, 1), tagger.subkeys(keys_B, 2)
+    if roll:
+      wave_BS = augment.time_roll(wave_BS, tagger.subkeys(keys_B, 0), roll)
+    return tagger.hear(model, wave_BS, tagger.subkeys(keys_B, 1), masks)
 
-  def step(state: State, teacher_variables, weights, batch):
-    wave_BS, mask_keys_B, dropout_keys_B = listen(batch, state.step)
-    if terms and job.targets is None:
+  def step(state: State, teacher_variables, settings, batch):
+    keys_B = tagger.clip_keys(settings['seed'], state.step, batch['index'])
+    if terms and not targets_given(batch, terms):
       assert job.teacher is not None
-      heard = tagger.hear(job.teacher.model, wave_BS, mask_keys_B, masks)
+      heard = hear(job.teacher.model, batch, keys_B)
       output = tagger.apply(job.teacher.model, teacher_variables, heard)
       batch = batch | teacher_outputs(output, terms)
+    if 'mel' in batch:
+      mel_BTF = tagger.mask(batch['mel'], tagger.subkeys(keys_B, 1), masks)
+    else:
+      mel_BTF = hear(student, batch, keys_B)
 
     def loss_share(params):
       output, updates = student.module.apply(
         {'params': params, 'batch_stats': state.batch_stats},
-        tagger.hear(student, wave_BS, mask_keys_B, masks),
+        mel_BTF,
         train=True,
-        keys_B=dropout_keys_B,
+        keys_B=tagger.subkeys(keys_B, 2),
         mutable=['batch_stats'],
       )
       entropy_BC = objectives.tagging_per_tag(
@@ -183,13 +206,13 @@ def make_step(
       )
       known = jax.lax.psum(jnp.sum(batch['mask']), parallel.AXIS)
       shares = {'tagging': jnp.sum(entropy_BC) / jnp.maximum(known, 1.0)}
-      values = distillation_per_clip(output, batch, job.objective, terms)
+      values = distillation_per_clip(output, batch, job, terms)
       for term, value_B in values.items():
         num_clips = value_B.shape[0] * jax.lax.axis_size(parallel.AXIS)
         shares[term] = jnp.sum(value_B) / num_clips
       loss = shares['tagging']
       for term in terms:
-        loss = loss + weights[term] * shares[term]
+        loss = loss + settings[term] * shares[term]
       return loss, (shares | {'loss': loss}, updates)
 
     gradients, (shares, updates) = jax.grad(loss_share, has_aux=True)(
@@ -231,10 +254,9 @@ def initial_state(
   student: tagger.Tagger,
   optimizer: optax.GradientTransformation,
   job: Job,
-  num_samples: int,
 ) -> State:
   """The state before the first step, on the host."""
-  variables = student.initialise(job.seed, num_samples)
+  variables = student.initialise(job.seed, job.dataset.num_samples)
   average = variables if job.recipe['training']['ema_decay'] else {}
   state = State(
     step=jnp.zeros((), jnp.int32),

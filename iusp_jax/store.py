@@ -101,14 +101,18 @@ def obstacle(config: Mapping[str, Any], num_clips: int) -> str:
 
 
 def obtain(
-  config: Mapping[str, Any], trained: teacher.Trained, dataset: data.Dataset
+  config: Mapping[str, Any],
+  trained: teacher.Trained,
+  dataset: data.Dataset,
+  split_name: str = 'train',
 ) -> Store | None:
-  """The store of the training split, made if it is not in the cache.
+  """The store of a split, made if it is not in the cache.
 
   Args:
     config: the whole config; `teacher.store` and `cache_dir` count.
     trained: the frozen teacher.
-    dataset: whose training split is stored.
+    dataset: whose outputs are stored.
+    split_name: of the split.
 
   Returns:
     None where `config.teacher.store` is 'off', or is 'auto' and the teacher
@@ -121,7 +125,7 @@ def obtain(
   check(wanted)
   if wanted == 'off':
     return None
-  split = dataset.splits['train']
+  split = dataset.splits[split_name]
   reason = obstacle(config, len(split))
   if reason and wanted == 'auto':
     logs.say(f'teacher: runs in every step, since {reason}')
@@ -137,6 +141,7 @@ def obtain(
       'teacher': trained.fingerprint,
       'dataset': dataset.fingerprint(),
       'precision': precision,
+      'split': split_name,
     }
   )
   folder = logs.place(config['cache_dir']) / 'outputs' / key

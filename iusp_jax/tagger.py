@@ -1,6 +1,7 @@
 """A tagger as it hears: waveform, augmentation, front end, model."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -42,12 +43,13 @@ class Tagger:
     """How many numbers training changes."""
     return cost.count_parameters({'params': variables['params']})
 
-  def num_macs(self, variables: Variables, num_samples: int) -> int:
+  @functools.cache  # noqa: B019 (a few models a process)
+  def num_macs(self, num_samples: int) -> int:
     """Multiply-accumulates of the model for one clip, front end excluded."""
     num_frames = frontend.num_frames(num_samples, self.frontend)
     mel_BTF = jnp.zeros((1, num_frames, self.frontend.num_mel_bands))
     native = self.module.clone(lowering='native')
-    return cost.count_macs(native.apply, variables, mel_BTF)
+    return cost.count_macs(native.apply, self.shapes(num_samples), mel_BTF)
 
 
 def build(
@@ -61,7 +63,9 @@ def build(
   )
 
 
-def clip_keys(seed: int, step: jax.Array, index_B: jax.Array) -> jax.Array:
+def clip_keys(
+  seed: int | jax.Array, step: jax.Array, index_B: jax.Array
+) -> jax.Array:
   """One random key a clip, from its place in the split alone.
 
   So that what happens to a clip depends neither on the devices that share
@@ -91,7 +95,13 @@ def hear(
       for every front end, so that teacher and student hear the same.
     masks: `augment.SpecAugmentConfig`, or None for the plain sound.
   """
-  mel_BTF = frontend.log_mel(wave_BS, tagger.frontend)
+  return mask(frontend.log_mel(wave_BS, tagger.frontend), keys_B, masks)
+
+
+def mask(
+  mel_BTF: jax.Array, keys_B: jax.Array | None = None, masks: Any = None
+) -> jax.Array:
+  """SpecAugment where it is wanted; see `hear`."""
   if masks is None or keys_B is None:
     return mel_BTF
   return augment.spec_augment(mel_BTF, keys_B, masks)

@@ -208,7 +208,7 @@ def _evaluated(arrays):
 
 def _check_architecture(model, variables, workdir, dataset):
   """Raises unless the arrays are those of the model, shape by shape."""
-  num_samples = dataset.splits['validate'].source[0]['audio'].shape[0]
+  num_samples = dataset.num_samples
   expected = model.shapes(num_samples)
 
   def shapes(tree):

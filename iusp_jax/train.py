@@ -81,8 +81,7 @@ def fit(job: Job) -> None:
   student = tagger.build(job.recipe, len(job.dataset.tags), parallel.AXIS)
   learning_rate = optim.schedule(training, plan.num_steps, plan.steps_per_epoch)
   optimizer = optim.optimizer(training, learning_rate)
-  num_samples = train_split.source[0]['audio'].shape[0]
-  state = initial_state(student, optimizer, job, num_samples)
+  state = initial_state(student, optimizer, job)
   state, facts = resume(job, state, stream)
   loop = Loop(job, plan, student, optimizer, learning_rate, facts['best'])
   loop.run(state, stream)
@@ -134,7 +133,7 @@ class Loop:
     first = int(state.step)
     if first >= plan.num_steps:
       return
-    teacher, weights = self._constants()
+    teacher, settings = self._constants()
     metrics = logs.Metrics(job.workdir, first)
     progress = logs.Progress(job.name, first, plan.num_steps)
     state = parallel.replicate(state)
@@ -144,7 +143,7 @@ class Loop:
         batch = next(stream)
         started = time.monotonic()
         state, outputs = self._step(
-          state, teacher, weights, self._to_devices(batch)
+          state, teacher, settings, self._to_devices(batch)
         )
         if step == first:
           jax.block_until_ready(outputs)
@@ -162,17 +161,13 @@ class Loop:
       metrics.close()
 
   def _constants(self):
-    """The teacher's variables and the terms' weights, on every device."""
+    """The teacher's variables and the job's settings, on every device."""
     job = self._job
-    terms = job.terms()
     teacher = {}
-    if terms and job.targets is None:
+    if job.terms() and job.targets is None:
       assert job.teacher is not None
       teacher = parallel.replicate(job.teacher.variables)
-    weights = {
-      term: np.float32(job.objective[f'{term}_weight']) for term in terms
-    }
-    return teacher, parallel.replicate(weights)
+    return teacher, parallel.replicate(job.settings())
 
   def _to_devices(self, batch):
     if self._job.targets is not None and self._job.terms():

@@ -107,8 +107,11 @@ def test_run_continues_on_another_number_of_processes(before, after, tmp_path):
   parts = tmp_path / 'parts'
   command = [WORKER, parts, json.dumps([name]), '--epochs=4', '--every=2']
   children = start_all(parts, [*command, '--stop_after=6'], *before)
-  for child in children:
-    assert child.wait() == 75, child.said()
+  try:
+    for child in children:
+      assert child.wait() == 75, child.said()
+  finally:
+    stop(children)
   assert checkpoint.steps(parts / name / 'checkpoints' / 'last') == [6]
   finish(start_all(parts, command, *after))
   assert 'continues after step 6' in (parts / 'process_0.txt').read_text()
@@ -178,6 +181,7 @@ def test_missing_host_is_named_by_the_command(tmp_path):
       '--num_processes is 0',
     ),
     ({'start_timeout': 0.0}, '--start_timeout is 0.0'),
+    ({'mode': 'table', 'multihost': True}, '--mode=table is the work of one'),
     ({'multihost': True}, '--multihost finds no TPU pod, Slurm job'),
   ],
 )

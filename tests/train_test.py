@@ -83,9 +83,8 @@ def losses(job, num_devices, num_steps, batches=None):
     jax.tree.map,
     lambda x: np.broadcast_to(x, (num_devices, *np.shape(x))),
   )
-  state = copy(step.initial_state(model, optimizer, job, 16_000))
+  state = copy(step.initial_state(model, optimizer, job))
   variables = copy(job.teacher.variables) if job.teacher else {}
-  weights = {t: np.float32(job.objective[f'{t}_weight']) for t in job.terms()}
   stream = data.train_stream(
     job.dataset.splits['train'],
     8,
@@ -100,7 +99,7 @@ def losses(job, num_devices, num_steps, batches=None):
     batch = {
       k: v.reshape(num_devices, -1, *v.shape[1:]) for k, v in batch.items()
     }
-    state, outputs = mapped(state, variables, copy(weights), batch)
+    state, outputs = mapped(state, variables, copy(job.settings()), batch)
     rows.append({name: float(value[0]) for name, value in outputs.items()})
   return rows
 

@@ -1,0 +1,106 @@
+"""Students together against students one by one, side by side in one run.
+
+  PYTHONPATH=. .venv/bin/python benchmarks/ensemble.py [student ...]
+
+Every way takes the same steps of the same students, on log-mel that stays on
+the device; columns are seconds for one step of one student, best of the
+rounds, and how many times as fast as one by one.
+"""
+
+import os
+import sys
+import time
+
+os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=2')
+
+import jax
+import numpy as np
+
+from configs import base
+from iusp_jax import ensemble, frontend, parallel, step
+
+NUM_CLIPS, MEMBERS, STEPS, ROUNDS = 256, 8, 4, 3
+WAYS = {'1 device, one by one': (1, 1), '1 device, vmap': (1, MEMBERS)} | {
+  '2 devices, one by one': (2, 1),
+  '2 devices, vmap': (2, MEMBERS // 2),
+}
+
+
+class _Data:
+  """Stands for a data set: only sizes are looked at."""
+
+  tags = tuple('abcdefgh')
+  num_samples = 160_000
+  splits = {'train': range(NUM_CLIPS)}  # noqa: RUF012
+
+
+def make_jobs(student):
+  """Jobs that differ in their seed, with the IUSP term."""
+  recipe = base.recipe(base.STUDENTS[student], 20).to_dict()
+  objective = base.objective().to_dict() | {'iusp_weight': 300.0}
+  return [
+    step.Job(
+      name=student,
+      recipe=recipe,
+      objective=objective,
+      dataset=_Data(),  # pyright: ignore[reportArgumentType]
+      seed=seed,
+      workdir=None,  # pyright: ignore[reportArgumentType]
+      teacher=True,  # pyright: ignore[reportArgumentType]
+    )
+    for seed in range(MEMBERS)
+  ]
+
+
+def make_resident(recipe):
+  """Noise in the shape of a split."""
+  rng = np.random.default_rng(0)
+  config = frontend.FrontendConfig(**recipe['frontend'])
+  num_frames = frontend.num_frames(_Data.num_samples, config)
+  shape = (NUM_CLIPS, num_frames, config.num_mel_bands)
+  gram = rng.random((NUM_CLIPS, 125, 125), np.float32)
+  return {
+    'mel': rng.normal(size=shape).astype(np.float32),
+    'tags': np.ones((NUM_CLIPS, 8), np.float32),
+    'mask': np.ones((NUM_CLIPS, 8), np.float32),
+    'length': np.full(NUM_CLIPS, _Data.num_samples, np.int32),
+    'index': np.arange(NUM_CLIPS, dtype=np.int32),
+    'teacher_frame_gram': gram,
+  }
+
+
+def seconds(jobs, resident, num_devices, together):
+  """Best time for one step of one student."""
+  count = jax.local_device_count
+  jax.local_device_count = lambda *_: num_devices
+  try:
+    run = ensemble.Run(jobs, together)
+    clips = run.order(0, STEPS)
+    best = np.inf
+    for number in range(ROUNDS + 1):
+      started = time.monotonic()
+      jax.block_until_ready(run.advance(run.members(clips), resident))
+      if number:  # The first one compiles.
+        best = min(best, time.monotonic() - started)
+  finally:
+    jax.local_device_count = count
+  return best / (STEPS * len(jobs))
+
+
+def main():
+  """Prints the table."""
+  assert parallel.AXIS
+  print(jax.devices(), f'{MEMBERS} members, batch 32')
+  for student in sys.argv[1:] or base.STUDENTS:
+    jobs = make_jobs(student)
+    resident = jax.device_put(make_resident(jobs[0].recipe))
+    base_line = None
+    for name, (num_devices, together) in WAYS.items():
+      found = seconds(jobs, resident, num_devices, together)
+      base_line = base_line or found
+      ratio = base_line / found
+      print(f'{student:15} {name:22} {found:.4f} s  {ratio:.2f}', flush=True)
+
+
+if __name__ == '__main__':
+  main()

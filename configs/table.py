@@ -1,0 +1,49 @@
+r"""The paper's table: objectives by students by seeds, one teacher.
+
+  python run.py --mode=table --config=configs/table.py --workdir=runs/table
+  python run.py --mode=table --config=configs/table.py:clips \
+    --config.dataset.manual_dir=DIR --workdir=runs/table-clips
+
+`--mode=tune` finds the weights of the objectives beforehand, with other seeds
+and without a look at the test split; `--mode=report` writes the tables anew.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(arg: str = ''):
+  """Base, and what the grid is made of."""
+  config, options = base.get_config(arg), base.parse(arg)
+  config.name = 'table'
+  config.bootstrap = 300  # Resamples of the test clips, for every cell.
+  config.table = ConfigDict()
+  config.table.objectives = tuple(base.WEIGHTS)
+  config.table.students = tuple(base.STUDENTS)
+  config.table.seeds = 8  # Of the students, from first_seed on.
+  config.table.first_seed = 100  # Seeds below are for tuning.
+  config.table.rotations = ()  # ((validate_fold, test_fold), …) of clips.
+  config.table.models = ConfigDict(base.STUDENTS)
+  config.table.weights = ConfigDict(
+    {
+      student: {
+        name: base.weights(name, options['dataset'], student)
+        for name in base.WEIGHTS
+      }
+      for student in base.STUDENTS
+    }
+  )
+  # Tuning: each term's weight is a multiple of the one at which its gradient
+  # is as long as that of the tags, after an epoch without distillation.
+  config.table.tune_ratios = (0.1, 0.3, 1.0, 3.0)
+  config.table.tune_seeds = 2  # From 0 on.
+  if options['dataset'] == 'urban_scenes/clips':
+    config.table.students = ('crnn_32', 'cnn_8', 'mobilenet_010')
+    config.table.seeds = 5
+    config.table.rotations = ((4, 5), (1, 2))
+  if options['smoke']:
+    config.table.students = ('crnn_32',)
+    config.table.seeds = 2
+    config.table.tune_ratios = (0.3, 3.0)
+  return config

@@ -1,0 +1,312 @@
+"""Many students of one shape trained in one program.
+
+What a table needs: runs that differ in their seed and in the weights of their
+objective, and in nothing else. One compiled step serves them all (see
+`step.Job.settings`); log-mel and stored teacher outputs of the split stay on
+the device, and what lies between two validations is one `lax.scan`. Every
+member sees the clips in the order of its own seed, and ends where `train.fit`
+would have ended by itself.
+
+Members are spread over the devices, each of which works through its share,
+`together` of them at a time under `vmap`.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iusp_jax import (
+  data,
+  evaluate,
+  frontend,
+  optim,
+  parallel,
+  store,
+  tagger,
+  train,
+)
+from iusp_jax.step import Job, initial_state, make_step
+
+Resident = Mapping[str, Any]
+
+
+@dataclasses.dataclass
+class Member:
+  """What is left of one run.
+
+  Attributes:
+    job: the run.
+    rows: of metrics.jsonl.
+    best: variables at the best validation score.
+    best_step: steps done by then.
+    best_score: that score.
+    last: variables after the last step.
+    diverged: why the run has no result; empty for a good one.
+  """
+
+  job: Job
+  rows: list[dict[str, float]] = dataclasses.field(default_factory=list)
+  best: Any = None
+  best_step: int = 0
+  best_score: float = -1.0
+  last: Any = None
+  diverged: str = ''
+
+
+def obstacle(job: Job) -> str:
+  """Why jobs like this cannot be trained together; empty if they can."""
+  hearing = job.recipe['augment']
+  for field in ('mixup_alpha', 'time_roll_seconds'):
+    if hearing[field]:
+      return (
+        f'config.student.augment.{field} is {hearing[field]}: the waveforms '
+        'change, and what stays on the device is log-mel'
+      )
+  if jax.process_count() > 1:
+    return 'several hosts share the batch'
+  return ''
+
+
+def features(model: tagger.Tagger, split: data.Split) -> dict[str, np.ndarray]:
+  """Log-mel, tags and masks of a whole split, `[N, ...]`.
+
+  Args:
+    model: whose front end hears.
+    split: to read.
+  """
+  hear = _compile_hear(model.frontend)
+  batches = [
+    {
+      'mel': hear(batch['wave']),
+      **{key: batch[key] for key in ('tags', 'mask', 'length', 'index')},
+    }
+    for batch in data.eval_batches(split, min(32, len(split)))
+  ]
+  return {
+    key: np.concatenate([np.asarray(b[key]) for b in batches])[: len(split)]
+    for key in batches[0]
+  }
+
+
+@functools.cache
+def compile_predict(model: tagger.Tagger) -> Callable:
+  """`predict(variables, mel_NTF)`: logits `[N, C]` of a whole split."""
+  return jax.jit(functools.partial(_predict, model))
+
+
+@functools.cache
+def _compile_predict_members(model: tagger.Tagger, together: int) -> Callable:
+  return parallel.map_members(functools.partial(_predict, model), together)
+
+
+@functools.cache
+def _compile_hear(config: frontend.FrontendConfig) -> Callable:
+  return jax.jit(lambda wave_BS: frontend.log_mel(wave_BS, config))
+
+
+def with_targets(
+  resident: Resident, outputs: store.Store | None, terms: tuple[str, ...]
+) -> dict[str, Any]:
+  """Features and what the terms need of the teacher's outputs."""
+  added = {}
+  if outputs is not None:
+    added = {
+      'kd': {'teacher_logits': outputs.logits},
+      'sp': {'teacher_batch_gram': outputs.batch_gram},
+      'iusp': {'teacher_frame_gram': outputs.frame_gram},
+    }
+  needed = {k: v for term in terms for k, v in added[term].items()}
+  return {**resident, **{k: np.asarray(v) for k, v in needed.items()}}
+
+
+def take(resident: Resident, index_B: jax.Array) -> dict[str, jax.Array]:
+  """One batch of what stays on the device."""
+  batch = {key: array[index_B] for key, array in resident.items()}
+  if 'teacher_batch_gram' in batch:
+    batch['teacher_batch_gram'] = batch['teacher_batch_gram'][:, index_B]
+  if 'teacher_frame_gram' in batch:
+    gram = batch['teacher_frame_gram']
+    batch['teacher_frame_gram'] = gram.astype(jnp.float32)
+  return batch
+
+
+def fit(
+  jobs: Sequence[Job],
+  resident: Resident,
+  validate: Resident,
+  together: int | None = None,
+) -> list[Member]:
+  """Trains jobs that differ in seed and weights alone.
+
+  Args:
+    jobs: of one recipe, data set and set of terms; `workdir` is not used.
+    resident: from `with_targets`, of the training split.
+    validate: from `features`, of the validation split.
+    together: members under one `vmap`; by default as is fastest.
+
+  Returns:
+    One `Member` a job, in order.
+
+  Raises:
+    ValueError: where the jobs cannot share a program.
+  """
+  _check_alike(jobs)
+  run = Run(jobs, together or best_together(jobs[0]))
+  return run.train(resident, validate)
+
+
+def first_epoch(job: Job, resident: Resident) -> tuple[Any, np.ndarray]:
+  """Variables of one job after an epoch, and the clips of the next `[K, B]`."""
+  run = Run([job], 1)
+  steps = max(1, round(run.plan.steps_per_epoch))
+  members = run.members(run.order(0, steps))
+  state, _ = run.advance(members, jax.device_put(dict(resident)))
+  variables = jax.tree.map(lambda x: np.asarray(x)[0], state.variables())
+  return variables, run.order(steps, 2 * steps)[0]
+
+
+def best_together(job: Job) -> int:
+  """How many members share a `vmap`; see benchmarks/ensemble.py."""
+  del job
+  return 1 if jax.default_backend() == 'cpu' else 64
+
+
+def _check_alike(jobs: Sequence[Job]) -> None:
+  first = jobs[0]
+  for job in jobs:
+    same = (
+      job.recipe == first.recipe
+      and job.terms() == first.terms()
+      and job.dataset is first.dataset
+      and job.objective['kd_temperature'] == first.objective['kd_temperature']
+    )
+    if not same:
+      raise ValueError(
+        f'{job.name} and {first.name} differ in more than seed and weights: '
+        'expected one recipe, data set and set of terms'
+      )
+
+
+class Run:
+  """One `fit`."""
+
+  def __init__(self, jobs: Sequence[Job], together: int):
+    self._jobs = jobs
+    job = jobs[0]
+    training = job.recipe['training']
+    self._num_clips = len(job.dataset.splits['train'])
+    self.plan = train.Plan.of(training, self._num_clips)
+    rate = optim.schedule(
+      training, self.plan.num_steps, self.plan.steps_per_epoch
+    )
+    self._rates = np.asarray(jax.vmap(rate)(np.arange(self.plan.num_steps)))
+    optimizer = optim.optimizer(training, rate)
+    num_tags = len(job.dataset.tags)
+    student = tagger.build(job.recipe, num_tags, parallel.AXIS)
+    step = make_step(student, optimizer, job)
+    self.advance = parallel.map_members(
+      functools.partial(_advance, step), together
+    )
+    plain = tagger.build(job.recipe, num_tags)
+    self.predict = _compile_predict_members(plain, together)
+    states = [initial_state(student, optimizer, job) for job in jobs]
+    self._state = jax.tree.map(lambda *x: np.stack(x), *states)
+    settings = [job.settings() for job in jobs]
+    self._settings = jax.tree.map(lambda *x: np.stack(x), *settings)
+
+  def order(self, first: int, last: int) -> np.ndarray:
+    """Clips of the steps from `first` to `last` of every member, [M, K, B]."""
+    size = self._jobs[0].recipe['training']['batch_size']
+    places = range(first * size, last * size)
+    orders = [data.train_order(self._num_clips, job.seed) for job in self._jobs]
+    index = [[order[k] for k in places] for order in orders]
+    return np.array(index, np.int32).reshape(len(orders), last - first, size)
+
+  def members(self, clips_MKB: np.ndarray):
+    """What `advance` takes, with the member axis in front."""
+    return self._state, self._settings, clips_MKB
+
+  def train(self, resident, validate) -> list[Member]:
+    """From the first to the last step of the plan."""
+    members = [Member(job) for job in self._jobs]
+    truth = data.truth(self._jobs[0].dataset.splits['validate'])
+    plan = self.plan
+    resident, mel = jax.device_put((dict(resident), validate['mel']))
+    stops = [*range(0, plan.num_steps, plan.eval_every_steps), plan.num_steps]
+    for first, last in itertools.pairwise(stops):
+      clips = self.order(first, last)
+      self._state, outputs = self.advance(self.members(clips), resident)
+      logits_MNC = np.asarray(self.predict(self._state.variables(), mel))
+      outputs = {name: np.asarray(value) for name, value in outputs.items()}
+      variables = jax.tree.map(np.asarray, self._state.variables())
+      for m, member in enumerate(members):
+        self._log(member, first, {k: v[m] for k, v in outputs.items()})
+        own = jax.tree.map(lambda x, m=m: x[m], variables)
+        self._validate(member, last, own, logits_MNC[m], truth)
+    return members
+
+  def _log(self, member: Member, first: int, outputs_K) -> None:
+    """Rows as `train.Loop` writes them; notices a loss that is no number."""
+    if member.diverged:
+      return
+    every = member.job.recipe['training']['log_every_steps']
+    count = len(outputs_K['loss'])
+    for k in range(count):
+      step = first + k + 1
+      if step % every and k < count - 1:
+        continue
+      values = {f'train/{name}': float(v[k]) for name, v in outputs_K.items()}
+      if not np.isfinite(values['train/loss']):
+        member.diverged = f'the loss of step {step} is {values["train/loss"]}'
+        return
+      values['train/learning_rate'] = float(self._rates[step - 1])
+      values['train/epoch'] = step / self.plan.steps_per_epoch
+      member.rows.append({'step': step, **values})
+
+  def _validate(self, member, step, variables, logits_NC, truth) -> None:
+    """Scores the member; keeps its variables if they are the best so far."""
+    if member.diverged:
+      return
+    if not np.isfinite(logits_NC).all():
+      member.diverged = f'after step {step} the model gives no numbers'
+      return
+    dataset = member.job.dataset
+    scores_NC = evaluate.probabilities(logits_NC)
+    scores = evaluate.score_split(dataset, truth, scores_NC)
+    rows = evaluate.scalars('validate', scores)
+    member.rows.append({'step': step, **rows})
+    score = rows[train.selection_metric(dataset)]
+    if score > member.best_score:
+      member.best, member.best_step = variables, step
+      member.best_score = score
+    member.last = variables
+
+
+def _advance(step, member, resident):
+  """One member through the steps whose clips are given."""
+  state, settings, index_KB = member
+
+  def scanned(state, index_B):
+    # The batch is in one place: an axis of one device for its collectives.
+    one = lambda tree: jax.tree.map(lambda x: x[None], tree)  # noqa: E731
+    state, outputs = jax.vmap(step, axis_name=parallel.AXIS)(
+      one(state), {}, one(settings), one(take(resident, index_B))
+    )
+    return jax.tree.map(lambda x: x[0], (state, outputs))
+
+  return jax.lax.scan(scanned, state, index_KB)
+
+
+def _predict(model, variables, mel_NTF, batch_size=64):
+  """Logits `[N, C]` of one member for a whole split."""
+
+  def one(mel_TF):
+    return tagger.apply(model, variables, mel_TF[None]).logits_BC[0]
+
+  return jax.lax.map(one, mel_NTF, batch_size=batch_size)

@@ -1,0 +1,242 @@
+"""The paper's table as numbers: scores, differences and ratios of its cells.
+
+A missing or diverged cell takes its pair out of the comparisons that need it,
+and out of no other.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from iusp_jax import statistics, table_cells
+
+
+def aggregate(table: Mapping[str, Any]) -> dict[str, Any]:
+  """Everything that a report prints, as plain JSON.
+
+  Args:
+    table: as `table_report.write` takes it.
+
+  Returns:
+    `objectives`, `rotations`, `teachers`, `counts` by status, `absent` (cells
+    that are not done, with reason); `students`: by name `parameters`, `macs`,
+    `best` (an objective, or None), `scores` and `weights` by objective,
+    `differences` (a list of `own`, `other` and `statistics.Difference`) and
+    `ratio`; `pooled`: `differences` and `ratio` over all students. A number
+    that is undefined is None.
+
+  Raises:
+    ValueError: as `table_cells.check`.
+  """
+  table_cells.check(table)
+  names, cells = table_cells.objectives(table), table_cells.done(table)
+  by_student = {
+    name: _student(table, cells, name) for name in table_cells.students(table)
+  }
+  pooled = _pooled(cells, table_cells.students(table), names)
+  return plain(
+    {
+      **{
+        k: table.get(k) for k in ('dataset', 'command', 'environment', 'tags')
+      },
+      'repetitiveness': table.get('repetitiveness'),
+      'teachers': table['teachers'],
+      'objectives': names,
+      'rotations': table_cells.rotations(table),
+      'students': by_student,
+      'pooled': {
+        'differences': _differences(pooled, names),
+        'ratio': _ratio(pooled),
+      },
+      'counts': {
+        status: sum(c['status'] == status for c in table['cells'])
+        for status in table_cells.STATUSES
+      },
+      'absent': [
+        {k: cell.get(k) for k in (*table_cells.KEY, 'reason')}
+        for cell in table['cells']
+        if cell['status'] != 'done'
+      ],
+    }
+  )
+
+
+def plain(value: Any) -> Any:
+  """The value as JSON knows it: NumPy gone, NaN and infinity None."""
+  if isinstance(value, Mapping):
+    return {str(k): plain(v) for k, v in value.items()}
+  if isinstance(value, list | tuple | np.ndarray):
+    return [plain(v) for v in value]
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    return plain(dataclasses.asdict(value))
+  if isinstance(value, np.generic):
+    value = value.item()
+  return (
+    None if isinstance(value, float) and not math.isfinite(value) else value
+  )
+
+
+def _student(table, cells: table_cells.Done, student: str) -> dict[str, Any]:
+  names = table_cells.objectives(table)
+  own = {o: _scored(cells[student, o]) for o in names}
+  first = [c for c in table['cells'] if c['student'] == student]
+  return {
+    **{
+      k: next((c[k] for c in first if c.get(k) is not None), None)
+      for k in ('parameters', 'macs')
+    },
+    'best': _best(own),
+    'weights': {
+      o: next(
+        (
+          c['weights']
+          for c in first
+          if c['objective'] == o and c.get('weights')
+        ),
+        None,
+      )
+      for o in names
+    },
+    'scores': {
+      o: {
+        'done': len(cells[student, o]),
+        'expected': sum(c['objective'] == o for c in first),
+        **_scores(cells[student, o], table_cells.rotations(table)),
+      }
+      for o in names
+    },
+    'differences': _differences(own, names),
+    'ratio': _ratio(own),
+  }
+
+
+def _scores(cells, rotation_names) -> dict[str, Any]:
+  """Summaries over the pairs of one student and objective."""
+
+  def over(values):
+    values = [v for v in values if v is not None and np.isfinite(v)]
+    return statistics.summarise(values) if values else None
+
+  def micro(rotation):
+    return over(
+      cell['test']['micro_auprc']
+      for (own, _), cell in cells.items()
+      if own == rotation
+    )
+
+  found = {
+    m: over(c['test'].get(m) for c in cells.values())
+    for m in table_cells.METRICS
+  }
+  found['validate_micro_auprc'] = over(
+    (c.get('validate') or {}).get('micro_auprc') for c in cells.values()
+  )
+  for name in ('last_test_micro_auprc', 'frame_distance', 'seconds'):
+    found[name] = over(c.get(name) for c in cells.values())
+  return found | {'by_rotation': {r: micro(r) for r in rotation_names}}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+  """One score, and on resamples of the clips (empty if there are none)."""
+
+  score: float
+  resampled: np.ndarray
+
+
+def _scored(cells) -> dict[tuple[str, Any], _Run]:
+  return {
+    pair: _Run(
+      float(cell['test']['micro_auprc']),
+      np.asarray(cell.get('resampled') or [], np.float64),
+    )
+    for pair, cell in cells.items()
+  }
+
+
+def _pooled(cells: table_cells.Done, student_names, names) -> dict[str, dict]:
+  """Means over the students, of the pairs that none of them lacks.
+
+  Students share seeds and test clips, so their differences are no independent
+  ones: a seed counts once, with the mean over its students.
+  """
+  pooled = {}
+  # A student without any run of an objective would leave nothing of the pool.
+  kept = [s for s in student_names if all(cells[s, o] for o in names)]
+  for o in names:
+    runs = [_scored(cells[s, o]) for s in kept]
+    common = [p for p in (runs[0] if runs else ()) if all(p in r for r in runs)]
+    pooled[o] = {p: _mean_run([r[p] for r in runs]) for p in common}
+  return pooled
+
+
+def _mean_run(runs) -> _Run:
+  whole = all(run.resampled.size for run in runs)
+  return _Run(
+    float(np.mean([run.score for run in runs])),
+    np.mean([r.resampled for r in runs], axis=0) if whole else np.zeros(0),
+  )
+
+
+def _paired(runs, *names) -> dict[str, Any] | None:
+  """Of the pairs that all objectives have: scores, resamples, rotations."""
+  columns = [runs.get(name) or {} for name in names]
+  pairs = [p for p in columns[0] if all(p in column for column in columns)]
+  if not pairs:
+    return None
+  score_KS = [[column[p].score for p in pairs] for column in columns]
+  resampled = [[column[p].resampled for p in pairs] for column in columns]
+  whole = all(r.size for row in resampled for r in row)
+  return {
+    'args': [*score_KS, *(resampled if whole else [None] * len(names))],
+    'rotation_S': [rotation for rotation, _ in pairs],
+  }
+
+
+def _compare(runs, own: str, other: str) -> statistics.Difference | None:
+  found = _paired(runs, own, other)
+  if found is None:
+    return None
+  return statistics.paired_difference(
+    *found['args'], rotation_S=found['rotation_S']
+  )
+
+
+def _differences(runs, names) -> list[dict[str, Any]]:
+  return [
+    {'own': own, 'other': other, **dataclasses.asdict(found)}
+    for own, other in table_cells.comparisons(names)
+    if (found := _compare(runs, own, other)) is not None
+  ]
+
+
+def _ratio(runs) -> dict[str, Any] | None:
+  """None where one of the three objectives is not in the table."""
+  if not {'iusp', 'sp', 'baseline'} <= {*runs}:
+    return None
+  found = _paired(runs, 'iusp', 'sp', 'baseline')
+  if found is None:
+    reason = 'no pair of all three objectives'
+    return dataclasses.asdict(statistics.Ratio(None, None, None, 0, reason))
+  return dataclasses.asdict(
+    statistics.gain_ratio(*found['args'], rotation_S=found['rotation_S'])
+  )
+
+
+def _best(runs) -> str | None:
+  """The objective whose lead over the next is beyond its interval."""
+  means = {
+    o: np.mean([run.score for run in own.values()])
+    for o, own in runs.items()
+    if own
+  }
+  ranked = sorted(means, key=lambda o: -means[o])
+  if len(ranked) < 2:
+    return None
+  lead = _compare(runs, ranked[0], ranked[1])
+  if lead is None or lead.low is None or lead.low <= 0:
+    return None
+  return ranked[0]

@@ -1,0 +1,124 @@
+"""The cells of the paper's table: which there are, in which order, and checked.
+
+A cell is one run; a pair is (rotation, seed), which all objectives share: the
+same clips, batches and first weights.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# Titles, in the order of a table.
+OBJECTIVES = {
+  'baseline': 'no KD',
+  'kd': 'KD',
+  'sp': 'SP',
+  'iusp': 'IUSP',
+  'iusp_sp': 'IUSP + SP',
+}
+STATUSES = ('done', 'diverged', 'missing')
+METRICS = ('micro_auprc', 'macro_auprc', 'map', 'lwlrap')
+POOLED = 'all students'
+KEY = ('rotation', 'student', 'objective', 'seed', 'status')
+
+# By student and objective, by pair: the cells that are done.
+Done = Mapping[tuple[str, str], Mapping[tuple[str, Any], Mapping[str, Any]]]
+
+
+def title(objective: str) -> str:
+  """How an objective is called in a table."""
+  return OBJECTIVES.get(objective, objective)
+
+
+def objectives(table: Mapping[str, Any]) -> list[str]:
+  """The objectives of the cells in the order of a table, unknown ones last."""
+  found = {cell['objective'] for cell in table['cells']}
+  rank = {name: i for i, name in enumerate(OBJECTIVES)}
+  return sorted(found, key=lambda name: (rank.get(name, len(rank)), name))
+
+
+def students(table: Mapping[str, Any]) -> list[str]:
+  """The students of the cells, in order of appearance."""
+  return list(dict.fromkeys(cell['student'] for cell in table['cells']))
+
+
+def rotations(table: Mapping[str, Any]) -> list[str]:
+  """The fold rotations of the cells; [''] for fixed splits."""
+  return list(dict.fromkeys(cell['rotation'] for cell in table['cells']))
+
+
+def done(table: Mapping[str, Any]) -> Done:
+  """The finished cells: by (student, objective), by (rotation, seed)."""
+  found = {(s, o): {} for s in students(table) for o in objectives(table)}
+  for cell in table['cells']:
+    if cell['status'] == 'done':
+      key = cell['student'], cell['objective']
+      found[key][cell['rotation'], cell['seed']] = cell
+  return found
+
+
+def comparisons(names: Sequence[str]) -> list[tuple[str, str]]:
+  """(own, other) of the differences that a table shows."""
+  wanted = [(name, 'baseline') for name in names if name != 'baseline']
+  wanted += [('iusp', 'sp'), ('iusp', 'kd')]
+  return [pair for pair in wanted if {*pair} <= {*names}]
+
+
+def check(table: Mapping[str, Any]) -> None:
+  """Raises ValueError, naming the field, where a table cannot be reported."""
+  for field in ('dataset', 'tags', 'teachers', 'cells'):
+    if field not in table:
+      raise ValueError(f'table has no field {field!r}.')
+  if not table['cells']:
+    raise ValueError("table['cells'] is empty; expected one cell at least.")
+  seen, sizes = {}, {}
+  for i, cell in enumerate(table['cells']):
+    name = f"table['cells'][{i}]"
+    for field in KEY:
+      if field not in cell:
+        raise ValueError(f'{name} has no field {field!r}.')
+    if cell['status'] not in STATUSES:
+      raise ValueError(
+        f"{name}['status'] is {cell['status']!r}; legal: {', '.join(STATUSES)}."
+      )
+    key = tuple(cell[field] for field in KEY[:4])
+    if key in seen:
+      raise ValueError(
+        f'{name} is {key}, as is {seen[key]}; expected one cell of each.'
+      )
+    seen[key] = name
+    if cell['status'] == 'done':
+      _check_scores(name, cell, len(table['tags']), sizes)
+
+
+def _check_scores(name, cell, num_tags: int, sizes) -> None:
+  """Of a finished cell; `sizes` keeps how many resamples there were so far."""
+  test = cell.get('test') or {}
+  _check_numbers(f"{name}['test']['micro_auprc']", test.get('micro_auprc'))
+  resampled = cell.get('resampled') or []
+  if resampled:
+    _check_numbers(f"{name}['resampled']", resampled)
+    sizes.setdefault(len(resampled), name)
+  if len(sizes) > 1:
+    found = ', '.join(
+      f"{n} in {where}['resampled']" for n, where in sizes.items()
+    )
+    raise ValueError(f'{found}; expected as many resamples in all cells.')
+  by_tag = test.get('class_auprc')
+  if by_tag is not None and len(by_tag) != num_tags:
+    raise ValueError(
+      f"{name}['test']['class_auprc'] has {len(by_tag)} scores for "
+      f"{num_tags} names in table['tags']."
+    )
+
+
+def _check_numbers(name, values) -> None:
+  try:
+    fine = bool(np.isfinite(np.asarray(values, np.float64)).all())
+  except (TypeError, ValueError):
+    fine = False
+  if not fine or values is None:
+    text = repr(values)
+    text = text if len(text) < 60 else f'{text[:57]}...'
+    raise ValueError(f'{name} is {text}; expected finite numbers.')

@@ -1,0 +1,205 @@
+"""Finds the weights of the objectives, as fairly for one as for another.
+
+Every objective of every student gets the same number of grid points over the
+same decades, in units that the gradients give: at ratio 1 the gradient of a
+term is as long as that of the tags, measured after one epoch without
+distillation. Scored on validate only, with seeds that the table never uses.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from iusp_jax import (
+  ensemble,
+  experiment,
+  grid,
+  logs,
+  objectives,
+  parallel,
+  report,
+  step,
+  table,
+  tagger,
+)
+
+
+def run(config: Any, workdir: pathlib.Path) -> None:
+  """Tunes every student of a table; prints what configs/tuned.json may hold.
+
+  Leaves `tuning/<student>-<objective>.json` for each pair, kept when the run
+  goes on after a kill, and `tuned.json`. With rotations, the first one.
+
+  Args:
+    config: as configs/table.py makes it.
+    workdir: for the results.
+  """
+  experiment.check(config)
+  grid.check(config)
+  logs.say(parallel.describe())
+  world, tuned = None, {}
+  lines = [('student', 'objective', 'weights', 'ratio', 'validate by ratio')]
+  for student in config['table']['students']:
+    tuned[student] = {}
+    units = None
+    for name in config['table']['objectives']:
+      terms = _terms(config, student, name)
+      if not terms:
+        continue
+      path = workdir / 'tuning' / f'{student}-{name}.json'
+      if not path.exists():
+        world = world or table.World(config, grid.rotations(config)[0])
+        units = units or gradient_units(world, student)
+        found = tune(world, student, terms, units)
+        logs.write_atomically(path, logs.to_json(found))
+      found = json.loads(path.read_text())
+      tuned[student][name] = found['weights']
+      lines.append(_line(student, name, found))
+      logs.say(report.align(lines[-1:]))
+  logs.say(report.align(lines))
+  name = config['dataset']['name']
+  path = workdir / 'tuned.json'
+  logs.write_atomically(path, logs.to_json({name: tuned}))
+  logs.say(f'Weights: {path}; configs/tuned.json holds those in use')
+
+
+def _line(student, name, found):
+  weights = ', '.join(f'{k[:-7]} {v:g}' for k, v in found['weights'].items())
+  scores = '  '.join(
+    f'{ratio:g}: {np.mean(scores):.4f}'
+    for ratio, scores in zip(found['ratios'], found['validate'], strict=True)
+  )
+  return student, name, weights, f'{found["ratio"]:g}', scores
+
+
+def _terms(config, student: str, name: str) -> tuple[str, ...]:
+  weights = grid.objective(config, student, name)
+  return tuple(
+    term for term in step.DISTILLATION_TERMS if weights[f'{term}_weight']
+  )
+
+
+def tune(
+  world: table.World,
+  student: str,
+  terms: Sequence[str],
+  units: Mapping[str, float],
+) -> dict[str, Any]:
+  """Trains one objective of a student at every ratio, with every seed.
+
+  A ratio of several terms is shared equally among them.
+
+  Returns:
+    `ratios`, `validate` (best score by ratio and seed), and the best
+    `ratio` with its `weights`.
+  """
+  ratios = list(world.config['table']['tune_ratios'])
+  seeds = range(world.config['table']['tune_seeds'])
+  blank = {f'{term}_weight': 0.0 for term in step.DISTILLATION_TERMS}
+  points = [
+    {
+      f'{term}_weight': rounded(ratio * units[term] / len(terms))
+      for term in terms
+    }
+    for ratio in ratios
+  ]
+  base = dict(world.config['objective']) | blank
+  jobs = [
+    world.job(student, base | point, seed) for point in points for seed in seeds
+  ]
+  members = world.fit(jobs)
+  scores = np.array(
+    [0.0 if m.diverged else m.best_score for m in members]
+  ).reshape(len(ratios), len(seeds))
+  best = int(scores.mean(1).argmax())
+  return {
+    'ratios': ratios,
+    'units': {term: units[term] for term in terms},
+    'validate': scores.tolist(),
+    'ratio': ratios[best],
+    'weights': points[best],
+    'teacher': world.guide.fingerprint,
+    'dataset': world.dataset.name,
+  }
+
+
+def rounded(value: float) -> float:
+  """To two significant digits: a weight is no more exact than that."""
+  return float(f'{value:.2g}')
+
+
+def gradient_units(world: table.World, student: str) -> dict[str, float]:
+  """By term, how many times longer the gradient of the tags is.
+
+  Measured on four batches, after an epoch without distillation.
+  """
+  blank = {f'{term}_weight': 0.0 for term in step.DISTILLATION_TERMS}
+  job = world.job(student, dict(world.config['objective']) | blank, 0)
+  model = tagger.build(job.recipe, len(world.dataset.tags))
+  resident = ensemble.with_targets(
+    world.features(model, 'train'),
+    world.outputs['train'],
+    step.DISTILLATION_TERMS,
+  )
+  variables, order_KB = ensemble.first_epoch(job, resident)
+  norms = jax.jit(_gradient_norms, static_argnums=(0, 1))
+  found = [
+    norms(
+      model,
+      job.dataset.num_samples,
+      variables,
+      ensemble.take(jax.tree.map(jnp.asarray, dict(resident)), index_B),
+      job.objective['kd_temperature'],
+    )
+    for index_B in order_KB[:4]
+  ]
+  mean = {
+    name: np.mean([float(row[name]) for row in found]) for name in found[0]
+  }
+  return {
+    term: float(mean['tagging'] / max(mean[term], 1e-12))
+    for term in step.DISTILLATION_TERMS
+  }
+
+
+def _gradient_norms(model, num_samples, variables, batch, temperature):
+  """Lengths of the gradients of the tags and of every term."""
+
+  def values(params):
+    output, _ = model.module.apply(
+      dict(variables) | {'params': params},
+      batch['mel'],
+      train=True,
+      mutable=['batch_stats'],
+    )
+    frames = output.frames_BTD
+    gram = batch['teacher_frame_gram']
+    num_frames = min(frames.shape[1], gram.shape[1])
+    mask_BT = step.frame_mask(batch['length'], num_samples, num_frames)
+    return {
+      'tagging': objectives.tagging_loss(
+        output.logits_BC, batch['tags'], batch['mask']
+      ),
+      'kd': objectives.kd_loss(
+        output.logits_BC, batch['teacher_logits'], temperature
+      ),
+      'sp': jnp.mean(
+        objectives.sp_per_clip(frames, batch['teacher_batch_gram'])
+      ),
+      'iusp': jnp.mean(objectives.iusp_per_clip(frames, gram, mask_BT)),
+    }
+
+  return {
+    name: optax.global_norm(
+      jax.grad(lambda params, name=name: values(params)[name])(
+        variables['params']
+      )
+    )
+    for name in ('tagging', *step.DISTILLATION_TERMS)
+  }

@@ -1,0 +1,102 @@
+"""The table's pictures and the numbers beside them."""
+
+import numpy as np
+import pytest
+import table_fakes
+from matplotlib import image
+
+from iusp_jax import table_pictures
+
+NAMES = [
+  'score_against_cost.png',
+  'gain_per_tag.png',
+  'learning_curves.png',
+  'frame_distance.png',
+]
+TWO = ('crnn_16', 'cnn_8')
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('table') / 'new'
+  table = table_fakes.table()
+  assert table_pictures.draw(table, folder) == NAMES
+  return table, folder
+
+
+def rows(path):
+  return [line.split() for line in path.read_text().splitlines()[1:]]
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_picture_with_its_numbers(drawn, name):
+  pixels = image.imread(drawn[1] / name)[..., :3]
+  assert pixels.shape[1] == 1050
+  assert 0.02 < np.mean((pixels < 1).any(axis=-1)) < 0.5
+  # Nothing is cut off: the edges are white but for a tick's end.
+  assert np.mean(pixels[[0, -1]] < 1) < 0.01
+  assert len(rows((drawn[1] / name).with_suffix('.txt'))) > 15
+
+
+def test_the_costs_table(drawn):
+  table, folder = drawn
+  found = rows(folder / 'score_against_cost.txt')
+  assert len(found) == 6 * 5 + 1
+  values = [
+    c['test']['micro_auprc']
+    for c in table['cells']
+    if (c['student'], c['objective']) == ('cnn_16', 'iusp')
+  ]
+  (row,) = [r for r in found if r[:2] == ['cnn_16', 'iusp']]
+  assert float(row[4]) == pytest.approx(np.mean(values), abs=6e-5)
+  assert float(row[5]) == pytest.approx(np.std(values, ddof=1), abs=6e-5)
+  assert found[-1][0] == 'teacher'
+
+
+def test_tags_are_ordered_by_repetitiveness(drawn):
+  table, folder = drawn
+  found = rows(folder / 'gain_per_tag.txt')
+  tags = list(dict.fromkeys(row[0] for row in found))
+  assert tags == sorted(
+    table['tags'], key=lambda t: -table['repetitiveness'][t]
+  )
+  (row,) = [r for r in found if (r[0], r[2]) == ('dog', 'iusp')]
+  score = {
+    (c['student'], c['seed'], c['objective']): c['test']['class_auprc'][-1]
+    for c in table['cells']
+  }
+  gains = [
+    score[student, seed, 'iusp'] - score[student, seed, 'baseline']
+    for student, seed, objective in score
+    if objective == 'iusp'
+  ]
+  assert float(row[3]) == pytest.approx(np.mean(gains), abs=6e-5)
+  assert float(row[4]) < float(row[3]) < float(row[5])
+
+
+def test_what_has_no_numbers_is_left_out(tmp_path):
+  table = table_fakes.table(students=TWO, seeds=(1, 2))
+  table['repetitiveness'] = {}
+  for cell in table['cells']:
+    cell |= {'curve': [], 'frame_distance': None}
+  assert table_pictures.draw(table, tmp_path) == NAMES[:1]
+  assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_holes_are_drawn_around(tmp_path):
+  """Diverged cells, undefined tags, a strange objective, one seed."""
+  table = table_fakes.table(
+    seeds=(1,), students=(*TWO, 'crnn_32', 'mobilenet_0.5')
+  )
+  table_fakes.fail(table, 'diverged', 4, 'NaN')
+  table['cells'][0]['test']['class_auprc'][0] = None
+  table['cells'][-1]['objective'] = 'centred'
+  table['teachers'] = []
+  assert table_pictures.draw(table, tmp_path) == NAMES
+
+
+def test_bad_input_is_named(tmp_path):
+  with pytest.raises(ValueError, match="no field 'cells'"):
+    table_pictures.draw(
+      {'dataset': '', 'tags': [], 'teachers': []}, tmp_path / 'new'
+    )

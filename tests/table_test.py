@@ -1,0 +1,304 @@
+"""The grid, its cells and its tuning, on students small enough for a test."""
+
+import json
+
+import numpy as np
+import pytest
+from fakes import dataset, recipe, teacher_recipe
+
+from configs import table as table_config
+from iusp_jax import (
+  ensemble,
+  grid,
+  logs,
+  outcome,
+  step,
+  store,
+  table,
+  tagger,
+  teacher,
+  tuning,
+)
+
+
+def tiny_config():
+  config = table_config.get_config('smoke')
+  made = recipe(epochs=3.0, log_every_steps=1)
+  with config.unlocked():
+    config.student.update(made)
+    config.table.models = {'tiny': made['model']}
+    config.table.students = ('tiny',)
+    config.table.weights = {'tiny': config.table.weights['crnn_32'].to_dict()}
+    config.bootstrap = 10
+  return config
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+  """A rotation over the fake data; its teacher is not trained."""
+  folder = tmp_path_factory.mktemp('world')
+  made = table.World.__new__(table.World)
+  made.config, made.rotation = tiny_config(), None
+  made.dataset = dataset('coarse')
+  model = tagger.build(teacher_recipe(), len(made.dataset.tags))
+  variables = model.initialise(3, 16_000)
+  made.guide = teacher.Trained(model, variables, 'f', folder)
+  made.outputs, made._features = {}, {}
+  for name in ('train', 'test'):
+    split = made.dataset.splits[name]
+    store.build(folder / name, made.guide, split, 'float32')
+    made.outputs[name] = store.open_store(folder / name)
+  return made
+
+
+def cells_of(world, objective):
+  groups = grid.groups(world.config)
+  return next(g for g in groups if g[0].objective == objective)
+
+
+def test_grid_is_every_combination():
+  config = table_config.get_config('clips')
+  cells = [cell for group in grid.groups(config) for cell in group]
+  assert len(cells) == len(set(cells)) == 2 * 3 * 5 * 5
+  assert len({cell.name for cell in cells}) == len(cells)
+  for group in grid.groups(config):
+    assert len({(c.rotation, c.student, c.objective) for c in group}) == 1
+  seeds = {cell.seed for cell in cells}
+  assert not seeds & set(range(config.table.tune_seeds))
+
+
+def test_shards_share_the_grid():
+  config = table_config.get_config('')
+  groups = grid.groups(config)
+  parts = []
+  for text in ('0/3', '1/3', '2/3'):
+    number, count = grid.parse_shard(text)
+    parts += groups[number::count]
+  assert sorted(map(str, parts)) == sorted(map(str, groups))
+  for text in ('3/3', 'a/b', '1', '1/0', '-1/2'):
+    with pytest.raises(ValueError, match='--shard is'):
+      grid.parse_shard(text)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'expected'),
+  [
+    ('students', ('crnn_3',), 'crnn_32'),
+    ('objectives', ('ipus',), 'iusp'),
+    ('seeds', 0, '>= 1'),
+    ('first_seed', 1, 'seeds of tuning'),
+    ('rotations', ((4, 5),), 'has no folds'),
+  ],
+)
+def test_impossible_grid_is_refused(field, value, expected):
+  config = table_config.get_config('')
+  config.table[field] = value
+  with pytest.raises(ValueError, match=expected) as error:
+    grid.check(config)
+  assert field in str(error.value)
+
+
+def test_rotation_sets_the_folds():
+  config = table_config.get_config('clips')
+  own = grid.config_of(config, (1, 2), 'cnn_8')
+  assert own['dataset']['builder']['validate_fold'] == 1
+  assert own['dataset']['builder']['test_fold'] == 2
+  assert own['student']['model']['architecture'] == 'cnn'
+  assert 'table' not in own
+  assert config.dataset.builder.validate_fold == 4
+
+
+def test_cell_is_a_run_whose_scores_its_checkpoints_give(world, tmp_path):
+  """Scored again by the main job's path: from files, through waveforms."""
+  group = cells_of(world, 'iusp_sp')
+  table.run_group(world, group, tmp_path)
+  for cell in group:
+    folder = grid.folder(tmp_path, cell)
+    results = json.loads((folder / 'results.json').read_text())
+    trained = teacher.load(folder, world.dataset)
+    config = {'bootstrap': 0, 'student': world.config.student}
+    again, _ = outcome.measure(config, world.dataset, trained)
+    for which in ('best', 'last'):
+      for split in ('validate', 'test'):
+        one, two = (
+          x[which][split]['coarse'] for x in (results['student'], again)
+        )
+        np.testing.assert_allclose(one['micro_auprc'], two['micro_auprc'], 1e-3)
+        np.testing.assert_allclose(
+          one['class_auprc'], two['class_auprc'], 1e-2, 1e-3
+        )
+    assert again['parameters'] == results['student']['parameters']
+    record = json.loads((folder / 'cell.json').read_text())
+    assert record['weights'] == {'iusp': 300.0, 'sp': 30.0}
+    assert record['status'] == 'done'
+    assert len(record['resampled']) == 10
+    assert (
+      record['test']['micro_auprc']
+      == (results['student']['best']['test']['coarse']['micro_auprc'])
+    )
+    rows = logs.read_metrics(folder / 'metrics.jsonl')
+    assert [row['step'] for row in rows if 'train/loss' in row] == [
+      *range(1, 10)
+    ]
+
+
+def test_frame_distance_is_the_iusp_loss_of_the_test_split(world):
+  from iusp_jax import objectives
+
+  job = world.job('tiny', grid.objective(world.config, 'tiny', 'baseline'), 1)
+  model = tagger.build(job.recipe, len(world.dataset.tags))
+  variables = model.initialise(1, 16_000)
+  member = ensemble.Member(job, best=variables, last=variables)
+  ((_, distance),) = table.score_members(world, model, [member])
+  values = []
+  for example in world.dataset.splits['test'].source:
+    wave = example['audio'][None]
+    frames = [
+      tagger.apply(m, v, tagger.hear(m, wave)).frames_BTD
+      for m, v in (
+        (model, variables),
+        (world.guide.model, world.guide.variables),
+      )
+    ]
+    num_frames = min(f.shape[1] for f in frames)
+    mask = step.frame_mask(
+      np.array([example['num_samples']]), 16_000, num_frames
+    )
+    values.append(float(objectives.iusp_loss(*frames, mask)))
+  np.testing.assert_allclose(distance, np.mean(values), 1e-4)
+
+
+def test_killed_table_goes_on_with_what_is_missing(world, tmp_path):
+  group = cells_of(world, 'kd')
+  table.run_group(world, group, tmp_path)
+  paths = [grid.folder(tmp_path, cell) / 'cell.json' for cell in group]
+  before = [json.loads(path.read_text()) for path in paths]
+  kept = paths[0].stat().st_mtime_ns
+  paths[1].unlink()  # As a kill in the middle of a cell leaves it.
+  table.run_group(world, group, tmp_path)
+  assert paths[0].stat().st_mtime_ns == kept
+  again = json.loads(paths[1].read_text())
+  for record in (before[1], again):
+    record.pop('seconds')
+  assert again == before[1]
+
+
+def test_cell_that_diverges_stops_no_other(world, tmp_path):
+  weights = grid.objective(world.config, 'tiny', 'iusp')
+  good = world.job('tiny', weights, 7)
+  bad = world.job('tiny', weights | {'iusp_weight': float('nan')}, 8)
+  alone, together = world.fit([good]), world.fit([bad, good])
+  assert not together[1].diverged
+  assert together[1].best_score == alone[0].best_score
+  assert 'loss of step 1 is nan' in together[0].diverged
+  cell = grid.Cell(None, 'tiny', 'iusp', 8)
+  folder = grid.folder(tmp_path, cell)
+  table.write_cell(world, cell, together[0], {}, {'seconds': 1.0}, folder)
+  record = json.loads((folder / 'cell.json').read_text())
+  assert record['status'] == 'diverged'
+  assert 'nan' in record['reason']
+  assert not (folder / 'checkpoints').exists()
+
+
+def part(world, folder, objective, fingerprint='f', dataset='d'):
+  """A table of which one group is done."""
+  facts = {'dataset': dataset, 'tags': ['x'], 'environment': {}, 'command': ''}
+  grid.start(world.config, folder, facts)
+  guide = {'rotation': '', 'fingerprint': fingerprint}
+  guide['repetitiveness'] = {'x': 0.5}
+  logs.write_atomically(folder / 'teachers' / 'a.json', json.dumps(guide))
+  for cell in cells_of(world, objective):
+    text = json.dumps(cell.facts() | {'status': 'done'})
+    logs.write_atomically(grid.folder(folder, cell) / 'cell.json', text)
+  return folder
+
+
+def test_collect_merges_parts_and_names_what_is_missing(world, tmp_path):
+  first = part(world, tmp_path / 'a', 'baseline')
+  second = part(world, tmp_path / 'b', 'sp')
+  one = grid.collect([first])
+  (tmp_path / 'one.json').write_text(json.dumps(one))
+  for paths in ([first, second], [second, tmp_path / 'one.json']):
+    found = grid.collect(paths)
+    status = [cell['status'] for cell in found['cells']]
+    assert status.count('done') == 4
+    assert status.count('missing') == len(status) - 4 == 6
+    assert found['repetitiveness'] == {'x': 0.5}
+
+
+def test_parts_that_do_not_belong_together_are_refused(world, tmp_path):
+  first = part(world, tmp_path / 'a', 'baseline')
+  other = part(world, tmp_path / 'b', 'sp', fingerprint='g')
+  with pytest.raises(ValueError, match='cannot be compared'):
+    grid.collect([first, other])
+  other = part(world, tmp_path / 'c', 'sp', dataset='e')
+  with pytest.raises(ValueError, match='parts of one table'):
+    grid.collect([first, other])
+  with pytest.raises(ValueError, match='holds no table'):
+    grid.collect([tmp_path])
+  with pytest.raises(ValueError, match='needs the --workdir'):
+    table.report([])
+
+
+def test_repetitiveness_is_the_mean_cosine(world):
+  found = table.repetitiveness(world)
+  model, variables = world.guide.model, world.guide.variables
+  means = []
+  for example in world.dataset.splits['train'].source:
+    mel = tagger.hear(model, example['audio'][None])
+    frames = np.asarray(
+      tagger.apply(model, variables, mel).frames_BTD[0], float
+    )
+    frames /= np.maximum(np.linalg.norm(frames, axis=1, keepdims=True), 1e-9)
+    cosine = frames @ frames.T
+    T = len(cosine)
+    means.append((cosine.sum() - np.trace(cosine)) / (T * (T - 1)))
+  tags = np.stack([e['coarse'] for e in world.dataset.splits['train'].source])
+  for c, name in enumerate(world.dataset.coarse):
+    if tags[:, c].any():
+      expected = np.mean(np.array(means)[tags[:, c] > 0])
+      np.testing.assert_allclose(found[name], expected, 1e-3)
+
+
+def test_units_make_gradients_equally_long(world):
+  """At ratio 1, the gradient of the weighted term is that of the tags."""
+  units = tuning.gradient_units(world, 'tiny')
+  assert set(units) == set(step.DISTILLATION_TERMS)
+  assert all(0 < unit < 1e6 for unit in units.values())
+  assert tuning.gradient_units(world, 'tiny') == units
+
+
+def test_tuning_tries_every_ratio_with_every_seed(world, monkeypatch):
+  seen = []
+
+  def fit(jobs):
+    seen.extend(jobs)
+    return [
+      ensemble.Member(job, best_score=job.objective['sp_weight'] % 7 / 10)
+      for job in jobs
+    ]
+
+  monkeypatch.setattr(world, 'fit', fit)
+  units = {'kd': 1.0, 'sp': 20.0, 'iusp': 100.0}
+  found = tuning.tune(world, 'tiny', ('sp', 'iusp'), units)
+  config = world.config.table
+  assert len(seen) == len(config.tune_ratios) * config.tune_seeds
+  assert {job.seed for job in seen} == set(range(config.tune_seeds))
+  # 0.3 and 3, shared by two terms: sp 3 and 30, of which 3 % 7 is the best.
+  assert found['weights'] == {'sp_weight': 3.0, 'iusp_weight': 15.0}
+  assert found['ratio'] == 0.3
+  assert np.shape(found['validate']) == (2, 2)
+
+
+def test_tuning_weights_are_what_configs_use(tmp_path, monkeypatch):
+  from configs import base, iusp
+
+  tuned = {
+    'urban_scenes/procedural': {'crnn_64': {'iusp': {'iusp_weight': 9.0}}}
+  }
+  monkeypatch.setattr(base, 'TUNED', tuned)
+  assert iusp.get_config('').objective.iusp_weight == 9.0
+  assert iusp.get_config('student=cnn_4').objective.iusp_weight == 300.0
+  found = table_config.get_config('').table.weights
+  assert found.crnn_64.iusp.iusp_weight == 9.0
+  assert found.crnn_64.sp.sp_weight == 30.0
