@@ -35,6 +35,13 @@ _SCORE_FLAGS = [
   flags.DEFINE_string('output', '', 'score: a JSON file to write.'),
   flags.DEFINE_integer('bootstrap', 1000, 'score: resamples for intervals.'),
 ]
+_HOST_FLAGS = [
+  flags.DEFINE_bool('multihost', False, 'On every host of a TPU pod, Slurm…'),
+  flags.DEFINE_string('coordinator', '', 'Or host:port of process 0, with'),
+  flags.DEFINE_integer('num_processes', None, 'how many processes there are'),
+  flags.DEFINE_integer('process_id', None, 'and which one this is, from 0.'),
+  flags.DEFINE_float('start_timeout', 300.0, 'Wait for all processes, s.'),
+]
 
 
 def main(argv):
@@ -46,24 +53,25 @@ def main(argv):
   from iusp_jax import preemption
 
   preemption.listen()  # SIGTERM ends the process with preemption.EXIT_CODE.
-  from iusp_jax import experiment, scoring, table, tuning
+  from iusp_jax import experiment, hosts, logs, scoring, table, tuning
 
   try:
-    match _MODE.value:
-      case 'score':
-        scoring.main_score(**{f.name: f.value for f in _SCORE_FLAGS})
-      case 'report':
-        table.report([pathlib.Path(name) for name in argv[1:]])
-      case _ if _CONFIG.value is None:
-        raise ValueError('--config is missing: try configs/iusp.py:demo')
-      case 'table':
-        table.run(_CONFIG.value, workdir(), _SHARD.value)
-      case 'tune':
-        tuning.run(_CONFIG.value, workdir())
-      case _:
-        if _PROFILE.value:
-          _CONFIG.value.profile_steps = _PROFILE.value
-        experiment.run(_CONFIG.value, workdir())
+    with hosts.joined(_MODE.value, **{f.name: f.value for f in _HOST_FLAGS}):
+      match _MODE.value:
+        case 'score':
+          scoring.main_score(**{f.name: f.value for f in _SCORE_FLAGS})
+        case 'report':
+          table.report([pathlib.Path(name) for name in argv[1:]])
+        case _ if _CONFIG.value is None:
+          raise ValueError('--config is missing: try configs/iusp.py:demo')
+        case 'table':
+          table.run(_CONFIG.value, logs.place(workdir()), _SHARD.value)
+        case 'tune':
+          tuning.run(_CONFIG.value, logs.place(workdir()))
+        case _:
+          if _PROFILE.value:
+            _CONFIG.value.profile_steps = _PROFILE.value
+          experiment.run(_CONFIG.value, logs.place(workdir()))
   except (ValueError, OSError, FloatingPointError) as error:
     if flags.FLAGS.verbosity > 0:  # --verbosity=1 shows where it came from.
       raise
@@ -77,7 +85,7 @@ def workdir():
   name = '-'.join(
     [pathlib.Path(path).stem, *filter(None, arguments.split(','))]
   )
-  return pathlib.Path(_WORKDIR.value or f'runs/{name}')
+  return _WORKDIR.value or f'runs/{name}'
 
 
 def parse(argv):

@@ -3,6 +3,9 @@
 Orbax writes beside the final name and renames, so a kill leaves no half
 checkpoint. It restores a flipped bit without a word, though, so every
 checkpoint carries a manifest of checksums of our own.
+
+The state is the same on all processes of a run, as NumPy: process 0 writes it
+alone, and every process reads it, on any number of devices and processes.
 """
 
 import hashlib
@@ -15,6 +18,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+
+from iusp_jax import logs, processes
 
 Tree = Mapping[str, Any]
 
@@ -32,6 +37,8 @@ def save(
 ) -> None:
   """Writes `folder/<step>` and deletes all but the newest `keep`.
 
+  All processes of a run call this together; process 0 writes.
+
   Args:
     folder: of one series of checkpoints, such as 'last' or 'best'.
     step: number of the checkpoint; one that exists is written anew.
@@ -42,8 +49,15 @@ def save(
   Raises:
     OSError: where it cannot be written; older checkpoints are still there.
   """
+  if processes.is_primary():
+    _save(folder, step, arrays, facts, keep)
+  processes.barrier()
+
+
+def _save(folder, step, arrays, facts, keep):
+  """`save` in the process that writes."""
   arrays = jax.tree.map(np.asarray, arrays)
-  path = folder.resolve() / f'{step:08d}'
+  path = _absolute(folder) / f'{step:08d}'
   try:
     with _checkpointer() as checkpointer:
       checkpointer.save(
@@ -64,9 +78,9 @@ def save(
       + ': make room or choose another --workdir, then run again'
     ) from error
   for old in steps(folder)[:-keep]:
-    shutil.rmtree(folder / f'{old:08d}')
+    _delete(folder / f'{old:08d}')
   for leftover in folder.glob('*.orbax-checkpoint-tmp*'):  # Of a kill.
-    shutil.rmtree(leftover, ignore_errors=True)
+    _delete(leftover, ignore_errors=True)
 
 
 def steps(folder: pathlib.Path) -> list[int]:
@@ -92,7 +106,7 @@ def restore(path: pathlib.Path) -> tuple[Tree, dict[str, Any]]:
   try:
     with _checkpointer() as checkpointer:
       restored = checkpointer.restore(
-        path.resolve(),
+        _absolute(path),
         ocp.args.Composite(
           arrays=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore()
         ),
@@ -159,5 +173,27 @@ def checksums(arrays: Tree) -> dict[str, str]:
   }
 
 
+def _delete(path, ignore_errors=False):
+  if logs.is_remote(path):
+    path.rmtree()
+  else:
+    shutil.rmtree(path, ignore_errors=ignore_errors)
+
+
+def _absolute(path):
+  """As Orbax wants it; an address like gs://bucket/run is so already."""
+  return path if logs.is_remote(path) else path.resolve()
+
+
 def _checkpointer():
-  return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+  """Orbax without its own barriers: this process saves or restores alone."""
+  own = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=own,
+    active_processes={own},
+    barrier_sync_key_prefix=f'process_{own}',
+  )
+  handler = ocp.CompositeCheckpointHandler(
+    composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+  )
+  return ocp.Checkpointer(handler, multiprocessing_options=alone)

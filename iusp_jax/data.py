@@ -8,6 +8,8 @@ No jax in here: a batch is a dict of NumPy arrays.
   length  int32   [B]     samples of real sound before the padding
   index   int32   [B]     which clip of the split
   valid   float32 [B]     0 for clips that only fill up the last batch
+  global_index int32 [·]  index of all hosts' clips, host by host, where
+                          several hosts share a batch
 
 The order of a training run is a function of the seed: element k of the
 endless, reshuffled sequence is the same on any number of hosts, and host h of
@@ -296,11 +298,22 @@ def train_stream(
     )
   clips = clips.slice(slice(host, None, num_hosts))
   clips = clips.batch(batch_size // num_hosts, drop_remainder=True)
+  if num_hosts > 1:
+    order = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat()
+    order = order.batch(batch_size, drop_remainder=True)
+    clips = clips.map_with_index(
+      lambda k, batch: batch | {'global_index': _by_host(order[k], num_hosts)}
+    )
   return iter(
     clips.to_iter_dataset(
       grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=8)
     )
   )
+
+
+def _by_host(index_B, num_hosts):
+  """A batch in the order in which devices gather it: host by host."""
+  return np.asarray(index_B, np.int32).reshape(-1, num_hosts).T.reshape(-1)
 
 
 def eval_batches(

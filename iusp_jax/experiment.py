@@ -7,12 +7,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from iusp_jax import (
   accumulate,
   data,
   logs,
   outcome,
   parallel,
+  processes,
   step,
   store,
   tagger,
@@ -23,6 +26,9 @@ from iusp_jax import (
 
 # What may differ between two runs of one workdir without changing the result.
 FREE_FIELDS = ('cache_dir', 'compare_with', 'on_nan', 'profile_steps')
+
+# A network file system may show a file late to another host.
+SEEN_AFTER_SECONDS = 60.0
 
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
@@ -42,19 +48,18 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
   """
   started = time.monotonic()
   check(config)
-  logs.say(parallel.describe())
-  with logs.lock(workdir, 'another run works in this --workdir', wait=False):
+  logs.say(parallel.describe(), everywhere=True)
+  busy = 'another run works in this --workdir'
+  with logs.lock_for_all(workdir, busy, wait=False):
     refuse_other_config(config, workdir)
-    if (workdir / 'results.json').exists():
-      results = json.loads((workdir / 'results.json').read_text())
+    results = processes.by_primary(lambda: earlier_results(workdir))
+    if results is not None:
       logs.say(f'This run is complete; delete {workdir} to repeat it.')
       outcome.announce(results, workdir)
       return results
     dataset = load_dataset(config)
     # Not before: a command that was wrong about its data is typed again.
-    if not config_path(workdir).exists():
-      text = logs.to_json(teacher.plain(config))
-      logs.write_atomically(config_path(workdir), text)
+    keep_config(config, workdir)
     outcome.note_environment(workdir)
     guide, student = models(config, dataset, workdir)
     results = {
@@ -69,6 +74,8 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
         results[name], measured[name] = outcome.measure(
           config, dataset, trained
         )
+    if not processes.is_primary():
+      return results
     subject = 'teacher' if student is None else 'student'
     outcome.write_predictions(dataset, measured[subject], workdir)
     outcome.draw(config, dataset, guide, student, results, workdir)
@@ -119,9 +126,38 @@ def check(config: Mapping[str, Any]) -> None:
         )
 
 
+def earlier_results(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """What a complete run left; None where there is none."""
+  path = workdir / 'results.json'
+  return json.loads(path.read_text()) if path.exists() else None
+
+
 def config_path(workdir: pathlib.Path) -> pathlib.Path:
   """Where a run keeps the config that it was started with."""
   return workdir / 'config.json'
+
+
+def keep_config(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
+  """Writes down the config, and holds that of every process against it.
+
+  Raises:
+    ValueError: where a process cannot see it: its workdir is another one; or
+      has another config.
+  """
+  path = config_path(workdir)
+  if processes.is_primary() and not path.exists():
+    logs.write_atomically(path, logs.to_json(teacher.plain(config)))
+  processes.barrier()
+  deadline = time.monotonic() + SEEN_AFTER_SECONDS
+  while not path.exists():
+    if time.monotonic() > deadline:
+      raise ValueError(
+        f'process {jax.process_index()} does not see {path}, which process 0 '
+        'has written: expected a --workdir and config.cache_dir on storage '
+        'that all processes share; see docs/scaling.md'
+      )
+    time.sleep(1.0)
+  refuse_other_config(config, workdir)
 
 
 def refuse_other_config(
@@ -168,11 +204,19 @@ def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def load_dataset(config: Mapping[str, Any]) -> data.Dataset:
-  """The prepared data set; one process prepares it while others wait."""
-  folder = pathlib.Path(config['dataset']['data_dir'])
+  """The prepared data set; one process prepares it while others wait.
+
+  The other processes of a run find what process 0 prepared; where each has a
+  disk of its own, they prepare it again.
+  """
+  folder = logs.place(config['dataset']['data_dir'])
   started = time.monotonic()
-  with logs.lock(folder, 'another process prepares a data set'):
-    dataset = data.load(config['dataset'])
+
+  def load():
+    with logs.lock(folder, 'another process prepares a data set'):
+      return data.load(config['dataset'])
+
+  dataset = processes.primary_first(load)
   sizes = ', '.join(
     f'{len(split)} {name}' for name, split in dataset.splits.items()
   )

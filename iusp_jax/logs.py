@@ -1,4 +1,7 @@
-"""What a run says: JSON lines (the source of truth), TensorBoard, progress."""
+"""What a run says: JSON lines (the source of truth), TensorBoard, progress.
+
+Of several processes only process 0 says and writes anything.
+"""
 
 import contextlib
 import fcntl
@@ -14,21 +17,41 @@ from typing import Any
 import numpy as np
 import tensorboardX
 import tqdm
+from etils import epath
+
+from iusp_jax import processes
 
 
-def say(message: str) -> None:
-  """A line of the log, past a progress bar if there is one."""
+def say(message: str, everywhere: bool = False) -> None:
+  """A line of the log, past a progress bar if there is one.
+
+  Args:
+    message: the line.
+    everywhere: from all processes of a run, not only process 0.
+  """
+  if not (everywhere or processes.is_primary()):
+    return
   tqdm.tqdm.write(message, file=sys.stdout)
   sys.stdout.flush()
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Replaces a text file in one step: it is never seen half written."""
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+  """Replaces a file in one step: it is never seen half written.
+
+  Processes other than 0 write nothing.
+  """
+  if not processes.is_primary():
+    return
+  if isinstance(content, str):
+    content = content.encode()
+  if is_remote(path):  # An object appears whole.
+    path.write_bytes(content)
+    return
   path.parent.mkdir(parents=True, exist_ok=True)
   descriptor, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
   try:
-    with os.fdopen(descriptor, 'w', encoding='utf-8') as file:
-      file.write(text)
+    with os.fdopen(descriptor, 'wb') as file:
+      file.write(content)
       file.flush()
       os.fsync(file.fileno())
     os.chmod(name, 0o644)
@@ -36,6 +59,22 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
   except BaseException:
     os.unlink(name)
     raise
+
+
+def place(path: str) -> Any:
+  """Where a path of a config or flag is, with pathlib's methods.
+
+  An address such as gs://bucket/run stays as it is; a local path becomes
+  absolute.
+  """
+  if is_remote(path):
+    return epath.Path(path)
+  return pathlib.Path(path).expanduser().resolve()
+
+
+def is_remote(path: Any) -> bool:
+  """Whether it is an address such as gs://bucket/run, and no local path."""
+  return '://' in str(path)
 
 
 @contextlib.contextmanager
@@ -47,6 +86,9 @@ def lock(folder: pathlib.Path, busy: str, wait: bool = True) -> Iterator[None]:
     busy: what to say where another process holds it.
     wait: until it is free; otherwise ValueError is raised at once.
   """
+  if is_remote(folder):  # Object stores have no locks.
+    yield
+    return
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / '.lock').open('a') as file:
     try:
@@ -57,6 +99,18 @@ def lock(folder: pathlib.Path, busy: str, wait: bool = True) -> Iterator[None]:
       say(f'{folder}: {busy}; waiting')
       fcntl.flock(file, fcntl.LOCK_EX)
     yield
+
+
+@contextlib.contextmanager
+def lock_for_all(
+  folder: pathlib.Path, busy: str, wait: bool = True
+) -> Iterator[None]:
+  """`lock` for all processes of this run together; process 0 holds it."""
+  own = lock(folder, busy, wait)
+  with own if processes.is_primary() else contextlib.nullcontext():
+    processes.barrier()
+    yield
+    processes.barrier()
 
 
 def to_json(value: Any) -> str:
@@ -88,32 +142,54 @@ class Metrics:
 
   def __init__(self, workdir: pathlib.Path, step: int):
     """Cuts the file back to the rows up to `step`, then appends."""
-    path = workdir / 'metrics.jsonl'
-    rows = [row for row in read_metrics(path) if row['step'] <= step]
-    write_atomically(path, ''.join(json.dumps(row) + '\n' for row in rows))
-    self._file = path.open('a')
+    self._writes = processes.is_primary()
+    if not self._writes:
+      return
+    self._path = workdir / 'metrics.jsonl'
+    rows = [row for row in read_metrics(self._path) if row['step'] <= step]
+    text = ''.join(json.dumps(row) + '\n' for row in rows)
+    write_atomically(self._path, text)
+    self._local = self._path
+    if is_remote(workdir):  # Nothing can be appended to an object.
+      workdir = pathlib.Path(tempfile.mkdtemp(prefix='iusp_jax_'))
+      say(f'TensorBoard: the events of this run are in {workdir}')
+      self._local = workdir / self._path.name
+      self._local.write_text(text)
+    self._file = self._local.open('a')
     self._board = tensorboardX.SummaryWriter(
       str(workdir / 'tensorboard'), purge_step=step + 1 if step else None
     )
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """One row; names are like `validate/coarse_micro_auprc`."""
+    if not self._writes:
+      return
     row = {'step': step, **{k: float(v) for k, v in scalars.items()}}
     self._file.write(json.dumps(row) + '\n')
     self._file.flush()
     for name, value in scalars.items():
       self._board.add_scalar(name, float(value), step)
+    if any(name.startswith('validate/') for name in scalars):
+      self._publish()  # A checkpoint follows.
 
   def sync(self) -> None:
     """Makes sure that all rows are on the disk."""
+    if not self._writes:
+      return
     self._file.flush()
     os.fsync(self._file.fileno())
+    self._publish()
 
   def close(self) -> None:
     """Makes sure that all is on the disk."""
     self.sync()
-    self._file.close()
-    self._board.close()
+    if self._writes:
+      self._file.close()
+      self._board.close()
+
+  def _publish(self) -> None:
+    if self._local != self._path:
+      self._path.write_text(self._local.read_text())
 
 
 class Progress:
@@ -124,7 +200,7 @@ class Progress:
     self._first, self._start = 0, 0.0
     self._bar = None
     self._said = time.monotonic()
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and processes.is_primary():
       self._bar = tqdm.tqdm(
         initial=step, total=num_steps, desc=name, unit='step', smoothing=0.1
       )

@@ -18,6 +18,7 @@ from iusp_jax import (
   logs,
   parallel,
   pictures,
+  processes,
   report,
   scoring,
   similarity,
@@ -38,6 +39,9 @@ def measure(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """Scores of the best and the last checkpoint on validate and test.
 
+  All processes of a run predict; process 0 scores, the others return no
+  scores.
+
   Returns:
     What results.json holds of a model, and the best checkpoint's
     probabilities `[N, C]` by split.
@@ -56,7 +60,9 @@ def measure(
       )
       for split in scored_splits(dataset)
     }
-  result = describe(trained, dataset, scores, config['bootstrap'])
+  result = {}
+  if processes.is_primary():
+    result = describe(trained, dataset, scores, config['bootstrap'])
   return result, scores['best']
 
 
@@ -139,6 +145,7 @@ def environment() -> dict[str, Any]:
     'backend': jax.default_backend(),
     'device': jax.devices()[0].device_kind,
     'num_devices': jax.device_count(),
+    'num_processes': jax.process_count(),
     'num_cores': len(os.sched_getaffinity(0)),
   }
 
@@ -179,7 +186,7 @@ def draw(config, dataset, guide, student, results, workdir) -> None:
   pictures.plot_learning_curves(rows, path, best_by=best_by)
   others = {}
   if config['compare_with']:
-    other = pathlib.Path(config['compare_with'])
+    other = logs.place(config['compare_with'])
     others[other.name] = teacher.load(other, dataset)
   shown = {'teacher': guide, 'student': student} | others
   shown = {name: trained for name, trained in shown.items() if trained}

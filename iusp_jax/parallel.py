@@ -1,4 +1,4 @@
-"""The one place that knows about devices and hosts.
+"""The one place that knows about devices.
 
 A step is a pure function that reduces over the axis `AXIS`; `pmap` runs it on
 every device of every host. The global batch is a fact of the config; here it

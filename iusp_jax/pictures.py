@@ -12,8 +12,6 @@ import contextlib
 import io
 import math
 import os
-import pathlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -301,8 +299,8 @@ def _label_tags(axes, models, support) -> None:
 @contextlib.contextmanager
 def figure(height: float, path: str | os.PathLike, layout: Any = 'constrained'):
   """A figure `WIDTH` inches wide that is written to `path` at the end."""
-  path = pathlib.Path(path)
-  if path.suffix != '.png':
+  target = logs.place(os.fspath(path))
+  if target.suffix != '.png':
     raise ValueError(f"picture {str(path)!r}: expected a name ending in '.png'")
   import matplotlib
   from matplotlib.backends import backend_agg
@@ -314,23 +312,10 @@ def figure(height: float, path: str | os.PathLike, layout: Any = 'constrained'):
     yield page
     content = io.BytesIO()
     canvas.print_png(content)
-  _replace(path, content.getvalue())
+  logs.write_atomically(target, content.getvalue())
 
 
 def save_text(text: str, picture: str | os.PathLike) -> None:
   """Writes the numbers of a picture beside it."""
-  logs.write_atomically(pathlib.Path(picture).with_suffix('.txt'), text)
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file in one step, or leaves what was there."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  descriptor, name = tempfile.mkstemp(prefix=f'{path.name}.', dir=path.parent)
-  try:
-    with os.fdopen(descriptor, 'wb') as file:
-      file.write(content)
-    os.chmod(name, 0o644)
-    os.replace(name, path)
-  except BaseException:
-    os.unlink(name)
-    raise
+  path = logs.place(os.fspath(picture)).with_suffix('.txt')
+  logs.write_atomically(path, text)

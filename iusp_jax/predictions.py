@@ -80,7 +80,7 @@ def write_predictions(
   writer = csv.writer(text, lineterminator='\n')
   writer.writerow([CLIP, *columns])
   writer.writerows(zip(clip_ids, *columns.values(), strict=True))
-  logs.write_atomically(pathlib.Path(path), text.getvalue())
+  logs.write_atomically(logs.place(os.fspath(path)), text.getvalue())
 
 
 def read_predictions(

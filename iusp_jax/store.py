@@ -17,7 +17,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from iusp_jax import data, logs, parallel, similarity, tagger, teacher
+from iusp_jax import (
+  data,
+  logs,
+  parallel,
+  processes,
+  similarity,
+  tagger,
+  teacher,
+)
 
 # Above this many clips the [N, N] matrix (4 N² bytes) is not worth its place.
 MAX_CLIPS = 20_000
@@ -46,6 +54,7 @@ class Store:
   ) -> dict[str, np.ndarray]:
     """What `step.teacher_outputs` would give for a batch, float32."""
     index_B = batch['index']
+    columns = batch.get('global_index', index_B)  # Of all hosts.
     found = {}
     if 'kd' in terms:
       found['teacher_logits'] = self.logits[index_B]
@@ -53,7 +62,7 @@ class Store:
       # The scale of a clip's matrix is lost on its normalised rows.
       found['teacher_frame_gram'] = self.frame_gram[index_B].astype(np.float32)
     if 'sp' in terms:
-      found['teacher_batch_gram'] = self.batch_gram[index_B][:, index_B]
+      found['teacher_batch_gram'] = self.batch_gram[index_B][:, columns]
     return found
 
 
@@ -86,8 +95,8 @@ def obstacle(config: Mapping[str, Any], num_clips: int) -> str:
     )
   if num_clips > MAX_CLIPS:
     return f'{num_clips} clips are more than {MAX_CLIPS}'
-  if jax.process_count() > 1:
-    return 'several hosts share the batch'
+  if logs.is_remote(config['cache_dir']):
+    return f'config.cache_dir is {config["cache_dir"]}, not a file system'
   return ''
 
 
@@ -135,10 +144,11 @@ def obtain(
       'split': split_name,
     }
   )
-  folder = pathlib.Path(config['cache_dir']) / 'outputs' / key
-  if not (folder / 'logits.npy').exists():
-    with logs.lock(folder.parent, 'another run stores teacher outputs'):
-      if not folder.exists():
+  folder = logs.place(config['cache_dir']) / 'outputs' / key
+  if not processes.by_primary((folder / 'logits.npy').exists):
+    busy = 'another run stores teacher outputs'
+    with logs.lock_for_all(folder.parent, busy):
+      if not processes.by_primary(folder.exists):
         build(folder, trained, split, precision)
   return open_store(folder)
 
@@ -162,32 +172,52 @@ def build(
 ) -> None:
   """One pass of the teacher over a split; the folder appears when it is done.
 
+  All processes of a run call this together: each hears its share of the
+  clips, process 0 writes.
+
   Raises:
     OSError: where it cannot be written; nothing is left then.
   """
+  outputs = _outputs(trained, split, batch_size)
+  if not processes.is_primary():
+    for _ in outputs:
+      pass
+    processes.barrier()
+    return
   partial = folder.with_name(folder.name + '.partial')
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)
   try:
-    _write(partial, trained, split, precision, batch_size)
+    _write(partial, outputs, len(split), precision)
   except BaseException:
     shutil.rmtree(partial, ignore_errors=True)
     raise
   partial.rename(folder)
+  processes.barrier()
 
 
-def _write(partial, trained, split, precision, batch_size):
+def _outputs(trained, split, batch_size):
+  """Logits, Gram matrices and flattened frames, batch by global batch."""
   predict = _compile(trained)
   variables = parallel.replicate(trained.variables)
-  num_clips, done = len(split), 0
-  arrays, clips = {}, None
+  left = len(split)
   batch_size = max(1, batch_size // jax.device_count()) * jax.device_count()
-  for batch in data.eval_batches(split, batch_size):
+  for batch in data.eval_batches(
+    split,
+    batch_size,
+    host=jax.process_index(),
+    num_hosts=jax.process_count(),
+  ):
     outputs = predict(variables, parallel.shard({'wave': batch['wave']}))
-    count = min(batch_size, num_clips - done)
-    logits, gram, flat = (
-      np.asarray(x).reshape(-1, *x.shape[2:])[:count] for x in outputs
-    )
+    yield tuple(x[:left] for x in parallel.unreplicate(outputs))
+    left -= batch_size
+
+
+def _write(partial, outputs, num_clips, precision):
+  done = 0
+  arrays, clips = {}, None
+  for logits, gram, flat in outputs:
+    count = len(logits)
     scale = np.abs(gram).max((1, 2))
     scale = np.where(scale > 0, scale, 1.0)
     if clips is None:
@@ -227,10 +257,7 @@ def _compile(trained: teacher.Trained) -> Callable:
     mel_BTF = tagger.hear(trained.model, batch['wave'])
     output = tagger.apply(trained.model, variables, mel_BTF)
     gram_BTT = jax.vmap(similarity.gram)(output.frames_BTD)
-    return (
-      output.logits_BC,
-      gram_BTT,
-      similarity.flatten_clips(output.frames_BTD).astype('float32'),
-    )
+    flat = similarity.flatten_clips(output.frames_BTD).astype('float32')
+    return tuple(parallel.gather(x) for x in (output.logits_BC, gram_BTT, flat))
 
   return parallel.pmap(predict)

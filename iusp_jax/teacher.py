@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from iusp_jax import checkpoint, data, logs, step, tagger, train
+from iusp_jax import checkpoint, data, logs, processes, step, tagger, train
 from tfds_dcase import sonyc_ust
 
 RECIPE = ('model', 'frontend', 'training', 'augment')
@@ -83,7 +83,7 @@ def own_dataset(
       'mixed from scenes: expected 0'
     )
   settings['builder']['train_scenes'] = scenes
-  return data.load(settings)
+  return processes.primary_first(lambda: data.load(settings))
 
 
 def obtain(config: Mapping[str, Any], dataset: data.Dataset) -> Trained:
@@ -98,18 +98,24 @@ def obtain(config: Mapping[str, Any], dataset: data.Dataset) -> Trained:
       other tags.
   """
   if config['teacher']['checkpoint']:
-    return load(pathlib.Path(config['teacher']['checkpoint']), dataset)
+    return load(logs.place(config['teacher']['checkpoint']), dataset)
   dataset = own_dataset(config, dataset)
   of = facts(config, dataset)
   name = fingerprint(of)
-  workdir = pathlib.Path(config['cache_dir']) / 'teachers' / name
-  if (workdir / 'done').exists():
+  workdir = logs.place(config['cache_dir']) / 'teachers' / name
+  if _is_done(workdir):
     logs.say(f'teacher: found {name} in {workdir}')
     return load(workdir, dataset)
-  with logs.lock(workdir, 'the teacher is being trained by another run'):
-    if not (workdir / 'done').exists():
+  busy = 'the teacher is being trained by another run'
+  with logs.lock_for_all(workdir, busy):
+    if not _is_done(workdir):
       _train(of, dataset, workdir, config)
   return load(workdir, dataset)
+
+
+def _is_done(workdir):
+  """Whether a teacher is trained, as process 0 sees it."""
+  return processes.by_primary(lambda: (workdir / 'done').exists())
 
 
 def _train(of, dataset, workdir, config):
@@ -200,8 +206,8 @@ def find(config: Mapping[str, Any], dataset: data.Dataset) -> Trained | None:
   """The config's teacher if it has been trained already, else None."""
   dataset = own_dataset(config, dataset)
   name = fingerprint(facts(config, dataset))
-  workdir = pathlib.Path(config['cache_dir']) / 'teachers' / name
-  done = config['teacher']['checkpoint'] or (workdir / 'done').exists()
+  workdir = logs.place(config['cache_dir']) / 'teachers' / name
+  done = config['teacher']['checkpoint'] or _is_done(workdir)
   return obtain(config, dataset) if done else None
 
 

@@ -23,6 +23,7 @@ from iusp_jax import (
   optim,
   parallel,
   preemption,
+  processes,
   tagger,
   watch,
 )
@@ -94,6 +95,13 @@ def resume(job: Job, state: State, stream) -> tuple[State, dict[str, Any]]:
   """
   facts = {'best': None, 'validated': True, 'taken': 0, 'skipped': []}
   restored = checkpoint.restore_newest(job.workdir / 'checkpoints' / 'last')
+  found = restored[0] if restored else None
+  if found != (first := processes.by_primary(lambda: found)):
+    raise ValueError(
+      f'process {jax.process_index()} finds the checkpoint of step {found} in '
+      f'{job.workdir}, process 0 that of step {first}: expected storage that '
+      'all processes share'
+    )
   if restored is None:
     return state, facts
   step, arrays, found = restored
@@ -123,8 +131,9 @@ class Loop:
     self._predict = evaluate.compile_predict(
       tagger.build(job.recipe, len(job.dataset.tags))
     )
-    self._truth = data.truth(job.dataset.splits['validate'])
     self._trace = watch.Trace(job.workdir / 'profile', job.profile_steps)
+    if processes.is_primary():  # It scores.
+      self._truth = data.truth(job.dataset.splits['validate'])
 
   def run(self, state: State, facts: dict[str, Any]) -> None:
     """Trains from `state` to the end of the plan.
@@ -203,6 +212,7 @@ class Loop:
   def _to_devices(self, batch):
     if self._job.targets is not None and self._job.terms():
       batch = batch | self._job.targets(batch)
+    batch.pop('global_index', None)
     return parallel.shard(batch)
 
   def _is_milestone(self, step: int) -> bool:
@@ -259,8 +269,7 @@ class Loop:
       raise
     state = parallel.unreplicate(state)
     self._refuse({'predictions for validation clips': scores_NC})
-    scores = evaluate.score_split(job.dataset, self._truth, scores_NC)
-    rows = evaluate.scalars('validate', scores)
+    rows = processes.by_primary(lambda: self._score(scores_NC))
     score = rows[selection_metric(job.dataset)]
     self._metrics.write(step, rows)
     logs.say(
@@ -285,6 +294,10 @@ class Loop:
     }
     folder = self._job.workdir / 'checkpoints' / 'last'
     checkpoint.save(folder, step, arrays, facts, keep=2)
+
+  def _score(self, scores_NC) -> dict[str, float]:
+    scores = evaluate.score_split(self._job.dataset, self._truth, scores_NC)
+    return evaluate.scalars('validate', scores)
 
 
 def selection_metric(dataset: data.Dataset) -> str:

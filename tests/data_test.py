@@ -1,5 +1,6 @@
 """The pipeline: every clip once an epoch, shared by hosts, targets, masks."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -39,6 +40,69 @@ def test_hosts_share_what_one_host_reads(fake, num_hosts):
   ]
   shared = np.sort(np.concatenate(parts, axis=1), axis=1)
   np.testing.assert_array_equal(shared, np.sort(whole, axis=1))
+
+
+class Counted:
+  """A source that notes which records are read."""
+
+  def __init__(self, source):
+    self.source, self.read = source, []
+
+  def __len__(self):
+    return len(self.source)
+
+  def __getitem__(self, index):
+    self.read.append(index)
+    return self.source[index]
+
+
+@pytest.mark.parametrize('num_hosts', [1, 2, 4])
+def test_hosts_together_see_every_clip_once_an_epoch(fake, num_hosts):
+  """Counted over the hosts, where 23 clips divide by nothing."""
+  split = fake.splits['train']
+  sources = [Counted(split.source) for _ in range(num_hosts)]
+  streams = [
+    data.train_stream(
+      dataclasses.replace(split, source=source),
+      8,
+      3,
+      host=h,
+      num_hosts=num_hosts,
+    )
+    for h, source in enumerate(sources)
+  ]
+  parts = np.stack([indices(stream, 23) for stream in streams])
+  # Element k of the sequence is the (k // H)-th of host k mod H.
+  sequence = np.moveaxis(parts, 0, -1).reshape(-1)
+  np.testing.assert_array_equal(
+    np.sort(sequence.reshape(8, 23)), [np.arange(23)] * 8
+  )
+  own = 23 * 8 // num_hosts
+  ahead = 20 * 8 // num_hosts  # Batches that are read before they are asked.
+  for source in sources:
+    assert own <= len(source.read) <= own + ahead
+
+
+@pytest.mark.parametrize('alpha', [0.0, 0.5])
+@pytest.mark.parametrize('num_hosts', [2, 4])
+def test_every_host_knows_the_clips_of_all(fake, num_hosts, alpha):
+  """In the order in which the devices gather them: host by host."""
+  streams = [
+    data.train_stream(
+      fake.splits['train'],
+      8,
+      3,
+      mixup_alpha=alpha,
+      host=h,
+      num_hosts=num_hosts,
+    )
+    for h in range(num_hosts)
+  ]
+  for _ in range(7):
+    batches = [next(stream) for stream in streams]
+    gathered = np.concatenate([batch['index'] for batch in batches])
+    for batch in batches:
+      np.testing.assert_array_equal(batch['global_index'], gathered)
 
 
 def test_order_depends_on_the_seed_alone(fake):

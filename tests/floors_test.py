@@ -33,6 +33,8 @@ FLOORS = (
     'iusp_jax.metrics',
     'iusp_jax.statistics',
     'iusp_jax.audio',
+    'iusp_jax.rendezvous',
+    'iusp_jax.processes',
   ),
   (
     1,
@@ -75,10 +77,11 @@ FLOORS = (
   (
     2,
     'iusp_jax.parallel',
+    'iusp_jax.hosts',
     'iusp_jax.optim',
-    'iusp_jax.checkpoint',
     'iusp_jax.logs',
     'iusp_jax.preemption',
+    'iusp_jax.checkpoint',
     # The rooms of the metric on the host; they write their files with logs.
     'iusp_jax.predictions',
     'iusp_jax.scoring',
@@ -118,6 +121,8 @@ ORDER = [name for _, *names in FLOORS for name in names]
 BANNED = {'tensorflow', 'torch', 'clu', 'pandas'}
 OF_JAX = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'chex'}
 WITHOUT_JAX = {
+  'iusp_jax.rendezvous',
+  'iusp_jax.processes',
   'iusp_jax.data',
   'iusp_jax.audio',
   'iusp_jax.auprc',

@@ -1,9 +1,10 @@
 """Finds what a build needs, or says at once which file goes where."""
 
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import logging
+from etils import epath
 
 from tfds_dcase.sonyc_ust import fetch, records, sources
 
@@ -38,7 +39,14 @@ class Plan(NamedTuple):
 def download_dir(data_dir, version: str) -> pathlib.Path:
   """Where a version's downloads go, or may be put by hand."""
   record = records.release(version).record
-  return pathlib.Path(data_dir).expanduser() / 'downloads/sonyc_ust' / record
+  return _root(data_dir) / 'downloads/sonyc_ust' / record
+
+
+def _root(data_dir) -> Any:
+  """A local folder, or an address such as gs://bucket/data as it is."""
+  if '://' in str(data_dir):
+    return epath.Path(data_dir)
+  return pathlib.Path(data_dir).expanduser()
 
 
 def check_available(
@@ -67,7 +75,7 @@ def check_available(
     ValueError: unknown version, or `manual_dir` is no folder.
   """
   records.release(version)
-  prepared = pathlib.Path(data_dir).expanduser() / 'sonyc_ust' / version
+  prepared = _root(data_dir) / 'sonyc_ust' / version
   if (prepared / records.BUILD_VERSION / 'dataset_info.json').exists():
     return None
   return make_plan(data_dir, version, manual_dir, base_url, timeout_seconds)

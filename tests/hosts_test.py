@@ -1,0 +1,260 @@
+"""One run on several processes and devices: the same result anywhere."""
+
+import json
+import signal
+import time
+
+import numpy as np
+import pytest
+from hosts_world import WORKER, finish, free_port, start, start_all, stop
+from train_test import fake, frozen
+
+from iusp_jax import (
+  checkpoint,
+  evaluate,
+  experiment,
+  hosts,
+  logs,
+  parallel,
+  rendezvous,
+)
+
+JOBS = (
+  'predict',
+  'all+stored',
+  *(f'{name}+augmented' for name in ('baseline', 'kd', 'sp', 'iusp')),
+)
+
+
+def losses(folder, name):
+  """By step, the parts of the loss that a run wrote down."""
+  rows = logs.read_metrics(folder / name / 'metrics.jsonl')
+  return [
+    {key: row[key] for key in row if key.startswith('train/')}
+    for row in rows
+    if 'train/loss' in row
+  ]
+
+
+def assert_same(found, expected, num_steps, what):
+  assert len(found) == len(expected) == num_steps, what
+  for number, (one, two) in enumerate(zip(found, expected, strict=True)):
+    assert one.keys() == two.keys()
+    for key in one:
+      tolerance = 1e-5 if number < 10 else 1e-4
+      if key == 'train/gradient_norm':  # Clipped: it is no part of a loss.
+        tolerance *= 10
+      np.testing.assert_allclose(
+        one[key], two[key], tolerance, 1e-9, err_msg=f'{what} {number} {key}'
+      )
+
+
+def run(folder, jobs, num_processes=1, devices=2, **flags):
+  """A run of the worker to its end."""
+  named = [f'--{key}={value}' for key, value in flags.items()]
+  command = [WORKER, folder, json.dumps(jobs), *named]
+  finish(start_all(folder, command, num_processes, devices), 550)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+  """All jobs on one device of one process."""
+  return run(tmp_path_factory.mktemp('alone'), JOBS, 1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('processes', 'devices'), [(1, 2), (1, 4), (1, 8), (2, 2), (4, 2)]
+)
+def test_same_result_on_any_devices_and_processes(
+  processes, devices, alone, tmp_path
+):
+  """Every objective, augmented, and with stored teacher outputs."""
+  folder = run(tmp_path, JOBS, processes, devices)
+  expected = np.load(alone / 'predicted.npz')
+  predicted = np.load(folder / 'predicted.npz')
+  for split in expected:
+    np.testing.assert_allclose(
+      logit(predicted[split]), logit(expected[split]), 1e-5, 1e-5
+    )
+  for name in JOBS[1:]:
+    assert_same(losses(folder, name), losses(alone, name), 30, name)
+
+
+def test_two_processes_predict_what_one_does(tmp_path):
+  """Splits of 24, 11 and 13 clips in batches of 8: every clip once."""
+  folder = run(tmp_path, ['predict'], 2, 1)
+  predicted = np.load(folder / 'predicted.npz')
+  predict = evaluate.compile_predict(frozen().model)
+  variables = parallel.replicate(frozen().variables)
+  for name, split in fake().splits.items():
+    expected = evaluate.predict_split(predict, variables, split, 4)
+    np.testing.assert_allclose(
+      logit(predicted[name]), logit(expected), 1e-5, 1e-5
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('before', 'after'),
+  [((2, 1), (1, 1)), ((1, 1), (2, 1)), ((1, 1), (1, 2))],
+)
+def test_run_continues_on_another_number_of_processes(before, after, tmp_path):
+  """Six steps, then on to twelve elsewhere; against twelve in one go."""
+  name = 'all+augmented'
+  whole = run(tmp_path / 'whole', [name], 1, 2, epochs=4, every=2)
+  parts = tmp_path / 'parts'
+  command = [WORKER, parts, json.dumps([name]), '--epochs=4', '--every=2']
+  children = start_all(parts, [*command, '--stop_after=6'], *before)
+  try:
+    for child in children:
+      assert child.wait() == 75, child.said()
+  finally:
+    stop(children)
+  assert checkpoint.steps(parts / name / 'checkpoints' / 'last') == [6]
+  finish(start_all(parts, command, *after))
+  assert 'continues after step 6' in (parts / 'process_0.txt').read_text()
+  assert_same(losses(parts, name), losses(whole, name), 12, name)
+  ends = [
+    checkpoint.restore_newest(folder / name / 'checkpoints' / 'last')
+    for folder in (whole, parts)
+  ]
+  assert ends[0] is not None
+  assert ends[1] is not None
+  assert ends[0][0] == ends[1][0] == 12
+  assert ends[0][2]['stream'] == ends[1][2]['stream']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [0, 1])
+def test_host_that_dies_ends_the_others_with_its_name(number, tmp_path):
+  command = [WORKER, tmp_path, '["baseline"]', '--epochs=100000']
+  children = start_all(tmp_path, command, 2, 1)
+  try:
+    metrics = tmp_path / 'baseline' / 'metrics.jsonl'
+    deadline = time.monotonic() + 150
+    while not metrics.exists() or metrics.stat().st_size < 1000:
+      assert time.monotonic() < deadline, children[0].said()
+      assert children[0].process.poll() is None, children[0].said()
+      time.sleep(0.1)
+    children[number].process.send_signal(signal.SIGKILL)
+    started = time.monotonic()
+    for k, child in enumerate(children):
+      if k != number:
+        assert child.wait(30) == rendezvous.EXIT_CODE
+        assert f'error: process {number} (' in child.said()
+        assert f'is gone; process {k} ends too' in child.said()
+    assert time.monotonic() - started < 30
+  finally:
+    stop(children)
+
+
+def test_missing_host_is_named_by_the_command(tmp_path):
+  command = ['run.py', '--config=configs/iusp.py:smoke', '--start_timeout=2']
+  address = f'--coordinator=127.0.0.1:{free_port()}'
+  child = start(
+    tmp_path,
+    [*command, address, '--num_processes=3', '--process_id=0'],
+  )
+  assert child.wait(60) == 1
+  assert 'after 2 s processes 1, 2 are missing of 3' in child.said()
+  assert 'Traceback' not in child.said()
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    ({'coordinator': 'a:1'}, '--num_processes is missing'),
+    ({'coordinator': 'a:1', 'num_processes': 2}, '--process_id is missing'),
+    ({'process_id': 1}, '--process_id is 1, but --coordinator is missing'),
+    ({'num_processes': 2}, '--num_processes is 2, but --coordinator'),
+    (
+      {'coordinator': 'a', 'num_processes': 2, 'process_id': 0},
+      'expected host:port',
+    ),
+    (
+      {'coordinator': 'a:1', 'num_processes': 2, 'process_id': 2},
+      '--process_id is 2: expected 0 to 1',
+    ),
+    (
+      {'coordinator': 'a:1', 'num_processes': 0, 'process_id': 0},
+      '--num_processes is 0',
+    ),
+    ({'start_timeout': 0.0}, '--start_timeout is 0.0'),
+    ({'mode': 'table', 'multihost': True}, '--mode=table is the work of one'),
+    ({'multihost': True}, '--multihost finds no TPU pod, Slurm job'),
+  ],
+)
+def test_flags_that_do_not_go_together_are_refused(flags, message):
+  with pytest.raises(ValueError, match=message), hosts.joined(**flags):
+    pytest.fail('it began')
+
+
+def test_slurm_job_is_recognised(monkeypatch):
+  job = {
+    'SLURM_JOB_ID': '4096',
+    'SLURM_STEP_NODELIST': 'node[07-09]',
+    'SLURM_NTASKS': '3',
+    'SLURM_PROCID': '2',
+    'SLURM_LOCALID': '0',
+    'SLURM_STEP_NUM_NODES': '3',
+  }
+  for name, value in job.items():
+    monkeypatch.setenv(name, value)
+  coordinator, num_processes, process_id, devices = hosts.detect(10)
+  assert coordinator.startswith('node07:')
+  rendezvous.split_address(coordinator)
+  assert (num_processes, process_id, devices) == (3, 2, [0])
+
+
+def test_without_flags_nothing_is_started():
+  with hosts.joined():
+    assert not hosts.jax.distributed.is_initialized()
+
+
+@pytest.mark.slow
+def test_command_gives_the_scores_of_one_process(tmp_path):
+  """`run.py` as it is typed on every host, from nothing to results.json."""
+  found = {}
+  for processes, devices in ((1, 1), (2, 2)):
+    folder = tmp_path / str(processes)
+    command = [
+      'run.py',
+      '--config=configs/iusp.py:smoke',
+      f'--config.cache_dir={folder}/cache',
+      f'--config.dataset.data_dir={folder}/data',
+      f'--workdir={folder}/run',
+    ]
+    children = start_all(folder, command, processes, devices)
+    finish(children, 400)
+    said = [child.said() for child in children]
+    for k, text in enumerate(said):
+      assert f'process {k} of {processes}, backend cpu' in text
+    for text in said[1:]:
+      assert 'compiled' not in text
+      assert 'Results' not in text
+      assert 'preparing dataset' not in text
+    found[processes] = json.loads((folder / 'run/results.json').read_text())
+    left = {path.name for path in (folder / 'run').iterdir()}
+    assert {'config.json', 'predictions_test.csv', 'similarities.png'} <= left
+    assert len(list((folder / 'run' / 'tensorboard').iterdir())) == 1
+  one, two = (
+    {
+      key: value
+      for key, value in experiment.flat(found[k]).items()
+      if key.startswith(('teacher.', 'student.'))
+      and isinstance(value, float)
+      and '_ci' not in key
+    }
+    for k in (1, 2)
+  )
+  assert one.keys() == two.keys()
+  assert len(one) > 40
+  for key in one:
+    np.testing.assert_allclose(two[key], one[key], 0, 1e-3, err_msg=key)
+  assert found[2]['environment']['num_processes'] == 2
+
+
+def logit(probability):
+  return np.log(probability / (1 - probability))

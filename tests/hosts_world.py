@@ -1,0 +1,114 @@
+"""Runs of several real processes on this machine."""
+
+import dataclasses
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+WORKER = 'tests/hosts_worker.py'
+
+
+def free_port():
+  """A port that is free, and so is the one after it."""
+  while True:
+    with socket.socket() as first, socket.socket() as second:
+      first.bind(('127.0.0.1', 0))
+      port = first.getsockname()[1]
+      try:
+        second.bind(('127.0.0.1', port + 1))
+      except (OSError, OverflowError):
+        continue
+      return port
+
+
+@dataclasses.dataclass
+class Child:
+  """A process, and the file of all it says."""
+
+  process: subprocess.Popen
+  path: pathlib.Path
+
+  def said(self):
+    return self.path.read_text(errors='replace')
+
+  def wait(self, seconds=180):
+    """Its exit code; kills it if it does not end in time."""
+    try:
+      return self.process.wait(seconds)
+    except subprocess.TimeoutExpired:
+      self.process.kill()
+      raise AssertionError(f'it does not end: {self.said()}') from None
+
+  def wait_for(self, text, seconds=120):
+    deadline = time.monotonic() + seconds
+    while text not in self.said():
+      assert self.process.poll() is None, self.said()
+      assert time.monotonic() < deadline, self.said()
+      time.sleep(0.05)
+
+
+def start(folder, arguments, devices=2, number=0, **variables):
+  """A Python process with so many CPU devices."""
+  path = folder / f'process_{number}.txt'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  flags = (
+    f'--xla_force_host_platform_device_count={devices} '
+    '--xla_backend_optimization_level=0'
+  )
+  environment = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': flags,
+    'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests"}',
+  }
+  with path.open('w') as file:
+    process = subprocess.Popen(
+      [sys.executable, *map(str, arguments)],
+      cwd=ROOT,
+      env=environment | variables,
+      stdout=file,
+      stderr=subprocess.STDOUT,
+    )
+  return Child(process, path)
+
+
+def start_all(folder, arguments, num_processes, devices=2, port=None):
+  """Processes 0 to num_processes - 1 of one run."""
+  port = port or free_port()
+  flags = []
+  if num_processes > 1:
+    flags = [
+      f'--coordinator=127.0.0.1:{port}',
+      f'--num_processes={num_processes}',
+    ]
+  return [
+    start(
+      folder,
+      [*arguments, *flags, *([f'--process_id={k}'] if flags else [])],
+      devices,
+      k,
+    )
+    for k in range(num_processes)
+  ]
+
+
+def finish(children, seconds=180):
+  """Waits for all to end well."""
+  deadline = time.monotonic() + seconds
+  try:
+    for child in children:
+      code = child.wait(max(1.0, deadline - time.monotonic()))
+      assert code == 0, child.said()
+  finally:
+    stop(children)
+
+
+def stop(children):
+  """Ends what is still running."""
+  for child in children:
+    if child.process.poll() is None:
+      child.process.kill()
+      child.process.wait()

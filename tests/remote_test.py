@@ -1,0 +1,123 @@
+"""Addresses such as gs://bucket/run stay as they are.
+
+No network: a folder stands in for the object store, below fsspec.
+"""
+
+import json
+import pathlib
+
+import fsspec
+import numpy as np
+import pytest
+from etils.epath import backend
+from fsspec.implementations import dirfs, local
+
+from configs import iusp
+from iusp_jax import (
+  checkpoint,
+  experiment,
+  logs,
+  pictures,
+  predictions,
+  store,
+  teacher,
+)
+from tfds_dcase import sonyc_ust, urban_scenes
+
+RUN = 'gs://bucket/some/run'
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+  """The folder that gs://bucket is."""
+
+  class Store(dirfs.DirFileSystem):
+    protocol = ('gcs', 'gs')
+    cachable = False
+
+    def __init__(self, **_):
+      super().__init__(str(tmp_path), local.LocalFileSystem(auto_mkdir=True))
+
+    @classmethod
+    def _strip_protocol(cls, path):
+      return str(path).removeprefix('gs://')
+
+    def _join(self, path):
+      if isinstance(path, str):
+        path = self._strip_protocol(path)
+      return super()._join(path)
+
+  monkeypatch.setattr(fsspec, 'filesystem', lambda *_, **__: Store())
+  backend.fsspec_backend._get_filesystem.cache_clear()
+  (tmp_path / 'bucket').mkdir()
+  monkeypatch.chdir(tmp_path)
+  yield tmp_path / 'bucket'
+  backend.fsspec_backend._get_filesystem.cache_clear()
+  assert not (tmp_path / 'gs:').exists()  # What a mangled address makes.
+
+
+def test_addresses_stay_and_local_paths_become_absolute(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert str(logs.place(RUN)) == RUN
+  assert str(logs.place(RUN) / 'a' / 'b') == f'{RUN}/a/b'
+  assert str(checkpoint._absolute(logs.place(RUN) / 'a')) == f'{RUN}/a'
+  assert logs.place('runs/a') == tmp_path / 'runs' / 'a'
+  assert logs.place('~') == pathlib.Path.home()
+  assert str(experiment.config_path(logs.place(RUN))) == f'{RUN}/config.json'
+
+
+def test_files_of_a_run_are_written_and_read(bucket):
+  workdir = logs.place(RUN)
+  with logs.lock(workdir, 'busy', wait=False):
+    logs.write_atomically(workdir / 'config.json', '{"a": 1}')
+  assert json.loads((bucket / 'some/run/config.json').read_text()) == {'a': 1}
+  assert (workdir / 'config.json').exists()
+  predictions.write_predictions(
+    workdir / 'p.csv', ['a.wav'], {'1_engine': np.array([0.5])}
+  )
+  assert (bucket / 'some/run/p.csv').read_text().startswith('audio_filename')
+  with pictures.figure(1.0, workdir / 'p.png'):
+    pass
+  assert (bucket / 'some/run/p.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_metrics_continue(bucket):
+  workdir = logs.place(RUN)
+  metrics = logs.Metrics(workdir, 0)
+  metrics.write(1, {'train/loss': 1.0})
+  metrics.write(2, {'validate/score': 0.5})
+  rows = [{'step': 1, 'train/loss': 1.0}, {'step': 2, 'validate/score': 0.5}]
+  assert logs.read_metrics(workdir / 'metrics.jsonl') == rows
+  metrics.close()
+  metrics = logs.Metrics(workdir, 1)
+  metrics.write(2, {'train/loss': 3.0})
+  metrics.close()
+  rows[1] = {'step': 2, 'train/loss': 3.0}
+  assert logs.read_metrics(workdir / 'metrics.jsonl') == rows
+  assert (bucket / 'some/run/metrics.jsonl').exists()
+
+
+def test_checkpoints_are_listed(bucket):
+  for step in (3, 12):
+    (bucket / f'some/run/checkpoints/last/{step:08d}').mkdir(parents=True)
+  folder = logs.place(RUN) / 'checkpoints' / 'last'
+  assert checkpoint.steps(folder) == [3, 12]
+  checkpoint._delete(folder / '00000003')
+  assert checkpoint.steps(folder) == [12]
+  assert checkpoint.steps(folder.parent / 'best') == []
+
+
+def test_builders_get_the_address(bucket):
+  builder = urban_scenes.make_builder(data_dir='gs://bucket/data')
+  assert str(builder.data_dir).startswith('gs://bucket/data/urban_scenes/')
+  where = sonyc_ust.availability.download_dir('gs://bucket/data', 'v1')
+  assert str(where).startswith('gs://bucket/data/downloads/sonyc_ust/')
+
+
+def test_caches_keep_the_address(bucket):
+  config = iusp.get_config('smoke')
+  config.cache_dir = 'gs://bucket/cache'
+  assert 'gs://bucket/cache' in store.obstacle(config, 10)
+  config.teacher.checkpoint = RUN
+  with pytest.raises(ValueError, match='gs://bucket/some/run holds no trained'):
+    teacher.obtain(config, None)  # pyright: ignore
