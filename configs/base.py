@@ -200,6 +200,7 @@ def make_demo(config: Config) -> None:
   config.student.training.epochs = 12.0
   config.teacher.model.width = 16
   config.teacher.training.epochs = 8.0
+  config.teacher.training.eval_every_epochs = 1.0
 
 
 def make_smoke(config: Config) -> None:
