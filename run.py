@@ -53,7 +53,8 @@ def main(argv):
   from iusp_jax import preemption
 
   preemption.listen()  # SIGTERM ends the process with preemption.EXIT_CODE.
-  from iusp_jax import experiment, hosts, logs, scoring, table, tuning
+  from iusp_jax import experiment, hosts, logs, scoring
+  from iusp_jax.table import runner, tuning
 
   try:
     with hosts.joined(_MODE.value, **{f.name: f.value for f in _HOST_FLAGS}):
@@ -61,11 +62,11 @@ def main(argv):
         case 'score':
           scoring.main_score(**{f.name: f.value for f in _SCORE_FLAGS})
         case 'report':
-          table.report([pathlib.Path(name) for name in argv[1:]])
+          runner.report([pathlib.Path(name) for name in argv[1:]])
         case _ if _CONFIG.value is None:
           raise ValueError('--config is missing: try configs/iusp.py:demo')
         case 'table':
-          table.run(_CONFIG.value, logs.place(workdir()), _SHARD.value)
+          runner.run(_CONFIG.value, logs.place(workdir()), _SHARD.value)
         case 'tune':
           tuning.run(_CONFIG.value, logs.place(workdir()))
         case _:

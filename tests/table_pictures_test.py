@@ -5,7 +5,7 @@ import pytest
 import table_fakes
 from matplotlib import image
 
-from iusp_jax import table_pictures
+from iusp_jax.table import pictures
 
 NAMES = [
   'score_against_cost.png',
@@ -20,7 +20,7 @@ TWO = ('crnn_16', 'cnn_8')
 def drawn(tmp_path_factory):
   folder = tmp_path_factory.mktemp('table') / 'new'
   table = table_fakes.table()
-  assert table_pictures.draw(table, folder) == NAMES
+  assert pictures.draw(table, folder) == NAMES
   return table, folder
 
 
@@ -79,7 +79,7 @@ def test_what_has_no_numbers_is_left_out(tmp_path):
   table['repetitiveness'] = {}
   for cell in table['cells']:
     cell |= {'curve': [], 'frame_distance': None}
-  assert table_pictures.draw(table, tmp_path) == NAMES[:1]
+  assert pictures.draw(table, tmp_path) == NAMES[:1]
   assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -92,11 +92,9 @@ def test_holes_are_drawn_around(tmp_path):
   table['cells'][0]['test']['class_auprc'][0] = None
   table['cells'][-1]['objective'] = 'centred'
   table['teachers'] = []
-  assert table_pictures.draw(table, tmp_path) == NAMES
+  assert pictures.draw(table, tmp_path) == NAMES
 
 
 def test_bad_input_is_named(tmp_path):
   with pytest.raises(ValueError, match="no field 'cells'"):
-    table_pictures.draw(
-      {'dataset': '', 'tags': [], 'teachers': []}, tmp_path / 'new'
-    )
+    pictures.draw({'dataset': '', 'tags': [], 'teachers': []}, tmp_path / 'new')

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import table_fakes
 
-from iusp_jax import statistics, table_aggregates, table_report
+from iusp_jax import statistics
+from iusp_jax.table import aggregates, tables
 
 TWO = ('crnn_16', 'cnn_8')
 
@@ -21,7 +22,7 @@ def table():
 
 @pytest.fixture(scope='module')
 def numbers(table):
-  return table_aggregates.aggregate(table)
+  return aggregates.aggregate(table)
 
 
 def cells_of(table, student, objective):
@@ -63,7 +64,7 @@ class TestAggregate:
 
   def test_the_order_of_the_cells_does_not_matter(self, table, numbers):
     other = table | {'cells': table['cells'][::-1]}
-    found = table_aggregates.aggregate(other)['students']['cnn_8']
+    found = aggregates.aggregate(other)['students']['cnn_8']
     expected = numbers['students']['cnn_8']['differences']
     for own, wanted in zip(found['differences'], expected, strict=True):
       assert own['low'] == pytest.approx(wanted['low'])
@@ -101,9 +102,9 @@ class TestAggregate:
     for cell in cells_of(clear, 'cnn_8', 'kd'):
       cell['test']['micro_auprc'] += 0.2
       cell['resampled'] = [v + 0.2 for v in cell['resampled']]
-    found = table_aggregates.aggregate(clear)['students']
+    found = aggregates.aggregate(clear)['students']
     assert (found['cnn_8']['best'], found['crnn_16']['best']) == ('kd', None)
-    text = table_report.markdown(table_aggregates.aggregate(clear))
+    text = tables.markdown(aggregates.aggregate(clear))
     (row,) = [r for r in text.splitlines() if r.startswith('| cnn_8 ')][:1]
     assert row.count('**') == 2
 
@@ -111,7 +112,7 @@ class TestAggregate:
     table = table_fakes.table(students=TWO)
     lost = cells_of(table, 'cnn_8', 'sp')[2]
     lost |= {'status': 'missing', 'test': None, 'resampled': None}
-    found = table_aggregates.aggregate(table)
+    found = aggregates.aggregate(table)
     of = found['students']['cnn_8']['differences']
     assert find(of, 'sp', 'baseline')['n'] == 7
     assert find(of, 'iusp', 'baseline')['n'] == 8
@@ -121,7 +122,7 @@ class TestAggregate:
 
   def test_rotations_stay_apart(self):
     table = table_fakes.table(rotations=('a', 'b'), students=TWO)
-    found = table_aggregates.aggregate(table)
+    found = aggregates.aggregate(table)
     assert found['rotations'] == ['a', 'b']
     of = found['students']['cnn_8']
     difference = find(of['differences'], 'iusp', 'baseline')
@@ -143,13 +144,13 @@ class TestAggregate:
     table = table_fakes.table(students=TWO, seeds=(1, 2))
     for cell in cells_of(table, 'cnn_8', 'kd'):
       cell['objective'] = 'centred'
-    names = table_aggregates.aggregate(table)['objectives']
+    names = aggregates.aggregate(table)['objectives']
     assert names == ['baseline', 'kd', 'sp', 'iusp', 'iusp_sp', 'centred']
 
 
 class TestFiles:
   def test_all_are_written(self, table, numbers, tmp_path):
-    text = table_report.write(table, tmp_path / 'new')
+    text = tables.write(table, tmp_path / 'new')
     assert sorted(p.name for p in (tmp_path / 'new').iterdir()) == [
       'table.csv', 'table.json', 'table.md',
     ]  # fmt: skip
@@ -160,7 +161,7 @@ class TestFiles:
       assert part in (tmp_path / 'new/table.md').read_text()
 
   def test_the_csv_has_a_row_a_cell(self, table):
-    rows = list(csv.DictReader(table_report.cells_csv(table).splitlines()))
+    rows = list(csv.DictReader(tables.cells_csv(table).splitlines()))
     assert len(rows) == 240
     for row, cell in zip(rows, table['cells'], strict=True):
       assert float(row['test_micro_auprc']) == cell['test']['micro_auprc']
@@ -168,7 +169,7 @@ class TestFiles:
     assert rows[3]['weights'] == 'iusp=300'
 
   def test_markdown_tables_are_regular(self, numbers):
-    for block in table_report.markdown(numbers).split('\n\n'):
+    for block in tables.markdown(numbers).split('\n\n'):
       if block.startswith('|'):
         lines = block.splitlines()
         assert len({line.count('|') for line in lines}) == 1
@@ -178,7 +179,7 @@ class TestFiles:
     table = table_fakes.fail(
       table_fakes.table(students=TWO), 'diverged', 3, 'NaN at step 17'
     )
-    text = table_report.write(table, tmp_path)
+    text = tables.write(table, tmp_path)
     page = (tmp_path / 'table.md').read_text()
     assert '80 cells: 77 done, 3 diverged.' in text
     assert page.count('NaN at step 17') == 3
@@ -188,19 +189,19 @@ class TestFiles:
     table = table_fakes.table(students=TWO, seeds=(1,))
     for cell in table['cells']:
       cell |= {'status': 'missing', 'test': None, 'resampled': None}
-    text = table_report.write(table, tmp_path)
+    text = tables.write(table, tmp_path)
     assert '10 cells: 10 missing.' in text
     assert 'no pair of all three' in text
 
   def test_one_seed_one_objective(self, tmp_path):
     table = table_fakes.table(students=TWO, seeds=(1,), objectives=('iusp',))
-    assert '±' in table_report.write(table, tmp_path)
+    assert '±' in tables.write(table, tmp_path)
     assert '## Differences' not in (tmp_path / 'table.md').read_text()
 
   def test_without_resamples_it_says_so(self, tmp_path):
     table = table_fakes.table(students=TWO)
     cells_of(table, 'cnn_8', 'iusp')[0]['resampled'] = []
-    table_report.write(table, tmp_path)
+    tables.write(table, tmp_path)
     page = (tmp_path / 'table.md').read_text()
     assert 'intervals are over seeds alone' in page
 
@@ -211,7 +212,7 @@ class TestFiles:
       'c': (np.int64(2),),
     }
     expected = {'a': None, 'b': [None, 1.0], 'c': [2]}
-    assert table_aggregates.plain(values) == expected
+    assert aggregates.plain(values) == expected
 
 
 class TestBadInput:
@@ -242,5 +243,5 @@ class TestBadInput:
     table = copy.deepcopy(table_fakes.table(students=TWO, seeds=(1, 2)))
     change(table)
     with pytest.raises(ValueError, match=message):
-      table_report.write(table, tmp_path / 'new')
+      tables.write(table, tmp_path / 'new')
     assert not (tmp_path / 'new').exists()

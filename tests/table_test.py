@@ -9,16 +9,15 @@ from fakes import dataset, recipe, teacher_recipe
 from configs import table as table_config
 from iusp_jax import (
   ensemble,
-  grid,
   logs,
   outcome,
   step,
   store,
-  table,
   tagger,
   teacher,
-  tuning,
 )
+from iusp_jax.table import cells, grid, runner, tuning
+from iusp_jax.table.world import World, repetitiveness
 
 
 def tiny_config():
@@ -37,7 +36,7 @@ def tiny_config():
 def world(tmp_path_factory):
   """A rotation over the fake data; its teacher is not trained."""
   folder = tmp_path_factory.mktemp('world')
-  made = table.World.__new__(table.World)
+  made = World.__new__(World)
   made.config, made.rotation = tiny_config(), None
   made.dataset = dataset('coarse')
   model = tagger.build(teacher_recipe(), len(made.dataset.tags))
@@ -111,7 +110,7 @@ def test_rotation_sets_the_folds():
 def test_cell_is_a_run_whose_scores_its_checkpoints_give(world, tmp_path):
   """Scored again by the main job's path: from files, through waveforms."""
   group = cells_of(world, 'iusp_sp')
-  table.run_group(world, group, tmp_path)
+  runner.run_group(world, group, tmp_path)
   for cell in group:
     folder = grid.folder(tmp_path, cell)
     results = json.loads((folder / 'results.json').read_text())
@@ -149,7 +148,7 @@ def test_frame_distance_is_the_iusp_loss_of_the_test_split(world):
   model = tagger.build(job.recipe, len(world.dataset.tags))
   variables = model.initialise(1, 16_000)
   member = ensemble.Member(job, best=variables, last=variables)
-  ((_, distance),) = table.score_members(world, model, [member])
+  ((_, distance),) = cells.score_members(world, model, [member])
   values = []
   for example in world.dataset.splits['test'].source:
     wave = example['audio'][None]
@@ -170,12 +169,12 @@ def test_frame_distance_is_the_iusp_loss_of_the_test_split(world):
 
 def test_killed_table_goes_on_with_what_is_missing(world, tmp_path):
   group = cells_of(world, 'kd')
-  table.run_group(world, group, tmp_path)
+  runner.run_group(world, group, tmp_path)
   paths = [grid.folder(tmp_path, cell) / 'cell.json' for cell in group]
   before = [json.loads(path.read_text()) for path in paths]
   kept = paths[0].stat().st_mtime_ns
   paths[1].unlink()  # As a kill in the middle of a cell leaves it.
-  table.run_group(world, group, tmp_path)
+  runner.run_group(world, group, tmp_path)
   assert paths[0].stat().st_mtime_ns == kept
   again = json.loads(paths[1].read_text())
   for record in (before[1], again):
@@ -193,7 +192,7 @@ def test_cell_that_diverges_stops_no_other(world, tmp_path):
   assert 'loss of step 1 is nan' in together[0].diverged
   cell = grid.Cell(None, 'tiny', 'iusp', 8)
   folder = grid.folder(tmp_path, cell)
-  table.write_cell(world, cell, together[0], {}, {'seconds': 1.0}, folder)
+  cells.write_cell(world, cell, together[0], {}, {'seconds': 1.0}, folder)
   record = json.loads((folder / 'cell.json').read_text())
   assert record['status'] == 'diverged'
   assert 'nan' in record['reason']
@@ -237,11 +236,11 @@ def test_parts_that_do_not_belong_together_are_refused(world, tmp_path):
   with pytest.raises(ValueError, match='holds no table'):
     grid.collect([tmp_path])
   with pytest.raises(ValueError, match='needs the --workdir'):
-    table.report([])
+    runner.report([])
 
 
 def test_repetitiveness_is_the_mean_cosine(world):
-  found = table.repetitiveness(world)
+  found = repetitiveness(world)
   model, variables = world.guide.model, world.guide.variables
   means = []
   for example in world.dataset.splits['train'].source:

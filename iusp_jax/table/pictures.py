@@ -15,10 +15,8 @@ from iusp_jax import (
   pictures,
   report,
   statistics,
-  table_cells,
-  table_cost_picture,
-  table_looks,
 )
+from iusp_jax.table import cost_picture, records, style
 
 _COLUMNS = 3  # panels of learning curves in a row
 
@@ -27,7 +25,7 @@ def draw(table: Mapping[str, Any], folder: str | os.PathLike) -> list[str]:
   """Draws what the table has numbers for.
 
   Args:
-    table: as `table_report.write` takes it.
+    table: as `tables.write` takes it.
     folder: made if it is not there; gets `score_against_cost.png`,
       `gain_per_tag.png`, `learning_curves.png` and `frame_distance.png`, each
       with a `.txt` of its numbers.
@@ -36,11 +34,11 @@ def draw(table: Mapping[str, Any], folder: str | os.PathLike) -> list[str]:
     Names of the pictures drawn. One without numbers is left out.
 
   Raises:
-    ValueError: as `table_cells.check`.
+    ValueError: as `records.check`.
   """
-  table_cells.check(table)
+  records.check(table)
   wanted = {
-    'score_against_cost.png': table_cost_picture.draw,
+    'score_against_cost.png': cost_picture.draw,
     'gain_per_tag.png': _draw_tags,
     'learning_curves.png': _draw_curves,
     'frame_distance.png': _draw_distances,
@@ -53,11 +51,11 @@ def _draw_tags(table, path) -> bool:
   repetitiveness = table.get('repetitiveness') or {}
   order = [t for t in table['tags'] if report.is_number(repetitiveness.get(t))]
   order.sort(key=lambda t: -repetitiveness[t])
-  names = [o for o in ('sp', 'iusp') if o in table_cells.objectives(table)]
+  names = [o for o in ('sp', 'iusp') if o in records.objectives(table)]
   gains = {(o, t): g for o in names for t in order if (g := _gain(table, o, t))}
   if not gains:
     return False
-  looks = table_looks.looks(table)
+  looks = style.looks(table)
   with pictures.figure(0.24 * len(order) + 0.95, path) as page:
     axes = page.add_subplot()
     for row in range(1, len(order), 2):
@@ -68,7 +66,7 @@ def _draw_tags(table, path) -> bool:
       found = [gains[o, order[y]] for y in rows]
       _intervals(axes, np.array(rows) + 0.3 * (i - 0.5), found, looks[o])
     _label_tags(axes, order, repetitiveness)
-    table_looks.legend(page, axes)
+    style.legend(page, axes)
   lines = [['tag', 'repetitiveness', 'objective', 'gain', 'low', 'high', 'n']]
   for tag in order:
     for o in names:
@@ -86,8 +84,8 @@ def _draw_tags(table, path) -> bool:
 def _gain(table, objective: str, tag: str) -> statistics.Difference | None:
   """Of a tag's AUPRC over the baseline, a mean over students for each pair."""
   at = table['tags'].index(tag)
-  cells, own, other = table_cells.done(table), {}, {}
-  for student in table_cells.students(table):
+  cells, own, other = records.done(table), {}, {}
+  for student in records.students(table):
     base = cells.get((student, 'baseline'), {})
     for pair, cell in cells[student, objective].items():
       values = [_class_score(c, at) for c in (cell, base.get(pair))]
@@ -140,12 +138,10 @@ def _label_tags(axes, order, repetitiveness) -> None:
 def _draw_curves(table, path) -> bool:
   curves = {
     key: curve
-    for key, cells in table_cells.done(table).items()
+    for key, cells in records.done(table).items()
     if (curve := _mean_curve([c.get('curve') or [] for c in cells.values()]))
   }
-  names = [
-    s for s in table_cells.students(table) if any(s == k[0] for k in curves)
-  ]
+  names = [s for s in records.students(table) if any(s == k[0] for k in curves)]
   if not names:
     return False
   columns = min(_COLUMNS, len(names))
@@ -154,7 +150,7 @@ def _draw_curves(table, path) -> bool:
     panels = page.subplots(rows, columns, sharex=True, squeeze=False)
     for i, axes in enumerate(panels.flat):
       if i < len(names):
-        _draw_panel(axes, names[i], curves, table_looks.looks(table))
+        _draw_panel(axes, names[i], curves, style.looks(table))
       else:
         axes.set_axis_off()
       # Above a hole of the last row, too, somebody must name the steps.
@@ -162,11 +158,11 @@ def _draw_curves(table, path) -> bool:
         axes.set_xlabel('step', labelpad=1)
         axes.tick_params(labelbottom=True)
     page.supylabel('validate micro-AUPRC: mean, band ± sd', fontsize=7.5)
-    table_looks.legend(page, _fullest(panels))
+    style.legend(page, _fullest(panels))
   lines = [['student', 'objective', 'step', 'mean', 'sd', 'n']]
   for (student, o), curve in curves.items():
     for step, found in curve.items():
-      lines.append([student, o, f'{step:g}', *table_looks.cells(found)])
+      lines.append([student, o, f'{step:g}', *style.cells(found)])
   pictures.save_text(report.align(lines), path)
   return True
 
@@ -184,7 +180,7 @@ def _draw_panel(axes, student, curves, looks) -> None:
   for o, look in looks.items():
     curve = curves.get((student, o))
     if curve:
-      style = {'color': look['color'], 'label': look['label']}
+      line = {'color': look['color'], 'label': look['label']}
       step = np.array(list(curve))
       mean = np.array([f.mean for f in curve.values()])
       sd = np.array([f.sd or 0.0 for f in curve.values()])
@@ -194,7 +190,7 @@ def _draw_panel(axes, student, curves, looks) -> None:
       # A few markers a curve: colours alone are not enough for all readers.
       axes.plot(
         step, mean, linewidth=1.1, marker=look['marker'], markersize=3,
-        markevery=max(1, len(step) // 4), **style,
+        markevery=max(1, len(step) // 4), **line,
       )  # fmt: skip
   axes.set_title(student, loc='left')
   axes.grid(axis='y')
@@ -211,13 +207,11 @@ def _fullest(panels):
 
 
 def _draw_distances(table, path) -> bool:
-  found = table_looks.summaries(table, lambda cell: cell.get('frame_distance'))
-  names = [
-    s for s in table_cells.students(table) if any(s == k[0] for k in found)
-  ]
+  found = style.summaries(table, lambda cell: cell.get('frame_distance'))
+  names = [s for s in records.students(table) if any(s == k[0] for k in found)]
   if not names:
     return False
-  looks = table_looks.looks(table)
+  looks = style.looks(table)
   with pictures.figure(2.5, path) as page:
     axes = page.add_subplot()
     for i in range(1, len(names), 2):
@@ -227,7 +221,7 @@ def _draw_distances(table, path) -> bool:
       shift = 0.7 * ((i + 0.5) / len(looks) - 0.5)
       if at:
         x = np.array(at) + shift
-        table_looks.bars(axes, x, [found[names[j], o] for j in at], look)
+        style.bars(axes, x, [found[names[j], o] for j in at], look)
     axes.set_xticks(range(len(names)), names)
     axes.tick_params(axis='x', length=0)
     axes.set_xlim(-0.5, len(names) - 0.5)
@@ -236,7 +230,7 @@ def _draw_distances(table, path) -> bool:
     axes.set_ylabel('‖G_teacher − G_student‖² / T²\non test clips, ± sd')
     axes.grid(axis='y')
     axes.set_axisbelow(True)
-    table_looks.legend(page, axes)
+    style.legend(page, axes)
   lines = [['student', 'objective', 'mean', 'sd', 'n']]
   for (student, o), of in found.items():
     sd = '-' if of.sd is None else f'{of.sd:.3e}'

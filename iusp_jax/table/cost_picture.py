@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from iusp_jax import pictures, report, table_looks
+from iusp_jax import pictures, report
+from iusp_jax.table import style
 
 _COSTS = {'parameters': 'parameters', 'macs': 'multiply-accumulates a clip'}
 _SCORE = 'test micro-AUPRC'
@@ -15,9 +16,7 @@ _SCORE = 'test micro-AUPRC'
 
 def draw(table: Mapping[str, Any], path: pathlib.Path) -> bool:
   """Draws the picture and its text; False where there are no numbers."""
-  scores = table_looks.summaries(
-    table, lambda cell: cell['test']['micro_auprc']
-  )
+  scores = style.summaries(table, lambda cell: cell['test']['micro_auprc'])
   sizes = {
     cost: {
       c['student']: c[cost] for c in table['cells'] if c.get(cost) is not None
@@ -32,21 +31,19 @@ def draw(table: Mapping[str, Any], path: pathlib.Path) -> bool:
   with pictures.figure(4.0, path) as page:
     panels = page.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
     for axes, (cost, of) in zip(panels, sizes.items(), strict=True):
-      _draw_cost(axes, of, scores, table_looks.looks(table))
+      _draw_cost(axes, of, scores, style.looks(table))
       axes.set_xlabel(_COSTS[cost])
       if teachers:
         axes.axhline(np.mean(teachers), color='#777777', linestyle='--', lw=1)
         _label_teacher(axes, np.mean(teachers))
     panels[0].set_ylabel(_SCORE)
-    table_looks.legend(page, panels[0])
+    style.legend(page, panels[0])
   lines = [['student', 'objective', *sizes, 'mean', 'sd', 'n']]
   for (student, o), found in scores.items():
     costs = [report.count(of.get(student)) for of in sizes.values()]
-    lines.append([student, o, *costs, *table_looks.cells(found)])
+    lines.append([student, o, *costs, *style.cells(found)])
   for score in teachers:
-    lines.append(
-      ['teacher', '-', *['-'] * len(sizes), *table_looks.cells(score)]
-    )
+    lines.append(['teacher', '-', *['-'] * len(sizes), *style.cells(score)])
   pictures.save_text(report.align(lines), path)
   return True
 
@@ -80,7 +77,7 @@ def _draw_cost(axes, size, scores, looks) -> None:
         (size[s] * shift, scores[s, o]) for s in family if (s, o) in scores
       ]
       if points:
-        table_looks.bars(
+        style.bars(
           axes,
           [x for x, _ in points],
           [found for _, found in points],

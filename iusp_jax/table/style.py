@@ -7,7 +7,8 @@ and printers without colour have the marker.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from iusp_jax import report, statistics, table_cells
+from iusp_jax import report, statistics
+from iusp_jax.table import records
 
 # Black for the baseline, Okabe and Ito's colours for what is compared with it.
 _LOOK = {
@@ -22,15 +23,15 @@ _OTHERS = (('#009E73', 'P'), ('#56B4E9', 'X'), ('#777777', '*'))
 
 def looks(table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   """Colour, marker and label of every objective of the table."""
-  others = [o for o in table_cells.objectives(table) if o not in _LOOK]
+  others = [o for o in records.objectives(table) if o not in _LOOK]
   chosen = _LOOK | {o: _OTHERS[i % len(_OTHERS)] for i, o in enumerate(others)}
   return {
     o: {
       'color': chosen[o][0],
       'marker': chosen[o][1],
-      'label': table_cells.title(o),
+      'label': records.title(o),
     }
-    for o in table_cells.objectives(table)
+    for o in records.objectives(table)
   }
 
 
@@ -39,7 +40,7 @@ def summaries(
 ) -> dict[tuple[str, str], statistics.Summary]:
   """By student and objective; `read` takes a cell to a number or None."""
   found = {}
-  for key, cells in table_cells.done(table).items():
+  for key, cells in records.done(table).items():
     values = [read(cell) for cell in cells.values()]
     values = [v for v in values if report.is_number(v)]
     if values:

@@ -11,7 +11,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from iusp_jax import logs, report, table_aggregates, table_cells, table_rows
+from iusp_jax import logs, report
+from iusp_jax.table import aggregates, layout, records
 
 # Columns of words; those of numbers are set to the right.
 _WORDS = (
@@ -59,7 +60,7 @@ def write(table: Mapping[str, Any], folder: str | os.PathLike) -> str:
     ValueError: a field that is absent or does not fit, by its name; nothing is
       written then.
   """
-  numbers = table_aggregates.aggregate(table)
+  numbers = aggregates.aggregate(table)
   # All is text before the first file is touched.
   files = {
     'table.csv': cells_csv(table),
@@ -72,33 +73,33 @@ def write(table: Mapping[str, Any], folder: str | os.PathLike) -> str:
 
 
 def markdown(numbers: Mapping[str, Any]) -> str:
-  """What `table_aggregates.aggregate` gives, for a reader of papers."""
+  """What `aggregates.aggregate` gives, for a reader of papers."""
   parts = [
     f'# Distillation on {numbers["dataset"]}',
     'micro-AUPRC on the test split, at the epoch that is best on validate.\n'
     + _counts(numbers),
-    _grid(table_rows.score_rows(numbers)),
+    _grid(layout.score_rows(numbers)),
     _NOTE,
     _teacher_lines(numbers),
   ]
   if len(numbers['rotations']) > 1:
-    parts += ['## By rotation', _grid(table_rows.rotation_rows(numbers))]
-  differences = table_rows.difference_rows(numbers)
+    parts += ['## By rotation', _grid(layout.rotation_rows(numbers))]
+  differences = layout.difference_rows(numbers)
   if len(differences) > 1:
     parts += ['## Differences', _grid(differences), _DIFFERENCE_NOTE]
     parts += _seeds_alone(numbers)
-  ratios = table_rows.ratio_rows(numbers)
+  ratios = layout.ratio_rows(numbers)
   if len(ratios) > 1:
     parts += ["## The paper's ratio", _grid(ratios), _RATIO_NOTE]
   parts += [
     '## Other scores',
-    _grid(table_rows.other_rows(numbers)),
+    _grid(layout.other_rows(numbers)),
     _OTHER_NOTE,
   ]
   if numbers['absent']:
     parts += [
       '## Cells that are not done',
-      _grid(table_rows.absent_rows(numbers)),
+      _grid(layout.absent_rows(numbers)),
     ]
   parts += ['## How it was made', _origin(numbers)]
   return '\n\n'.join(parts) + '\n'
@@ -114,10 +115,10 @@ of a student's first cell where cells differ."""
 def terminal(numbers: Mapping[str, Any]) -> str:
   """The scores, differences and ratios as text of fixed width."""
   parts = [f'{numbers["dataset"]}: test micro-AUPRC, mean ± sd over pairs']
-  parts += [_counts(numbers), _fixed(table_rows.score_rows(numbers))]
+  parts += [_counts(numbers), _fixed(layout.score_rows(numbers))]
   for rows in (
-    table_rows.difference_rows(numbers),
-    table_rows.ratio_rows(numbers),
+    layout.difference_rows(numbers),
+    layout.ratio_rows(numbers),
   ):
     if len(rows) > 1:
       parts.append(_fixed(rows))
@@ -128,7 +129,7 @@ def cells_csv(table: Mapping[str, Any]) -> str:
   """One row a cell, with every number of it but curves and resamples."""
   rows = []
   for cell in table['cells']:
-    row = {k: cell.get(k) for k in (*table_cells.KEY, 'reason')}
+    row = {k: cell.get(k) for k in (*records.KEY, 'reason')}
     weights = cell.get('weights') or {}
     row['weights'] = ' '.join(f'{k}={v:g}' for k, v in weights.items())
     for name in ('parameters', 'macs', 'seconds', 'frame_distance'):
@@ -178,7 +179,7 @@ def _teacher_lines(numbers) -> str:
   lines = []
   for teacher in numbers['teachers']:
     scores = {
-      split: table_rows.plain((teacher.get(split) or {}).get('micro_auprc'))
+      split: layout.plain((teacher.get(split) or {}).get('micro_auprc'))
       for split in ('validate', 'test')
     }
     name = f'Teacher {teacher.get("rotation") or ""}'.rstrip()

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from iusp_jax import statistics, table_cells
+from iusp_jax import statistics
+from iusp_jax.table import records
 
 
 def aggregate(table: Mapping[str, Any]) -> dict[str, Any]:
   """Everything that a report prints, as plain JSON.
 
   Args:
-    table: as `table_report.write` takes it.
+    table: as `tables.write` takes it.
 
   Returns:
     `objectives`, `rotations`, `teachers`, `counts` by status, `absent` (cells
@@ -29,14 +30,14 @@ def aggregate(table: Mapping[str, Any]) -> dict[str, Any]:
     that is undefined is None.
 
   Raises:
-    ValueError: as `table_cells.check`.
+    ValueError: as `records.check`.
   """
-  table_cells.check(table)
-  names, cells = table_cells.objectives(table), table_cells.done(table)
+  records.check(table)
+  names, cells = records.objectives(table), records.done(table)
   by_student = {
-    name: _student(table, cells, name) for name in table_cells.students(table)
+    name: _student(table, cells, name) for name in records.students(table)
   }
-  pooled = _pooled(cells, table_cells.students(table), names)
+  pooled = _pooled(cells, records.students(table), names)
   return plain(
     {
       **{
@@ -45,7 +46,7 @@ def aggregate(table: Mapping[str, Any]) -> dict[str, Any]:
       'repetitiveness': table.get('repetitiveness'),
       'teachers': table['teachers'],
       'objectives': names,
-      'rotations': table_cells.rotations(table),
+      'rotations': records.rotations(table),
       'students': by_student,
       'pooled': {
         'differences': _differences(pooled, names),
@@ -53,10 +54,10 @@ def aggregate(table: Mapping[str, Any]) -> dict[str, Any]:
       },
       'counts': {
         status: sum(c['status'] == status for c in table['cells'])
-        for status in table_cells.STATUSES
+        for status in records.STATUSES
       },
       'absent': [
-        {k: cell.get(k) for k in (*table_cells.KEY, 'reason')}
+        {k: cell.get(k) for k in (*records.KEY, 'reason')}
         for cell in table['cells']
         if cell['status'] != 'done'
       ],
@@ -79,8 +80,8 @@ def plain(value: Any) -> Any:
   )
 
 
-def _student(table, cells: table_cells.Done, student: str) -> dict[str, Any]:
-  names = table_cells.objectives(table)
+def _student(table, cells: records.Done, student: str) -> dict[str, Any]:
+  names = records.objectives(table)
   own = {o: _scored(cells[student, o]) for o in names}
   first = [c for c in table['cells'] if c['student'] == student]
   return {
@@ -104,7 +105,7 @@ def _student(table, cells: table_cells.Done, student: str) -> dict[str, Any]:
       o: {
         'done': len(cells[student, o]),
         'expected': sum(c['objective'] == o for c in first),
-        **_scores(cells[student, o], table_cells.rotations(table)),
+        **_scores(cells[student, o], records.rotations(table)),
       }
       for o in names
     },
@@ -128,8 +129,7 @@ def _scores(cells, rotation_names) -> dict[str, Any]:
     )
 
   found = {
-    m: over(c['test'].get(m) for c in cells.values())
-    for m in table_cells.METRICS
+    m: over(c['test'].get(m) for c in cells.values()) for m in records.METRICS
   }
   found['validate_micro_auprc'] = over(
     (c.get('validate') or {}).get('micro_auprc') for c in cells.values()
@@ -157,7 +157,7 @@ def _scored(cells) -> dict[tuple[str, Any], _Run]:
   }
 
 
-def _pooled(cells: table_cells.Done, student_names, names) -> dict[str, dict]:
+def _pooled(cells: records.Done, student_names, names) -> dict[str, dict]:
   """Means over the students, of the pairs that none of them lacks.
 
   Students share seeds and test clips, so their differences are no independent
@@ -208,7 +208,7 @@ def _compare(runs, own: str, other: str) -> statistics.Difference | None:
 def _differences(runs, names) -> list[dict[str, Any]]:
   return [
     {'own': own, 'other': other, **dataclasses.asdict(found)}
-    for own, other in table_cells.comparisons(names)
+    for own, other in records.comparisons(names)
     if (found := _compare(runs, own, other)) is not None
   ]
 

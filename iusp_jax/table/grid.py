@@ -170,7 +170,7 @@ def collect(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
       reports; where two have the same cell, the later one counts.
 
   Returns:
-    What `table_report.write` wants; cells that no part has are 'missing'.
+    What `tables.write` wants; cells that no part has are 'missing'.
 
   Raises:
     ValueError: if a path holds no table, or the parts do not belong together.

@@ -19,15 +19,15 @@ import optax
 from iusp_jax import (
   ensemble,
   experiment,
-  grid,
   logs,
   objectives,
   parallel,
   report,
   step,
-  table,
   tagger,
 )
+from iusp_jax.table import grid
+from iusp_jax.table.world import World
 
 
 def run(config: Any, workdir: pathlib.Path) -> None:
@@ -54,7 +54,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
         continue
       path = workdir / 'tuning' / f'{student}-{name}.json'
       if not path.exists():
-        world = world or table.World(config, grid.rotations(config)[0])
+        world = world or World(config, grid.rotations(config)[0])
         units = units or gradient_units(world, student)
         found = tune(world, student, terms, units)
         logs.write_atomically(path, logs.to_json(found))
@@ -86,7 +86,7 @@ def _terms(config, student: str, name: str) -> tuple[str, ...]:
 
 
 def tune(
-  world: table.World,
+  world: World,
   student: str,
   terms: Sequence[str],
   units: Mapping[str, float],
@@ -134,7 +134,7 @@ def rounded(value: float) -> float:
   return float(f'{value:.2g}')
 
 
-def gradient_units(world: table.World, student: str) -> dict[str, float]:
+def gradient_units(world: World, student: str) -> dict[str, float]:
   """By term, how many times longer the gradient of the tags is.
 
   Measured on four batches, after an epoch without distillation.

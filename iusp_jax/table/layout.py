@@ -1,9 +1,10 @@
-"""The rows of a report's tables, of what `table_aggregates.aggregate` gives."""
+"""The rows of a report's tables, of what `aggregates.aggregate` gives."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from iusp_jax import report, table_cells
+from iusp_jax import report
+from iusp_jax.table import records
 
 Rows = list[list[str]]
 
@@ -11,7 +12,7 @@ Rows = list[list[str]]
 def score_rows(numbers: Mapping[str, Any]) -> Rows:
   """Students × objectives: mean ± sd, what is surely best in bold."""
   names = numbers['objectives']
-  rows = [['student', 'parameters', 'MACs', *map(table_cells.title, names)]]
+  rows = [['student', 'parameters', 'MACs', *map(records.title, names)]]
   for student, of in numbers['students'].items():
     cells = [_score(of['scores'][o]) for o in names]
     if of['best'] in names:
@@ -37,7 +38,7 @@ def _score(scores) -> str:
 def rotation_rows(numbers: Mapping[str, Any]) -> Rows:
   """The same for each rotation of the folds."""
   names = numbers['objectives']
-  rows = [['student', 'rotation', *map(table_cells.title, names)]]
+  rows = [['student', 'rotation', *map(records.title, names)]]
   for student, of in numbers['students'].items():
     for i, rotation in enumerate(numbers['rotations']):
       cells = [
@@ -53,9 +54,9 @@ def difference_rows(numbers: Mapping[str, Any]) -> Rows:
   rows = [[*head, 'p sign', 'p permutation']]
   groups = [(s, of['differences']) for s, of in numbers['students'].items()]
   if len(groups) > 1:
-    groups.append((table_cells.POOLED, numbers['pooled']['differences']))
-  for own, other in table_cells.comparisons(numbers['objectives']):
-    name = f'{table_cells.title(own)} − {table_cells.title(other)}'
+    groups.append((records.POOLED, numbers['pooled']['differences']))
+  for own, other in records.comparisons(numbers['objectives']):
+    name = f'{records.title(own)} − {records.title(other)}'
     for student, differences in groups:
       for found in differences:
         if (found['own'], found['other']) == (own, other):
@@ -82,7 +83,7 @@ def ratio_rows(numbers: Mapping[str, Any]) -> Rows:
   rows = [['student', 'n', 'SP − no KD', 'IUSP − no KD', 'r, 95 % interval']]
   groups = list(numbers['students'].items())
   if len(groups) > 1:
-    groups.append((table_cells.POOLED, numbers['pooled']))
+    groups.append((records.POOLED, numbers['pooled']))
   for student, of in groups:
     ratio = of['ratio']
     if ratio is None:
@@ -117,7 +118,7 @@ def other_rows(numbers: Mapping[str, Any]) -> Rows:
       distance = scores['frame_distance']
       cells.append('-' if distance is None else f'{distance["mean"]:.2e}')
       name = '' if i else student
-      rows.append([name, table_cells.title(o), gamma, *cells])
+      rows.append([name, records.title(o), gamma, *cells])
   return rows
 
 

@@ -1,0 +1,1 @@
+"""The paper's table: a grid of runs, its statistics, its report."""

@@ -1,0 +1,165 @@
+"""The paper's table: every objective for every student with many seeds.
+
+The teacher of a rotation is trained once, its outputs are stored once, and
+runs that differ in their seed alone are one program (`ensemble`). What a
+killed table has finished is kept; the rest is the same when it goes on.
+"""
+
+import json
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from iusp_jax import (
+  experiment,
+  logs,
+  outcome,
+  parallel,
+  similarity_picture,
+  tagger,
+  teacher,
+)
+from iusp_jax.table import cells, grid, pictures, tables
+from iusp_jax.table.grid import Cell
+from iusp_jax.table.world import World, repetitiveness
+
+
+def run(config: Any, workdir: pathlib.Path, shard_text: str = '') -> None:
+  """Runs the cells of a table that are not there yet.
+
+  Args:
+    config: as configs/table.py makes it.
+    workdir: for the cells and what is made of them; shards may share it.
+    shard_text: 'i/n', to run every n-th group of cells, the i-th first.
+
+  Raises:
+    ValueError: for a config, a workdir or data that cannot be right.
+  """
+  experiment.check(config)
+  grid.check(config)
+  shard = grid.parse_shard(shard_text)
+  logs.say(parallel.describe())
+  workdir.mkdir(parents=True, exist_ok=True)
+  with logs.lock(workdir, 'another process looks at this table'):
+    experiment.refuse_other_config(config, workdir)
+    text = logs.to_json(teacher.plain(config))
+    logs.write_atomically(experiment.config_path(workdir), text)
+  mine = grid.groups(config)[shard[0] :: shard[1]]
+  todo = [
+    group
+    for group in mine
+    if not all(grid.done(workdir, cell) for cell in group)
+  ]
+  logs.say(f'table: {len(mine)} groups of cells, {len(todo)} to run')
+  world, started = None, time.monotonic()
+  for number, group in enumerate(todo):
+    if world is None or world.rotation != group[0].rotation:
+      world = World(config, group[0].rotation)
+      save_world(config, world, workdir)
+    seconds = run_group(world, group, workdir)
+    left = (time.monotonic() - started) / (number + 1) * len(todo[number + 1 :])
+    logs.say(
+      f'table: {number + 1}/{len(todo)} {group[0].student} '
+      f'{group[0].objective}, {len(group)} seeds in {seconds:.0f} s; '
+      f'{left / 60:.0f} min to go'
+    )
+  if world is not None:
+    draw_similarities(world, workdir)
+  report([workdir])
+
+
+def draw_similarities(world: World, workdir: pathlib.Path) -> None:
+  """Frame similarities of the same test clips: teacher and one student's runs.
+
+  Of the first student and its first seed, in the rotation that was run last.
+  """
+  table = world.config['table']
+  shown = {'teacher': world.guide}
+  for name in table['objectives']:
+    cell = Cell(world.rotation, table['students'][0], name, table['first_seed'])
+    folder = grid.folder(workdir, cell)
+    if name in ('baseline', 'sp', 'iusp') and (folder / 'checkpoints').exists():
+      shown[name] = teacher.load(folder, world.dataset)
+  panels = outcome.similarity_panels(world.dataset, shown)
+  path = workdir / 'similarities.png'
+  similarity_picture.plot_similarities(panels, path)
+  logs.say(f'Picture: {path}')
+
+
+def save_world(config: Any, world: World, workdir: pathlib.Path) -> None:
+  """Writes what the report needs of the data set and the teacher."""
+  facts = {
+    'dataset': world.dataset.name,
+    'tags': list(world.dataset.coarse),
+    'environment': outcome.environment(),
+    'command': f'python run.py --mode=table --config=configs/{config.name}.py',
+  }
+  grid.start(config, workdir, facts)
+  name = grid.describe(world.rotation)
+  path = workdir / 'teachers' / f'{name or "teacher"}.json'
+  if path.exists():
+    return
+  result, _ = outcome.measure(config, world.dataset, world.guide)
+  facts = {
+    'rotation': name,
+    **{key: result[key] for key in _MODEL_FACTS},
+    **cells.scores_of(result),
+    'repetitiveness': repetitiveness(world),
+  }
+  logs.write_atomically(path, logs.to_json(facts))
+
+
+_MODEL_FACTS = ('fingerprint', 'parameters', 'macs', 'trained_in')
+
+
+def run_group(
+  world: World, group: Sequence[Cell], workdir: pathlib.Path
+) -> float:
+  """Trains and scores the cells of a group; gives the seconds it took."""
+  started = time.monotonic()
+  first = group[0]
+  weights = grid.objective(world.config, first.student, first.objective)
+  jobs = [world.job(first.student, weights, cell.seed) for cell in group]
+  members = world.fit(jobs)
+  model = tagger.build(jobs[0].recipe, len(world.dataset.tags))
+  scored = cells.score_members(world, model, members)
+  seconds = time.monotonic() - started
+  for cell, member, (scores, distance) in zip(
+    group, members, scored, strict=True
+  ):
+    if not grid.done(workdir, cell):
+      cells.write_cell(
+        world,
+        cell,
+        member,
+        scores,
+        {'frame_distance': distance, 'seconds': seconds / len(group)},
+        grid.folder(workdir, cell),
+      )
+  return time.monotonic() - started
+
+
+def report(folders: Sequence[pathlib.Path]) -> None:
+  """Writes tables and pictures anew from the cells that are there.
+
+  Args:
+    folders: workdirs of one table, of its shards or parts, or files of cells
+      that a report left; the first one gets the report.
+
+  Raises:
+    ValueError: if no folder is named, or one holds no table.
+  """
+  if not folders:
+    raise ValueError(
+      '--mode=report needs the --workdir of a table, or those of its shards: '
+      'python run.py --mode=report runs/table'
+    )
+  found = grid.collect(folders)
+  place = folders[0] if folders[0].is_dir() else folders[0].with_suffix('')
+  text = json.dumps(found, separators=(',', ':')) + '\n'
+  logs.write_atomically(place / 'cells.json', text)
+  logs.say(tables.write(found, place))
+  for name in pictures.draw(found, place):
+    logs.say(f'Picture: {place / name}')
+  logs.say(f'Table: {place}/table.md, table.csv, table.json; cells.json')

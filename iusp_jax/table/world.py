@@ -1,0 +1,92 @@
+"""A rotation of a table: its data, its teacher, what all its cells share."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from iusp_jax import (
+  data,
+  ensemble,
+  experiment,
+  outcome,
+  step,
+  store,
+  tagger,
+  teacher,
+)
+from iusp_jax.table import grid
+
+
+class World:
+  """A rotation's data, teacher and stored outputs, shared by its cells."""
+
+  def __init__(self, config: Any, rotation: grid.Rotation | None):
+    self.config, self.rotation = config, rotation
+    own = grid.config_of(config, rotation)
+    self.dataset = experiment.load_dataset(own)
+    self.guide = teacher.obtain(own, self.dataset)
+    if own['teacher']['store'] == 'auto':
+      own['teacher']['store'] = 'float32'  # A table without is out of reach.
+    found = {
+      split: store.obtain(own, self.guide, self.dataset, split)
+      for split in ('train', *outcome.scored_splits(self.dataset)[-1:])
+    }
+    self.outputs: dict[str, store.Store] = {
+      split: outputs for split, outputs in found.items() if outputs
+    }
+    self._features: dict[Any, ensemble.Resident] = {}
+
+  def features(self, model: tagger.Tagger, split: str) -> ensemble.Resident:
+    """Log-mel and tags of a split, made once a front end."""
+    key = model.frontend, split
+    if key not in self._features:
+      self._features[key] = ensemble.features(model, self.dataset.splits[split])
+    return self._features[key]
+
+  def job(self, student: str, weights: Mapping[str, float], seed: int):
+    """A student's run; weights are fields of `config.objective`."""
+    own = grid.config_of(self.config, self.rotation, student)
+    return step.Job(
+      name=f'{student} seed {seed}',
+      recipe={key: own['student'][key] for key in teacher.RECIPE},
+      objective=dict(weights),
+      dataset=self.dataset,
+      seed=seed,
+      workdir=pathlib.Path(),
+      teacher=step.Teacher(self.guide.model, self.guide.variables),
+    )
+
+  def fit(self, jobs: Sequence[step.Job]) -> list[ensemble.Member]:
+    """Trains jobs of one student and one set of terms together."""
+    first = jobs[0]
+    reason = ensemble.obstacle(first)
+    if reason:
+      raise ValueError(f'the table cannot train these students: {reason}')
+    model = tagger.build(first.recipe, len(self.dataset.tags))
+    resident = ensemble.with_targets(
+      self.features(model, 'train'), self.outputs['train'], first.terms()
+    )
+    return ensemble.fit(jobs, resident, self.features(model, 'validate'))
+
+
+def repetitiveness(world: World) -> dict[str, float]:
+  """How alike the frames of a tag's training clips are, by the teacher.
+
+  The mean cosine of two different frames of a clip, then the mean over the
+  clips that have the tag: 1 for a steady hum, lower for what changes.
+  """
+  gram_NTT = np.asarray(world.outputs['train'].frame_gram, np.float32)
+  length_NT = np.sqrt(np.einsum('ntt->nt', gram_NTT))
+  length_NT = np.maximum(length_NT, 1e-6 * length_NT.max(1, keepdims=True))
+  length_NT = np.where(length_NT > 0, length_NT, 1.0)
+  cosine_NTT = gram_NTT / length_NT[:, :, None] / length_NT[:, None]
+  T = gram_NTT.shape[1]
+  total_N = cosine_NTT.sum((1, 2)) - np.einsum('ntt->n', cosine_NTT)
+  mean_N = total_N / max(1, T * (T - 1))
+  tags_NC = data.truth(world.dataset.splits['train'])['coarse'] > 0
+  return {
+    tag: float(mean_N[tags_N].mean()) if tags_N.any() else 0.0
+    for tag, tags_N in zip(world.dataset.coarse, tags_NC.T, strict=True)
+  }
