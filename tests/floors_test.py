@@ -22,6 +22,7 @@ FLOORS = (
   (
     0,
     'iusp_jax',
+    'iusp_jax.command_line',
     'tfds_dcase.taxonomy',
     'tfds_dcase.annotation_rows',
     'tfds_dcase.annotations',
