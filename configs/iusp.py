@@ -4,6 +4,7 @@ r"""IUSP: keeps the teacher's similarities between the frames of each clip.
     --config.dataset.manual_dir=DIR
 
 ESC-10 scenes, seed 0, 2 shared cores: test micro-AUPRC .682 in 4 minutes.
+Synthesised scenes: .748 (without distillation .725).
 """
 
 from configs import base
