@@ -150,10 +150,15 @@ class UrbanScenes(tfds.core.ShardBasedBuilder):
   def _examples(self, make, first: int, last: int):
     # Threads, not processes: NumPy and SciPy let go of the interpreter lock,
     # and a script without a `__main__` guard stays safe.
-    with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(self._workers)
+    try:
       for start in range(first, last, 64):  # bounds what waits to be written
         for example in pool.map(make, range(start, min(last, start + 64))):
           yield example['clip_id'], example
+    finally:
+      # Not waited for: a generator that is left unfinished may be closed in
+      # one of these very threads, which cannot wait for itself.
+      pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _features(config) -> dict:
