@@ -24,6 +24,7 @@ FLOORS = (
     'iusp_jax',
     'iusp_jax.command_line',
     'tfds_dcase.taxonomy',
+    'tfds_dcase.in_order',
     'tfds_dcase.annotation_rows',
     'tfds_dcase.annotations',
     'iusp_jax.similarity',

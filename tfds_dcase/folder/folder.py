@@ -1,6 +1,5 @@
 """TFDS builder of a user's own recordings with a labels.csv."""
 
-import concurrent.futures
 import dataclasses
 import functools
 import os
@@ -11,6 +10,7 @@ from absl import logging
 from etils import epath
 
 from iusp_jax import audio
+from tfds_dcase import in_order
 from tfds_dcase.folder import labels as labels_lib
 from tfds_dcase.urban_scenes import recordings, settings
 
@@ -116,14 +116,12 @@ class Folder(tfds.core.ShardBasedBuilder):
     config = self._config
     rows = [i for i, s in enumerate(config.labels.splits) if s == split]
     problems, lengths = [], []
-    with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
-      for start in range(0, len(rows), 64):  # bounds what waits to be written
-        some = rows[start : start + 64]
-        for example, problem, length in pool.map(self._example, some):
-          problems += problem
-          lengths += length
-          if example is not None:
-            yield example['clip_id'], example
+    made = in_order.in_order(self._example, rows, self._workers)
+    for example, problem, length in made:
+      problems += problem
+      lengths += length
+      if example is not None:
+        yield example['clip_id'], example
     if len(problems) == len(rows):
       raise ValueError(
         f'{split}: no usable recording.\n'

@@ -1,6 +1,5 @@
 """TFDS builder of 10-s urban scenes: synthesised, or mixed from recordings."""
 
-import concurrent.futures
 import functools
 import os
 
@@ -9,7 +8,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
 
-from tfds_dcase import taxonomy
+from tfds_dcase import in_order, taxonomy
 from tfds_dcase.urban_scenes import clips, mixer, procedural, settings
 
 _DESCRIPTION = """\
@@ -148,17 +147,8 @@ class UrbanScenes(tfds.core.ShardBasedBuilder):
     ]
 
   def _examples(self, make, first: int, last: int):
-    # Threads, not processes: NumPy and SciPy let go of the interpreter lock,
-    # and a script without a `__main__` guard stays safe.
-    pool = concurrent.futures.ThreadPoolExecutor(self._workers)
-    try:
-      for start in range(first, last, 64):  # bounds what waits to be written
-        for example in pool.map(make, range(start, min(last, start + 64))):
-          yield example['clip_id'], example
-    finally:
-      # Not waited for: a generator that is left unfinished may be closed in
-      # one of these very threads, which cannot wait for itself.
-      pool.shutdown(wait=False, cancel_futures=True)
+    for example in in_order.in_order(make, range(first, last), self._workers):
+      yield example['clip_id'], example
 
 
 def _features(config) -> dict:
