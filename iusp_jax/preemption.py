@@ -30,8 +30,8 @@ class _Notice:
 def listen() -> None:
   """Handles SIGTERM from now on; from the main thread only.
 
-  Where JAX's own runtime is initialised for several hosts, this comes after:
-  the runtime takes the signal for itself.
+  JAX's own runtime of several hosts would take the signal for itself:
+  `hosts.py` tells it not to.
   """
   signal.signal(signal.SIGTERM, _on_notice)
 

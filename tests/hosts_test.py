@@ -16,6 +16,7 @@ from iusp_jax import (
   hosts,
   logs,
   parallel,
+  preemption,
   rendezvous,
 )
 
@@ -148,6 +149,38 @@ def test_host_that_dies_ends_the_others_with_its_name(number, tmp_path):
     assert time.monotonic() - started < 30
   finally:
     stop(children)
+
+
+@pytest.mark.slow
+def test_notice_to_one_host_stops_all_and_they_continue(tmp_path):
+  """SIGTERM of one process: all save the same step and exit with the code."""
+  command = [
+    'run.py',
+    '--config=configs/teacher.py:smoke',
+    '--config.teacher.training.epochs=5000',
+    f'--config.cache_dir={tmp_path}/cache',
+    f'--config.dataset.data_dir={tmp_path}/data',
+    f'--workdir={tmp_path}/run',
+  ]
+  steps = []
+  for noticed in (1, 0):
+    children = start_all(tmp_path, command, 2, 1)
+    try:
+      children[0].wait_for('teacher: compiled', 200)
+      time.sleep(2)
+      children[noticed].process.send_signal(signal.SIGTERM)
+      for child in children:
+        assert child.wait(60) == preemption.EXIT_CODE, child.said()
+        assert 'Traceback' not in child.said()
+    finally:
+      stop(children)
+    (teacher,) = (tmp_path / 'cache' / 'teachers').iterdir()
+    steps.append(checkpoint.steps(teacher / 'checkpoints' / 'last')[-1])
+    rows = logs.read_metrics(teacher / 'metrics.jsonl')
+    trained = [row['step'] for row in rows if 'train/loss' in row]
+    assert trained == [*range(1, steps[-1] + 1)]
+  assert 0 < steps[0] < steps[1]
+  assert f'continues after step {steps[0]}' in children[0].said()
 
 
 def test_missing_host_is_named_by_the_command(tmp_path):
