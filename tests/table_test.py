@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from fakes import dataset, recipe, teacher_recipe
 
+from configs import base
 from configs import table as table_config
 from iusp_jax import (
   ensemble,
@@ -27,7 +28,7 @@ def tiny_config():
     config.student.update(made)
     config.table.models = {'tiny': made['model']}
     config.table.students = ('tiny',)
-    config.table.weights = {'tiny': config.table.weights['crnn_32'].to_dict()}
+    config.table.weights = {'tiny': base.WEIGHTS}
     config.bootstrap = 10
   return config
 
@@ -290,7 +291,7 @@ def test_tuning_tries_every_ratio_with_every_seed(world, monkeypatch):
 
 
 def test_tuning_weights_are_what_configs_use(tmp_path, monkeypatch):
-  from configs import base, iusp
+  from configs import iusp
 
   tuned = {
     'urban_scenes/procedural': {'crnn_64': {'iusp': {'iusp_weight': 9.0}}}
