@@ -3,7 +3,8 @@ r"""Logit distillation (our addition to the paper's comparison).
   python run.py --config=configs/kd.py:clips \
     --config.dataset.manual_dir=DIR
 
-Temperature 2, weight 1: not measured yet.
+Synthesised scenes, crnn_32, 8 seeds at the tuned weight 2.4: test micro-AUPRC
+.714 ± .008, without distillation .693 ± .005 (docs/reproduction.md).
 """
 
 from configs import base
