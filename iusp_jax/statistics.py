@@ -14,7 +14,7 @@ holds the truth in 88 instead of 95 % of cases. So what a draw of runs adds to
 the mean is widened to Student's t; what one of clips adds is not.
 
 Reference: Hesterberg, "What teachers should know about the bootstrap", 2015
-(https://arxiv.org/abs/1411.5279), section 3.1.
+(https://arxiv.org/abs/1411.5279).
 """
 
 import dataclasses
