@@ -36,7 +36,7 @@ def get_config(arg: str = ''):
   )
   # Tuning: each term's weight is a multiple of the one at which its gradient
   # is as long as that of the tags, after an epoch without distillation.
-  config.table.tune_ratios = (0.3, 1.0, 3.0, 10.0)
+  config.table.tune_ratios = (0.1, 0.3, 1.0, 3.0, 10.0)
   config.table.tune_seeds = 2  # From 0 on.
   if options['dataset'] == 'urban_scenes/clips':
     config.table.students = ('crnn_32', 'cnn_8', 'mobilenet_010')

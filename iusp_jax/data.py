@@ -299,7 +299,7 @@ def train_stream(
   clips = clips.slice(slice(host, None, num_hosts))
   clips = clips.batch(batch_size // num_hosts, drop_remainder=True)
   if num_hosts > 1:
-    order = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat()
+    order = train_order(len(split), seed)
     order = order.batch(batch_size, drop_remainder=True)
     clips = clips.map_with_index(
       lambda k, batch: batch | {'global_index': _by_host(order[k], num_hosts)}

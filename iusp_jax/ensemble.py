@@ -31,7 +31,7 @@ from iusp_jax import (
   tagger,
   train,
 )
-from iusp_jax.step import Job, initial_state, make_step
+from iusp_jax.step import TARGETS, Job, initial_state, make_step
 
 Resident = Mapping[str, Any]
 
@@ -59,26 +59,16 @@ class Member:
   diverged: str = ''
 
 
-def obstacle(job: Job) -> str:
-  """Why jobs like this cannot be trained together; empty if they can."""
-  hearing = job.recipe['augment']
-  for field in ('mixup_alpha', 'time_roll_seconds'):
-    if hearing[field]:
-      return (
-        f'config.student.augment.{field} is {hearing[field]}: the waveforms '
-        'change, and what stays on the device is log-mel'
-      )
-  if jax.process_count() > 1:
-    return 'several hosts share the batch'
-  return ''
-
-
 def features(model: tagger.Tagger, split: data.Split) -> dict[str, np.ndarray]:
-  """Log-mel, tags and masks of a whole split, `[N, ...]`.
+  """Log-mel, tags and masks of a whole split.
 
   Args:
     model: whose front end hears.
     split: to read.
+
+  Returns:
+    float32 `mel` `[N, T, F]`, `tags` and `mask` `[N, C]`; int32 `length` and
+    `index` `[N]`.
   """
   hear = _compile_hear(model.frontend)
   batches = [
@@ -111,22 +101,30 @@ def _compile_hear(config: frontend.FrontendConfig) -> Callable:
 
 
 def with_targets(
-  resident: Resident, outputs: store.Store | None, terms: tuple[str, ...]
+  resident: Resident, outputs: store.Store, terms: Sequence[str]
 ) -> dict[str, Any]:
-  """Features and what the terms need of the teacher's outputs."""
-  added = {}
-  if outputs is not None:
-    added = {
-      'kd': {'teacher_logits': outputs.logits},
-      'sp': {'teacher_batch_gram': outputs.batch_gram},
-      'iusp': {'teacher_frame_gram': outputs.frame_gram},
-    }
-  needed = {k: v for term in terms for k, v in added[term].items()}
-  return {**resident, **{k: np.asarray(v) for k, v in needed.items()}}
+  """Features and what the terms need of the teacher's outputs.
+
+  Args:
+    resident: from `features`.
+    outputs: of the same split.
+    terms: of the objective.
+
+  Returns:
+    `resident` and, by the names of `step.TARGETS`, logits `[N, C]`, frame
+    similarities `[N, T, T]`, clip similarities `[N, N]`.
+  """
+  stored = {
+    'kd': outputs.logits,
+    'sp': outputs.batch_gram,
+    'iusp': outputs.frame_gram,
+  }
+  added = {TARGETS[term]: np.asarray(stored[term]) for term in terms}
+  return {**resident, **added}
 
 
 def take(resident: Resident, index_B: jax.Array) -> dict[str, jax.Array]:
-  """One batch of what stays on the device."""
+  """One batch of what stays on the device; `[B, B]` of clip similarities."""
   batch = {key: array[index_B] for key, array in resident.items()}
   if 'teacher_batch_gram' in batch:
     batch['teacher_batch_gram'] = batch['teacher_batch_gram'][:, index_B]
@@ -156,9 +154,8 @@ def fit(
   Raises:
     ValueError: where the jobs cannot share a program.
   """
-  _check_alike(jobs)
-  run = Run(jobs, together or best_together(jobs[0]))
-  return run.train(resident, validate)
+  _check(jobs)
+  return Run(jobs, together or best_together()).train(resident, validate)
 
 
 def first_epoch(job: Job, resident: Resident) -> tuple[Any, np.ndarray]:
@@ -171,14 +168,20 @@ def first_epoch(job: Job, resident: Resident) -> tuple[Any, np.ndarray]:
   return variables, run.order(steps, 2 * steps)[0]
 
 
-def best_together(job: Job) -> int:
+def best_together() -> int:
   """How many members share a `vmap`; see benchmarks/ensemble.py."""
-  del job
   return 1 if jax.default_backend() == 'cpu' else 64
 
 
-def _check_alike(jobs: Sequence[Job]) -> None:
+def _check(jobs: Sequence[Job]) -> None:
   first = jobs[0]
+  for field in ('mixup_alpha', 'time_roll_seconds'):
+    value = first.recipe['augment'][field]
+    if value:
+      raise ValueError(
+        f'config.student.augment.{field} is {value}: it changes waveforms, '
+        'and what stays on the device is log-mel; expected 0'
+      )
   for job in jobs:
     same = (
       job.recipe == first.recipe

@@ -44,7 +44,7 @@ def end_together(seconds: float) -> bool:
     return True
   try:
     runtime.client.wait_at_barrier('iusp/end', int(1000 * seconds))
-  except Exception:  # Whatever it is: they do not.
+  except Exception:  # Too late, or process 0 is gone: no type tells which.
     return False
   return True
 

@@ -25,6 +25,7 @@ from iusp_jax import (
   step,
   tagger,
   teacher,
+  train,
 )
 from iusp_jax.table import grid
 from iusp_jax.table.grid import Cell
@@ -72,8 +73,8 @@ def score_members(world: World, model: tagger.Tagger, members):
 
 @functools.cache
 def compile_distance(model: tagger.Tagger, num_samples: int) -> Callable:
-  """The IUSP term of each clip of a split, `[N]`: how far the frame
-  similarities of a student are from those of the teacher.
+  """A function of variables, mel `[N, T, F]`, the teacher's frame Gram
+  matrices `[N, T, T]` and lengths `[N]`: the IUSP term of each clip, `[N]`.
   """
 
   def of_clip(variables, mel_TF, gram_TT, length):
@@ -115,11 +116,9 @@ def write_cell(
     'status': 'diverged' if member.diverged else 'done',
     'reason': member.diverged,
   }
-  name = f'validate/{"fine" if job.dataset.level == "fine" else "coarse"}'
+  name = train.selection_metric(job.dataset)
   record['curve'] = [
-    [row['step'], row[f'{name}_micro_auprc']]
-    for row in member.rows
-    if f'{name}_micro_auprc' in row
+    [row['step'], row[name]] for row in member.rows if name in row
   ]
   if not member.diverged:
     record |= _write_run(world, cell, member, scores, folder)

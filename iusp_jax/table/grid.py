@@ -87,9 +87,15 @@ def objective(
   config: Mapping[str, Any], student: str, name: str
 ) -> dict[str, float]:
   """All fields of `config.objective` for one objective of a student."""
-  fields = {f'{term}_weight': 0.0 for term in step.DISTILLATION_TERMS}
-  weights = config['table']['weights'][student][name]
-  return dict(config['objective']) | fields | dict(weights)
+  return with_weights(config, config['table']['weights'][student][name])
+
+
+def with_weights(
+  config: Mapping[str, Any], weights: Mapping[str, float]
+) -> dict[str, float]:
+  """All fields of `config.objective`, with these weights and no others."""
+  none = {f'{term}_weight': 0.0 for term in step.DISTILLATION_TERMS}
+  return dict(config['objective']) | none | dict(weights)
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -117,6 +123,11 @@ def check(config: Mapping[str, Any]) -> None:
     raise ValueError(
       f'config.table.first_seed is {table["first_seed"]}, within the '
       f'{table["tune_seeds"]} seeds of tuning: expected at least that many'
+    )
+  if config['teacher']['store'] == 'off':
+    raise ValueError(
+      "config.teacher.store is 'off': a table needs the stored outputs of the "
+      "teacher; expected 'auto', 'float32' or 'float16'"
     )
   if table['rotations'] and 'test_fold' not in config['dataset']['builder']:
     raise ValueError(

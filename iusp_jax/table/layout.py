@@ -23,7 +23,7 @@ def score_rows(numbers: Mapping[str, Any]) -> Rows:
   for teacher in numbers['teachers']:
     name = f'teacher {teacher.get("rotation") or ""}'.rstrip()
     sizes = [report.count(teacher.get(k)) for k in ('parameters', 'macs')]
-    score = plain((teacher.get('test') or {}).get('micro_auprc'))
+    score = decimal((teacher.get('test') or {}).get('micro_auprc'))
     rows.append([name, *sizes, score, *[''] * (len(names) - 1)])
   return rows
 
@@ -71,7 +71,7 @@ def _difference(found) -> list[str]:
   return [
     f'**{mean}**' if sure else mean,
     '-' if found['low'] is None else f'[{low}, {high}]',
-    plain(found['sd']),
+    decimal(found['sd']),
     f'{found["wins"]}/{found["n"]}',
     _p_value(found['sign_p']),
     _p_value(found['permutation_p']),
@@ -131,7 +131,7 @@ def absent_rows(numbers: Mapping[str, Any]) -> Rows:
   ]
 
 
-def plain(value: float | None) -> str:
+def decimal(value: float | None) -> str:
   """'.512' as papers write scores that are below 1; '-' where there is none."""
   if value is None:
     return '-'
@@ -142,7 +142,7 @@ def plain(value: float | None) -> str:
 def _signed(value) -> str:
   if value is None:
     return '-'
-  return plain(value) if value < 0 else f'+{plain(value)}'
+  return decimal(value) if value < 0 else f'+{decimal(value)}'
 
 
 def _percent(value) -> str:
@@ -150,11 +150,11 @@ def _percent(value) -> str:
 
 
 def _p_value(value: float) -> str:
-  return '<.001' if value < 0.001 else plain(value)
+  return '<.001' if value < 0.001 else decimal(value)
 
 
 def _mean_sd(summary) -> str:
   if summary is None:
     return '-'
-  sd = '' if summary['sd'] is None else f' ± {plain(summary["sd"])}'
-  return plain(summary['mean']) + sd
+  sd = '' if summary['sd'] is None else f' ± {decimal(summary["sd"])}'
+  return decimal(summary['mean']) + sd

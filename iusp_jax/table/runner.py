@@ -7,6 +7,8 @@ killed table has finished is kept; the rest is the same when it goes on.
 
 import json
 import pathlib
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -93,7 +95,7 @@ def save_world(config: Any, world: World, workdir: pathlib.Path) -> None:
     'dataset': world.dataset.name,
     'tags': list(world.dataset.coarse),
     'environment': outcome.environment(),
-    'command': f'python run.py --mode=table --config=configs/{config.name}.py',
+    'command': shlex.join(['python', *sys.argv]),
   }
   grid.start(config, workdir, facts)
   name = grid.describe(world.rotation)

@@ -179,7 +179,7 @@ def _teacher_lines(numbers) -> str:
   lines = []
   for teacher in numbers['teachers']:
     scores = {
-      split: layout.plain((teacher.get(split) or {}).get('micro_auprc'))
+      split: layout.decimal((teacher.get(split) or {}).get('micro_auprc'))
       for split in ('validate', 'test')
     }
     name = f'Teacher {teacher.get("rotation") or ""}'.rstrip()

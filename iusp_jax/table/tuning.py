@@ -6,6 +6,7 @@ term is as long as that of the tags, measured after one epoch without
 distillation. Scored on validate only, with seeds that the table never uses.
 """
 
+import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -70,7 +71,9 @@ def run(config: Any, workdir: pathlib.Path) -> None:
 
 
 def _line(student, name, found):
-  weights = ', '.join(f'{k[:-7]} {v:g}' for k, v in found['weights'].items())
+  weights = ', '.join(
+    f'{k.removesuffix("_weight")} {v:g}' for k, v in found['weights'].items()
+  )
   scores = '  '.join(
     f'{ratio:g}: {np.mean(scores):.4f}'
     for ratio, scores in zip(found['ratios'], found['validate'], strict=True)
@@ -101,7 +104,6 @@ def tune(
   """
   ratios = list(world.config['table']['tune_ratios'])
   seeds = range(world.config['table']['tune_seeds'])
-  blank = {f'{term}_weight': 0.0 for term in step.DISTILLATION_TERMS}
   points = [
     {
       f'{term}_weight': rounded(ratio * units[term] / len(terms))
@@ -109,9 +111,10 @@ def tune(
     }
     for ratio in ratios
   ]
-  base = dict(world.config['objective']) | blank
   jobs = [
-    world.job(student, base | point, seed) for point in points for seed in seeds
+    world.job(student, grid.with_weights(world.config, point), seed)
+    for point in points
+    for seed in seeds
   ]
   members = world.fit(jobs)
   scores = np.array(
@@ -139,8 +142,7 @@ def gradient_units(world: World, student: str) -> dict[str, float]:
 
   Measured on four batches, after an epoch without distillation.
   """
-  blank = {f'{term}_weight': 0.0 for term in step.DISTILLATION_TERMS}
-  job = world.job(student, dict(world.config['objective']) | blank, 0)
+  job = world.job(student, grid.with_weights(world.config, {}), 0)
   model = tagger.build(job.recipe, len(world.dataset.tags))
   resident = ensemble.with_targets(
     world.features(model, 'train'),
@@ -148,58 +150,43 @@ def gradient_units(world: World, student: str) -> dict[str, float]:
     step.DISTILLATION_TERMS,
   )
   variables, order_KB = ensemble.first_epoch(job, resident)
-  norms = jax.jit(_gradient_norms, static_argnums=(0, 1))
+  resident = jax.device_put(resident)
+  norms = jax.jit(functools.partial(_gradient_norms, model, job))
   found = [
-    norms(
-      model,
-      job.dataset.num_samples,
-      variables,
-      ensemble.take(jax.tree.map(jnp.asarray, dict(resident)), index_B),
-      job.objective['kd_temperature'],
-    )
+    norms(variables, ensemble.take(resident, index_B))
     for index_B in order_KB[:4]
   ]
-  mean = {
-    name: np.mean([float(row[name]) for row in found]) for name in found[0]
-  }
+  mean = {name: np.mean([row[name] for row in found]) for name in found[0]}
   return {
     term: float(mean['tagging'] / max(mean[term], 1e-12))
     for term in step.DISTILLATION_TERMS
   }
 
 
-def _gradient_norms(model, num_samples, variables, batch, temperature):
+def _gradient_norms(model, job, variables, batch):
   """Lengths of the gradients of the tags and of every term."""
 
-  def values(params):
+  def loss(params, name, batch):
     output, _ = model.module.apply(
-      dict(variables) | {'params': params},
+      {**variables, 'params': params},
       batch['mel'],
       train=True,
       mutable=['batch_stats'],
     )
-    frames = output.frames_BTD
-    gram = batch['teacher_frame_gram']
-    num_frames = min(frames.shape[1], gram.shape[1])
-    mask_BT = step.frame_mask(batch['length'], num_samples, num_frames)
-    return {
-      'tagging': objectives.tagging_loss(
+    if name == 'tagging':
+      return objectives.tagging_loss(
         output.logits_BC, batch['tags'], batch['mask']
-      ),
-      'kd': objectives.kd_loss(
-        output.logits_BC, batch['teacher_logits'], temperature
-      ),
-      'sp': jnp.mean(
-        objectives.sp_per_clip(frames, batch['teacher_batch_gram'])
-      ),
-      'iusp': jnp.mean(objectives.iusp_per_clip(frames, gram, mask_BT)),
-    }
-
-  return {
-    name: optax.global_norm(
-      jax.grad(lambda params, name=name: values(params)[name])(
-        variables['params']
       )
-    )
-    for name in ('tagging', *step.DISTILLATION_TERMS)
-  }
+    values = step.distillation_per_clip(output, batch, job, (name,))
+    return jnp.mean(values[name])
+
+  def norm(name):
+    # The batch is in one place: an axis of one device for SP's gather.
+    one = jax.tree.map(lambda x: x[None], batch)
+    gradient = jax.vmap(
+      lambda batch: jax.grad(loss)(variables['params'], name, batch),
+      axis_name=parallel.AXIS,
+    )(one)
+    return optax.global_norm(gradient)
+
+  return {name: norm(name) for name in ('tagging', *step.DISTILLATION_TERMS)}
