@@ -173,19 +173,14 @@ def make_step(
   divided by counts of all clips. The shares add up to the loss of the global
   batch, so the gradients are summed, and the result does not depend on how
   many devices share the batch (a mean of means would, with masks).
-  """
-  terms = job.terms()
-  hearing = job.recipe['augment']
-  masks = augment_config(hearing)
-  decay = job.recipe['training']['ema_decay']
-  num_parts = job.recipe['training']['accumulate_steps']
-  roll = hearing['time_roll_seconds']
 
-  def hear(model, batch, keys_B):
-    wave_BS = batch['wave']
-    if roll:
-      wave_BS = augment.time_roll(wave_BS, tagger.subkeys(keys_B, 0), roll)
-    return tagger.hear(model, wave_BS, tagger.subkeys(keys_B, 1), masks)
+  Returns:
+    `step(state, teacher_variables, settings, batch)`: the next state, and the
+    values of the loss, its terms and the length of the gradient.
+  """
+  prepare, loss_share = _make_prepare(student, job), _make_loss(student, job)
+  num_parts = job.recipe['training']['accumulate_steps']
+  decay = job.recipe['training']['ema_decay']
 
   def step(state: State, teacher_variables, settings, batch):
     known = jax.lax.psum(jnp.sum(batch['mask']), parallel.AXIS)
@@ -193,41 +188,11 @@ def make_step(
     def part(batch_stats, batch):
       """Some of the clips: new statistics; gradients and shares of the loss."""
       keys_B = tagger.clip_keys(settings['seed'], state.step, batch['index'])
-      if terms and not targets_given(batch, terms):
-        assert job.teacher is not None
-        heard = hear(job.teacher.model, batch, keys_B)
-        output = tagger.apply(job.teacher.model, teacher_variables, heard)
-        batch = batch | teacher_outputs(output, terms)
-      if 'mel' in batch:
-        mel_BTF = tagger.mask(batch['mel'], tagger.subkeys(keys_B, 1), masks)
-      else:
-        mel_BTF = hear(student, batch, keys_B)
-
-      def loss_share(params):
-        output, updates = student.module.apply(
-          {'params': params, 'batch_stats': batch_stats},
-          mel_BTF,
-          train=True,
-          keys_B=tagger.subkeys(keys_B, 2),
-          mutable=['batch_stats'],
-        )
-        entropy_BC = objectives.tagging_per_tag(
-          output.logits_BC, batch['tags'], batch['mask']
-        )
-        shares = {'tagging': jnp.sum(entropy_BC) / jnp.maximum(known, 1.0)}
-        values = distillation_per_clip(output, batch, job, terms)
-        for term, value_B in values.items():
-          num_clips = value_B.shape[0] * jax.lax.axis_size(parallel.AXIS)
-          shares[term] = jnp.sum(value_B) / (num_clips * num_parts)
-        loss = shares['tagging']
-        for term in terms:
-          loss = loss + settings[term] * shares[term]
-        return loss, (shares | {'loss': loss}, updates)
-
-      gradients, (shares, updates) = jax.grad(loss_share, has_aux=True)(
-        state.params
+      batch = prepare(batch, keys_B, teacher_variables)
+      gradients, (shares, batch_stats) = jax.grad(loss_share, has_aux=True)(
+        state.params, batch_stats, batch, keys_B, settings, known
       )
-      return updates.get('batch_stats', {}), (gradients, shares)
+      return batch_stats, (gradients, shares)
 
     batch_stats, sums = accumulate.over_parts(
       part, state.batch_stats, batch, num_parts
@@ -251,6 +216,60 @@ def make_step(
     return state, shares | {'gradient_norm': optax.global_norm(gradients)}
 
   return step
+
+
+def _make_prepare(student: tagger.Tagger, job: Job) -> Callable:
+  """What a batch still lacks: the student's log-mel, the teacher's outputs."""
+  terms, hearing = job.terms(), job.recipe['augment']
+  masks, roll = augment_config(hearing), hearing['time_roll_seconds']
+
+  def hear(model, wave_BS, keys_B):
+    if roll:
+      wave_BS = augment.time_roll(wave_BS, tagger.subkeys(keys_B, 0), roll)
+    return tagger.hear(model, wave_BS, tagger.subkeys(keys_B, 1), masks)
+
+  def prepare(batch, keys_B, teacher_variables):
+    if terms and not targets_given(batch, terms):
+      assert job.teacher is not None
+      heard = hear(job.teacher.model, batch['wave'], keys_B)
+      output = tagger.apply(job.teacher.model, teacher_variables, heard)
+      batch = batch | teacher_outputs(output, terms)
+    if 'mel' in batch:
+      mel_BTF = tagger.mask(batch['mel'], tagger.subkeys(keys_B, 1), masks)
+    else:
+      mel_BTF = hear(student, batch['wave'], keys_B)
+    return batch | {'mel': mel_BTF}
+
+  return prepare
+
+
+def _make_loss(student: tagger.Tagger, job: Job) -> Callable:
+  """A device's share of the loss; also its terms and BatchNorm's statistics."""
+  terms = job.terms()
+  num_parts = job.recipe['training']['accumulate_steps']
+
+  def loss_share(params, batch_stats, batch, keys_B, settings, known):
+    output, updates = student.module.apply(
+      {'params': params, 'batch_stats': batch_stats},
+      batch['mel'],
+      train=True,
+      keys_B=tagger.subkeys(keys_B, 2),
+      mutable=['batch_stats'],
+    )
+    entropy_BC = objectives.tagging_per_tag(
+      output.logits_BC, batch['tags'], batch['mask']
+    )
+    shares = {'tagging': jnp.sum(entropy_BC) / jnp.maximum(known, 1.0)}
+    values = distillation_per_clip(output, batch, job, terms)
+    for term, value_B in values.items():
+      num_clips = value_B.shape[0] * jax.lax.axis_size(parallel.AXIS)
+      shares[term] = jnp.sum(value_B) / (num_clips * num_parts)
+    loss = shares['tagging']
+    for term in terms:
+      loss = loss + settings[term] * shares[term]
+    return loss, (shares | {'loss': loss}, updates.get('batch_stats', {}))
+
+  return loss_share
 
 
 def augment_config(hearing: Mapping[str, Any]):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import flax.linen as nn
@@ -32,7 +32,7 @@ class Tagger:
     """Fresh variables: 'params' and 'batch_stats'."""
     num_frames = frontend.num_frames(num_samples, self.frontend)
     mel_BTF = jnp.zeros((1, num_frames, self.frontend.num_mel_bands))
-    variables = jax.jit(self.module.init)(jax.random.key(seed), mel_BTF)
+    variables = _compile_init(self.module)(jax.random.key(seed), mel_BTF)
     return {'batch_stats': {}, **variables}
 
   def shapes(self, num_samples: int) -> Variables:
@@ -50,6 +50,13 @@ class Tagger:
     mel_BTF = jnp.zeros((1, num_frames, self.frontend.num_mel_bands))
     native = self.module.clone(lowering='native')
     return cost.count_macs(native.apply, self.shapes(num_samples), mel_BTF)
+
+
+@functools.cache
+def _compile_init(module: nn.Module) -> Callable:
+  # A bound method is another function to `jax.jit` every time: without this,
+  # every seed of a table would be compiled again.
+  return jax.jit(module.init)
 
 
 def build(

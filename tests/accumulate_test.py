@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import dataset, recipe
+from fakes import TINY, fake, recipe
 
 from configs import sp
 from iusp_jax import (
@@ -26,21 +26,8 @@ from iusp_jax import (
   train,
 )
 
+
 # As small as a model can be: compiling it is most of a test's time.
-TINY = {
-  'architecture': 'cnn',
-  'width': 2,
-  'num_blocks': 1,
-  'time_reduction': 2,
-  'stem_stride': 2,
-}
-
-
-@functools.cache
-def fake():
-  return dataset('coarse')
-
-
 class Plain(nn.Module):
   """A model without BatchNorm."""
 

@@ -1,7 +1,6 @@
 """What goes wrong in a long run: notices to stop, NaN, old workdirs."""
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -9,7 +8,7 @@ import signal
 
 import numpy as np
 import pytest
-from fakes import dataset, recipe
+from fakes import TINY, dataset, fake, recipe
 
 from configs import sp
 from iusp_jax import (
@@ -25,21 +24,8 @@ from iusp_jax import (
   watch,
 )
 
+
 # As small as a model can be: compiling it is most of a test's time.
-TINY = {
-  'architecture': 'cnn',
-  'width': 2,
-  'num_blocks': 1,
-  'time_reduction': 2,
-  'stem_stride': 2,
-}
-
-
-@functools.cache
-def fake():
-  return dataset('coarse')
-
-
 def make_job(workdir, on_nan='stop', data_set=None, **training):
   """Three steps an epoch, a row a step."""
   workdir.mkdir(exist_ok=True)

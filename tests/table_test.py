@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from fakes import dataset, recipe, teacher_recipe
@@ -9,8 +10,10 @@ from fakes import dataset, recipe, teacher_recipe
 from configs import base
 from configs import table as table_config
 from iusp_jax import (
+  data,
   ensemble,
   logs,
+  objectives,
   outcome,
   step,
   store,
@@ -261,11 +264,53 @@ def test_repetitiveness_is_the_mean_cosine(world):
 
 
 def test_units_make_gradients_equally_long(world):
-  """At ratio 1, the gradient of the weighted term is that of the tags."""
+  """At ratio 1, the gradient of the weighted term is that of the tags.
+
+  Against the public losses of waveforms that both models hear.
+  """
+  job = world.job('tiny', grid.with_weights(world.config, {}), 0)
+  student = tagger.build(job.recipe, len(world.dataset.tags))
+  variables, order_KB = ensemble.first_epoch(
+    job, world.features(student, 'train')
+  )
+  whole = next(data.eval_batches(world.dataset.splits['train'], 24))
+  guide = world.guide
+
+  def losses(params, batch):
+    output, _ = student.module.apply(
+      {**variables, 'params': params},
+      tagger.hear(student, batch['wave']),
+      train=True,
+      mutable=['batch_stats'],
+    )
+    heard = tagger.hear(guide.model, batch['wave'])
+    own, theirs = output, tagger.apply(guide.model, guide.variables, heard)
+    frames = own.frames_BTD, theirs.frames_BTD
+    mask_BT = step.frame_mask(
+      batch['length'], 16_000, min(x.shape[1] for x in frames)
+    )
+    logits = own.logits_BC, theirs.logits_BC
+    temperature = world.config.objective.kd_temperature
+    tagging = own.logits_BC, batch['tags'], batch['mask']
+    return {
+      'tagging': objectives.tagging_loss(*tagging),
+      'kd': objectives.kd_loss(*logits, temperature),
+      'sp': objectives.sp_loss(*frames),
+      'iusp': objectives.iusp_loss(*frames, mask_BT),
+    }
+
+  lengths = {term: [] for term in ('tagging', *step.DISTILLATION_TERMS)}
+  jacobian = jax.jit(jax.jacrev(losses))
+  for index_B in order_KB[:4]:
+    batch = {key: np.asarray(whole[key])[index_B] for key in whole}
+    for term, gradient in jacobian(variables['params'], batch).items():
+      leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(gradient)]
+      lengths[term].append(np.sqrt(sum(np.sum(x**2) for x in leaves)))
   units = tuning.gradient_units(world, 'tiny')
   assert set(units) == set(step.DISTILLATION_TERMS)
-  assert all(0 < unit < 1e6 for unit in units.values())
-  assert tuning.gradient_units(world, 'tiny') == units
+  for term, unit in units.items():
+    ratio = np.mean(lengths['tagging']) / np.mean(lengths[term])
+    np.testing.assert_allclose(unit, ratio, rtol=1e-3)
 
 
 def test_tuning_tries_every_ratio_with_every_seed(world, monkeypatch):

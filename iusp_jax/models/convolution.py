@@ -5,9 +5,12 @@ and is computed in one of two ways:
 
   'native'  by XLA's convolution and pooling, gradients included;
   'cpu'     as is fastest on a CPU: the kernel's gradient as matrix products
-            clip by clip (XLA's own takes 2 to 4 times as long), a depthwise
-            convolution as a sum of shifted products (10 times), max pooling
-            as a maximum of shifted slices that remembers which one it took;
+            clip by clip (XLA's own takes 2 to 4 times as long), the input's
+            gradient as a convolution like the forward one (2 to 9 times), a
+            small map with few channels with its bands among the channels, a
+            depthwise convolution as a sum of shifted products (10 times), max
+            pooling as a maximum of shifted slices that remembers which one it
+            took;
   'auto'    'cpu' where JAX runs on the CPU, else 'native'.
 
 The two agree to rounding; `benchmarks/convolution.py` times them. 'cpu' has
@@ -77,13 +80,41 @@ def _forward(x_BTFH, kernel, strides, padding, depthwise):
   """The fastest forward pass on a CPU."""
   if kernel.shape[:2] == strides == (1, 1) and not depthwise:
     return x_BTFH @ kernel[0, 0]
-  if not depthwise:
-    return _native(x_BTFH, kernel, strides, padding, depthwise)
   height, width, _, outputs = kernel.shape
+  along_time = x_BTFH.shape[2] == width == 1
+  if not depthwise and not along_time:
+    return _native(x_BTFH, kernel, strides, padding, depthwise)
   slices = _shifts(x_BTFH, (height, width), strides, padding)
+  if not depthwise:
+    return jnp.concatenate(slices, axis=-1) @ kernel.reshape(-1, outputs)
   taps = kernel.reshape(height * width, 1, 1, 1, outputs)
   products = [x * tap for x, tap in zip(slices, taps, strict=True)]
   return functools.reduce(operator.add, products)
+
+
+def _input_gradient(x_BTFH, kernel, strides, padding, gradient_BTFH):
+  """Of a convolution that is not depthwise: again a convolution."""
+  height, width = kernel.shape[:2]
+  # Behind the barrier XLA does not fold the transposition into the convolution,
+  # which in a loop would leave it to a path 2 to 9 times as slow.
+  back = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+  back = jax.lax.optimization_barrier(back)
+  spread = [
+    (size - 1 - low, length + low - 1 - (outputs - 1) * stride, stride - 1)
+    for length, size, stride, (low, _), outputs in zip(
+      x_BTFH.shape[1:3],
+      (height, width),
+      strides,
+      padding,
+      gradient_BTFH.shape[1:3],
+      strict=True,
+    )
+  ]
+  zero = jnp.zeros((), gradient_BTFH.dtype)
+  gradient_BTFH = jax.lax.pad(
+    gradient_BTFH, zero, [(0, 0, 0), *spread, (0, 0, 0)]
+  )
+  return _forward(gradient_BTFH, back, (1, 1), ((0, 0), (0, 0)), False)
 
 
 def _kernel_gradient(x_TFH, gradient_TFH, shape, strides, padding, depthwise):
@@ -123,23 +154,62 @@ def _convolve_cpu_forward(x_BTFH, kernel, strides, padding, depthwise):
 
 def _convolve_cpu_backward(strides, padding, depthwise, saved, gradient_BTFH):
   x_BTFH, kernel = saved
-  _, pull = jax.vjp(
-    lambda x: _forward(x, kernel, strides, padding, depthwise), x_BTFH
-  )
 
-  def add(total, clip):
+  def of_clip(total, clip):
     x_TFH, gradient_TFH = clip
-    return total + _kernel_gradient(
+    total += _kernel_gradient(
       x_TFH, gradient_TFH, kernel.shape, strides, padding, depthwise
-    ), None
+    )
+    x_1TFH, gradient_1TFH = x_TFH[None], gradient_TFH[None]
+    if depthwise or kernel.shape[:2] == (1, 1):
+      _, pull = jax.vjp(
+        lambda x: _forward(x, kernel, strides, padding, depthwise), x_1TFH
+      )
+      (pulled,) = pull(gradient_1TFH)
+    else:
+      pulled = _input_gradient(x_1TFH, kernel, strides, padding, gradient_1TFH)
+    return total, pulled[0]
 
   # Clip by clip: shifted copies of one clip stay in the cache.
   total = jnp.zeros(kernel.shape, jnp.float32)
-  total, _ = jax.lax.scan(add, total, (x_BTFH, gradient_BTFH))
-  return pull(gradient_BTFH)[0], total.astype(kernel.dtype)
+  total, pulled_BTFH = jax.lax.scan(of_clip, total, (x_BTFH, gradient_BTFH))
+  return pulled_BTFH, total.astype(kernel.dtype)
 
 
 _convolve_cpu.defvjp(_convolve_cpu_forward, _convolve_cpu_backward)
+
+
+def _is_small(x_BTFH, kernel, strides) -> bool:
+  """Whether `_fold_frequency` is faster, by benchmarks/convolution.py."""
+  height, width, inputs, outputs = kernel.shape
+  bands = x_BTFH.shape[2]
+  numbers = bands * inputs * -(-bands // strides[1]) * outputs
+  return (height, width) != (1, 1) and numbers <= 5000
+
+
+def _fold_frequency(x_BTFH, kernel, strides, padding):
+  """A convolution along time alone, whose channels are all bands' channels.
+
+  Most of its kernel is zero; with few bands and channels its matrix products
+  still take a half to a quarter of the time of a convolution with a handful of
+  channels.
+  """
+  batch, length, bands, inputs = x_BTFH.shape
+  height, width, _, outputs = kernel.shape
+  low, high = padding[1]
+  bands_out = (bands + low + high - width) // strides[1] + 1
+  # Which band the tap j of an output band g meets.
+  met = np.arange(width)[:, None] + strides[1] * np.arange(bands_out) - low
+  taps_jfg = met[:, None] == np.arange(bands)[:, None]
+  kernel = jnp.einsum('jfg,ijho->ifhgo', taps_jfg.astype(kernel.dtype), kernel)
+  result = _convolve_cpu(
+    x_BTFH.reshape(batch, length, 1, bands * inputs),
+    kernel.reshape(height, 1, bands * inputs, bands_out * outputs),
+    (strides[0], 1),
+    (padding[0], (0, 0)),
+    False,
+  )
+  return result.reshape(batch, -1, bands_out, outputs)
 
 
 def convolve(
@@ -166,6 +236,8 @@ def convolve(
   strides, padding = tuple(strides), tuple(padding)
   if use_native(lowering):
     return _native(x_BTFH, kernel, strides, padding, depthwise)
+  if not depthwise and _is_small(x_BTFH, kernel, strides):
+    return _fold_frequency(x_BTFH, kernel, strides, padding)
   return _convolve_cpu(x_BTFH, kernel, strides, padding, depthwise)
 
 
@@ -213,7 +285,10 @@ def max_pool(
   if rising_H is None:
     rising_H = jnp.ones(x_BTFH.shape[-1], bool)
   # Repeating the edge changes no maximum, and the first of equals is inside.
-  x_BTFH = jnp.pad(x_BTFH, ((0, 0), *padding, (0, 0)), mode='edge')
+  for axis, (_, high) in enumerate(padding, start=1):
+    # Not by `jnp.pad`: its gradient adds arrays of zeros for every other side.
+    edge = jax.lax.slice_in_dim(x_BTFH, -1, None, axis=axis)
+    x_BTFH = jnp.concatenate([x_BTFH, *[edge] * high], axis)
   return _max_pool_cpu(x_BTFH, rising_H, tuple(size))
 
 
