@@ -3,7 +3,8 @@
 What a table needs: runs that differ in their seed and in the weights of their
 objective, and in nothing else. One compiled step serves them all (see
 `step.Job.settings`); log-mel and stored teacher outputs of the split stay on
-the device, and what lies between two validations is one `lax.scan`. Every
+the device, and what lies between two validations is one `lax.scan`. Where they
+do not fit there, the clips of as many steps as do are brought in turn. Every
 member sees the clips in the order of its own seed, and ends where `train.fit`
 would have ended by itself.
 
@@ -14,6 +15,8 @@ Members are spread over the devices, each of which works through its share,
 import dataclasses
 import functools
 import itertools
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +28,7 @@ from iusp_jax import (
   data,
   evaluate,
   frontend,
+  logs,
   optim,
   parallel,
   store,
@@ -34,6 +38,8 @@ from iusp_jax import (
 from iusp_jax.step import TARGETS, Job, initial_state, make_step
 
 Resident = Mapping[str, Any]
+
+SECONDS_BETWEEN_LINES = 30.0
 
 
 @dataclasses.dataclass
@@ -139,6 +145,7 @@ def fit(
   resident: Resident,
   validate: Resident,
   together: int | None = None,
+  room: int | None = None,
 ) -> list[Member]:
   """Trains jobs that differ in seed and weights alone.
 
@@ -147,6 +154,8 @@ def fit(
     resident: from `with_targets`, of the training split.
     validate: from `features`, of the validation split.
     together: members under one `vmap`; by default as is fastest.
+    room: bytes of a device for features and teacher outputs; by default half
+      of its memory, and no limit on a CPU.
 
   Returns:
     One `Member` a job, in order.
@@ -155,7 +164,10 @@ def fit(
     ValueError: where the jobs cannot share a program.
   """
   _check(jobs)
-  return Run(jobs, together or best_together()).train(resident, validate)
+  if room is None:
+    room = device_room()
+  run = Run(jobs, together or best_together())
+  return run.train(resident, validate, room)
 
 
 def first_epoch(job: Job, resident: Resident) -> tuple[Any, np.ndarray]:
@@ -171,6 +183,36 @@ def first_epoch(job: Job, resident: Resident) -> tuple[Any, np.ndarray]:
 def best_together() -> int:
   """How many members share a `vmap`; see benchmarks/ensemble.py."""
   return 1 if jax.default_backend() == 'cpu' else 64
+
+
+def device_room() -> int:
+  """Bytes of a device that may hold what stays there."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  return stats.get('bytes_limit', 2 * sys.maxsize) // 2
+
+
+def part(
+  resident: Resident, clips_MKB: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+  """What some steps need of a split, and their clips by its new numbers.
+
+  Args:
+    resident: a split on the host, from `with_targets`.
+    clips_MKB: by their places in the split.
+
+  Returns:
+    Arrays as in `resident` for U clips, of which U depends on shapes alone,
+    and the places among them, `[M, K, B]`.
+  """
+  needed = np.unique(clips_MKB)
+  size = min(clips_MKB.size, len(resident['index']))
+  kept_U = np.pad(needed, (0, size - len(needed)), mode='edge')
+  arrays = {key: np.asarray(array[kept_U]) for key, array in resident.items()}
+  if 'teacher_batch_gram' in arrays:
+    gram_UN = arrays['teacher_batch_gram']
+    arrays['teacher_batch_gram'] = gram_UN[:, kept_U]
+  places = np.searchsorted(needed, clips_MKB).astype(np.int32)
+  return arrays, places
 
 
 def _check(jobs: Sequence[Job]) -> None:
@@ -235,24 +277,69 @@ class Run:
     """What `advance` takes, with the member axis in front."""
     return self._state, self._settings, clips_MKB
 
-  def train(self, resident, validate) -> list[Member]:
+  def train(self, resident, validate, room: int) -> list[Member]:
     """From the first to the last step of the plan."""
     members = [Member(job) for job in self._jobs]
     truth = data.truth(self._jobs[0].dataset.splits['validate'])
-    plan = self.plan
-    resident, mel = jax.device_put((dict(resident), validate['mel']))
+    plan, said = self.plan, time.monotonic()
+    mel = jax.device_put(validate['mel'])
+    feed = self._feed(resident, room)
     stops = [*range(0, plan.num_steps, plan.eval_every_steps), plan.num_steps]
     for first, last in itertools.pairwise(stops):
-      clips = self.order(first, last)
-      self._state, outputs = self.advance(self.members(clips), resident)
+      outputs = [
+        self._take_steps(clips, arrays)
+        for clips, arrays in feed(self.order(first, last))
+      ]
+      outputs = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *outputs)
       logits_MNC = np.asarray(self.predict(self._state.variables(), mel))
-      outputs = {name: np.asarray(value) for name, value in outputs.items()}
       variables = jax.tree.map(np.asarray, self._state.variables())
       for m, member in enumerate(members):
         self._log(member, first, {k: v[m] for k, v in outputs.items()})
         own = jax.tree.map(lambda x, m=m: x[m], variables)
         self._validate(member, last, own, logits_MNC[m], truth)
+      if time.monotonic() - said > SECONDS_BETWEEN_LINES:
+        said = time.monotonic()
+        logs.say(self._progress(members, last))
     return members
+
+  def _feed(self, resident, room) -> Callable:
+    """A function of clips `[M, K, B]`: pairs of clips and where to find them.
+
+    One pair with all of the split, where that fits into the room on a device;
+    otherwise one for every few steps, with what these need.
+    """
+    size = sum(array.nbytes for array in resident.values())
+    if size <= room:
+      arrays = jax.device_put(dict(resident))
+      return lambda clips_MKB: [(clips_MKB, arrays)]
+    num_clips = len(resident['index'])
+    a_step = self.order(0, 1).size * size / num_clips
+    steps = max(1, int(room / a_step))
+    logs.say(
+      f'{self._jobs[0].name}: features and teacher outputs of the split are '
+      f'{size / 1e6:.0f} MB, more than the {room / 1e6:.0f} MB for them on a '
+      f'device: it gets the clips of {steps} steps at a time'
+    )
+
+    def feed(clips_MKB):
+      for k in range(0, clips_MKB.shape[1], steps):
+        arrays, places = part(resident, clips_MKB[:, k : k + steps])
+        yield places, jax.device_put(arrays)
+
+    return feed
+
+  def _take_steps(self, clips_MKB, arrays) -> dict[str, np.ndarray]:
+    """Takes the steps; their losses and terms, `[M, K]` each."""
+    self._state, outputs = self.advance(self.members(clips_MKB), arrays)
+    return {name: np.asarray(value) for name, value in outputs.items()}
+
+  def _progress(self, members, step) -> str:
+    scores = [m.best_score for m in members if not m.diverged]
+    best = f'{np.mean(scores):.4f}' if scores else 'none, all diverged'
+    return (
+      f'{members[0].job.name} and {len(members) - 1} more: '
+      f'step {step}/{self.plan.num_steps}, mean of best scores {best}'
+    )
 
   def _log(self, member: Member, first: int, outputs_K) -> None:
     """Rows as `train.Loop` writes them; notices a loss that is no number."""

@@ -81,3 +81,45 @@ def test_members_are_the_runs_by_themselves(tmp_path, outputs, together):
       dict(member.last['params']),
       dict(params),
     )
+
+
+def test_what_does_not_fit_on_a_device_is_brought_in_parts(
+  outputs, monkeypatch
+):
+  """One step at a time, a progress line, and the same numbers."""
+  job = make_job('all', augmented=False, epochs=5.0, log_every_steps=1)
+  jobs = [job, dataclasses.replace(job, seed=6)]
+  train_split, validate = residents(job, outputs)
+  size = sum(array.nbytes for array in train_split.values())
+  said = []
+  monkeypatch.setattr(logs, 'say', said.append)
+  whole = ensemble.fit(jobs, train_split, validate, room=size)
+  assert not said
+  monkeypatch.setattr(ensemble, 'SECONDS_BETWEEN_LINES', 0.0)
+  parts = ensemble.fit(jobs, train_split, validate, room=size - 1)
+  assert 'clips of 1 steps' in said[0]
+  assert 'step 15/15' in said[-1]
+  for one, other in zip(whole, parts, strict=True):
+    assert one.best_score == other.best_score
+    for own, same in zip(one.rows, other.rows, strict=True):
+      assert own.keys() == same.keys()
+      for name in own:
+        np.testing.assert_allclose(own[name], same[name], 1e-6, err_msg=name)
+
+
+def test_a_part_has_the_batches_of_the_whole(outputs):
+  job = make_job('all', augmented=False)
+  resident, _ = residents(job, outputs)
+  clips_MKB = np.array([[[3, 7, 7], [0, 3, 23]], [[7, 1, 0], [2, 2, 5]]])
+  for chosen in (clips_MKB, clips_MKB[:, :1]):
+    arrays, places = ensemble.part(resident, chosen)
+    assert len(arrays['index']) == min(chosen.size, 24)
+    for own, new in zip(
+      chosen.reshape(-1, 3), places.reshape(-1, 3), strict=True
+    ):
+      expected, found = (
+        ensemble.take(jax.tree.map(jax.numpy.asarray, dict(tree)), index_B)
+        for tree, index_B in ((resident, own), (arrays, new))
+      )
+      assert expected.keys() == found.keys()
+      jax.tree.map(np.testing.assert_array_equal, expected, found)

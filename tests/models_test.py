@@ -55,20 +55,21 @@ def make(name, **fields):
 # Convolution and pooling ----------------------------------------------------
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=16, deadline=None)
 @given(
   seed=st.integers(0, 99),
+  outputs=st.sampled_from([3, 48]),  # Few, with bands folded in; many.
   size=st.tuples(st.integers(1, 5), st.integers(1, 4)),
   strides=st.tuples(st.integers(1, 3), st.integers(1, 2)),
   depthwise=st.booleans(),
   length=st.integers(5, 9),
 )
 def test_cpu_convolution_is_native_convolution(
-  seed, size, strides, depthwise, length
+  seed, outputs, size, strides, depthwise, length
 ):
   rng = np.random.default_rng(seed)
   x = jnp.asarray(rng.normal(size=(2, length, 6, 4)), jnp.float32)
-  shape = (*size, 1, 4) if depthwise else (*size, 4, 3)
+  shape = (*size, 1, 4) if depthwise else (*size, 4, outputs)
   kernel = jnp.asarray(rng.normal(size=shape), jnp.float32)
   padding = [
     convolution.same_padding(*axis)
@@ -87,7 +88,7 @@ def test_cpu_convolution_is_native_convolution(
   native = run('native')
   assert native[0].shape[1:3] == (-(-length // strides[0]), -(-6 // strides[1]))
   for got, expected in zip(run('cpu'), native, strict=True):
-    np.testing.assert_allclose(got, expected, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(got, expected, atol=3e-5, rtol=1e-5)
 
 
 def test_convolution_by_definition():
