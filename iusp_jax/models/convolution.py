@@ -201,10 +201,13 @@ def _fold_frequency(x_BTFH, kernel, strides, padding):
   # Which band the tap j of an output band g meets.
   met = np.arange(width)[:, None] + strides[1] * np.arange(bands_out) - low
   taps_jfg = met[:, None] == np.arange(bands)[:, None]
-  kernel = jnp.einsum('jfg,ijho->ifhgo', taps_jfg.astype(kernel.dtype), kernel)
-  result = _convolve_cpu(
+  taps_jfg = jnp.asarray(taps_jfg, kernel.dtype)
+  kernel_fgiho = jnp.tensordot(taps_jfg, kernel, ((0,), (1,)))
+  result: jax.Array = _convolve_cpu(
     x_BTFH.reshape(batch, length, 1, bands * inputs),
-    kernel.reshape(height, 1, bands * inputs, bands_out * outputs),
+    kernel_fgiho.transpose(2, 0, 3, 1, 4).reshape(
+      height, 1, bands * inputs, bands_out * outputs
+    ),
     (strides[0], 1),
     (padding[0], (0, 0)),
     False,
