@@ -3,7 +3,6 @@
 python run.py --config=configs/iusp.py:demo
 """
 
-import pathlib
 import sys
 
 from absl import app, flags, logging
@@ -32,7 +31,11 @@ def main(argv):
         scoring.main_score(**command_line.values(command_line.SCORE))
         return
       if mode == 'report':
-        runner.report([pathlib.Path(name) for name in argv[1:]])
+        place = command_line.WORKDIR.value
+        runner.report(
+          [logs.place(name) for name in argv[1:]],
+          logs.place(place) if place else None,
+        )
         return
       config = command_line.config()
       workdir = logs.place(command_line.workdir())

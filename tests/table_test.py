@@ -205,7 +205,8 @@ def test_cell_that_diverges_stops_no_other(world, tmp_path):
 
 def part(world, folder, objective, fingerprint='f', dataset='d'):
   """A table of which one group is done."""
-  facts = {'dataset': dataset, 'tags': ['x'], 'environment': {}, 'command': ''}
+  facts = {'dataset': dataset, 'tags': ['x'], 'command': objective}
+  facts['environment'] = {'num_cores': 2, 'git_commit': objective}
   grid.start(world.config, folder, facts)
   guide = {'rotation': '', 'fingerprint': fingerprint}
   guide['repetitiveness'] = {'x': 0.5}
@@ -227,6 +228,9 @@ def test_collect_merges_parts_and_names_what_is_missing(world, tmp_path):
     assert status.count('done') == 4
     assert status.count('missing') == len(status) - 4 == 6
     assert found['repetitiveness'] == {'x': 0.5}
+    assert sorted(found['command'].splitlines()) == ['baseline', 'sp']
+    assert found['environment']['num_cores'] == 2
+    assert sorted(found['environment']['git_commit']) == ['baseline', 'sp']
 
 
 def test_parts_that_do_not_belong_together_are_refused(world, tmp_path):
@@ -240,7 +244,9 @@ def test_parts_that_do_not_belong_together_are_refused(world, tmp_path):
   with pytest.raises(ValueError, match='holds no table'):
     grid.collect([tmp_path])
   with pytest.raises(ValueError, match='needs the --workdir'):
-    runner.report([])
+    runner.report([], tmp_path)
+  with pytest.raises(ValueError, match='needs a folder for the report'):
+    runner.report([first, other], None)
 
 
 def test_repetitiveness_is_the_mean_cosine(world):

@@ -181,12 +181,16 @@ def collect(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
       reports; where two have the same cell, the later one counts.
 
   Returns:
-    What `tables.write` wants; cells that no part has are 'missing'.
+    What `tables.write` wants; cells that no part has are 'missing'. `command`
+    has a line for every part's; a field of `environment` in which parts differ
+    lists what they have.
 
   Raises:
     ValueError: if a path holds no table, or the parts do not belong together.
   """
   table: dict[str, Any] = {}
+  commands: dict[str, None] = {}
+  environments: dict[str, list] = {}
   cells: dict[tuple, dict] = {}
   teachers: dict[str, dict] = {}
   for path in paths:
@@ -197,6 +201,10 @@ def collect(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
           f'{path} has {field} {part[field]}, {paths[0]} has {table[field]}: '
           'expected parts of one table'
         )
+    commands |= dict.fromkeys(part['command'].splitlines())
+    for name, value in part['environment'].items():
+      values = environments.setdefault(name, [])
+      values += [v for v in _listed(value) if v not in values]
     for facts in part['teachers']:
       known = teachers.setdefault(facts['rotation'], facts)
       if known['fingerprint'] != facts['fingerprint']:
@@ -211,6 +219,11 @@ def collect(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
     table = table or part
   means = [facts['repetitiveness'] for facts in teachers.values()]
   return table | {
+    'command': '\n'.join(commands),
+    'environment': {
+      name: values[0] if len(values) == 1 else values
+      for name, values in environments.items()
+    },
     'cells': list(cells.values()),
     'teachers': list(teachers.values()),
     'repetitiveness': {
@@ -218,6 +231,10 @@ def collect(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
       for tag in (means[0] if means else {})
     },
   }
+
+
+def _listed(value) -> list:
+  return value if isinstance(value, list) else [value]
 
 
 def _read_part(path: pathlib.Path) -> dict[str, Any]:

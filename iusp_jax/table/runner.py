@@ -68,7 +68,7 @@ def run(config: Any, workdir: pathlib.Path, shard_text: str = '') -> None:
     )
   if world is not None:
     draw_similarities(world, workdir)
-  report([workdir])
+  report([workdir], workdir)
 
 
 def draw_similarities(world: World, workdir: pathlib.Path) -> None:
@@ -142,23 +142,30 @@ def run_group(
   return time.monotonic() - started
 
 
-def report(folders: Sequence[pathlib.Path]) -> None:
+def report(paths: Sequence[pathlib.Path], place: pathlib.Path | None) -> None:
   """Writes tables and pictures anew from the cells that are there.
 
   Args:
-    folders: workdirs of one table, of its shards or parts, or files of cells
-      that a report left; the first one gets the report.
+    paths: workdirs of one table, of its shards or parts, or files of cells
+      that a report left.
+    place: the folder for the report; None: a table's own workdir.
 
   Raises:
-    ValueError: if no folder is named, or one holds no table.
+    ValueError: if no path is named, one holds no table, or it is not clear
+      where the report goes.
   """
-  if not folders:
+  if not paths:
     raise ValueError(
       '--mode=report needs the --workdir of a table, or those of its shards: '
       'python run.py --mode=report runs/table'
     )
-  found = grid.collect(folders)
-  place = folders[0] if folders[0].is_dir() else folders[0].with_suffix('')
+  if place is None and (len(paths) > 1 or not paths[0].is_dir()):
+    raise ValueError(
+      '--mode=report of several parts, or of a cells.json, needs a folder for '
+      'the report: --workdir=runs/report'
+    )
+  found = grid.collect(paths)
+  place = place or paths[0]
   text = json.dumps(found, separators=(',', ':')) + '\n'
   logs.write_atomically(place / 'cells.json', text)
   logs.say(tables.write(found, place))

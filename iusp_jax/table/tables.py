@@ -196,8 +196,16 @@ def _teacher_lines(numbers) -> str:
 def _origin(numbers) -> str:
   environment = numbers['environment'] or {}
   lines = [f'```\n{numbers["command"] or "unknown command"}\n```', '']
-  lines += [f'- {name}: {value}' for name, value in environment.items()]
+  for name, value in environment.items():
+    values = value if isinstance(value, list) else [value]
+    lines.append(f'- {name}: {" or ".join(map(_words, values))}')
   return '\n'.join(lines).rstrip()
+
+
+def _words(value) -> str:
+  if isinstance(value, Mapping):
+    return ', '.join(f'{name} {version}' for name, version in value.items())
+  return str(value)
 
 
 def _grid(rows: Sequence[Sequence[str]]) -> str:
