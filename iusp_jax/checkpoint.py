@@ -2,13 +2,15 @@
 
 Orbax writes beside the final name and renames, so a kill leaves no half
 checkpoint. It restores a flipped bit without a word, though, so every
-checkpoint carries a manifest of checksums of our own.
+checkpoint carries a manifest of checksums of our own, of its arrays and facts.
+A checkpoint that is written anew is put aside until the new one is whole.
 
 The state is the same on all processes of a run, as NumPy: process 0 writes it
 alone, and every process reads it, on any number of devices and processes.
 """
 
 import hashlib
+import json
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -22,6 +24,10 @@ from absl import logging
 from iusp_jax import logs, processes
 
 Tree = Mapping[str, Any]
+
+
+# What a checkpoint is called while it is written anew.
+_ASIDE = '.aside'
 
 
 class DamagedCheckpoint(ValueError):
@@ -59,16 +65,22 @@ def _save(folder, step, arrays, facts, keep):
   arrays = jax.tree.map(np.asarray, arrays)
   path = _absolute(folder) / f'{step:08d}'
   try:
+    if path.exists():
+      _delete(_aside(path))
+      path.rename(_aside(path))
     with _checkpointer() as checkpointer:
       checkpointer.save(
         path,
         ocp.args.Composite(
           arrays=ocp.args.StandardSave(arrays),
           facts=ocp.args.JsonSave(
-            {'facts': dict(facts), 'checksums': checksums(arrays)}
+            {
+              'facts': dict(facts),
+              'checksums': checksums(arrays),
+              'facts_checksum': _facts_checksum(facts),
+            }
           ),
         ),
-        force=True,
       )
   except Exception as error:
     older = steps(folder)
@@ -77,21 +89,31 @@ def _save(folder, step, arrays, facts, keep):
       + (f'the last good one is {older[-1]}' if older else 'there is no older')
       + ': make room or choose another --workdir, then run again'
     ) from error
-  for old in steps(folder)[:-keep]:
-    _delete(folder / f'{old:08d}')
-  for leftover in folder.glob('*.orbax-checkpoint-tmp*'):  # Of a kill.
-    _delete(leftover, ignore_errors=True)
+  leftovers = [find(folder, old) for old in steps(folder)[:-keep]]
+  leftovers += folder.glob(f'*{_ASIDE}')
+  leftovers += folder.glob('*.orbax-checkpoint-tmp*')  # Of a kill.
+  for leftover in leftovers:
+    _delete(leftover)
 
 
 def steps(folder: pathlib.Path) -> list[int]:
   """The steps of the finished checkpoints of a series, in order."""
   if not folder.is_dir():
     return []
-  return sorted(
-    int(path.name)
-    for path in folder.iterdir()
-    if path.is_dir() and path.name.isdigit()
-  )
+  names = {
+    path.name.removesuffix(_ASIDE) for path in folder.iterdir() if path.is_dir()
+  }
+  return sorted(int(name) for name in names if name.isdigit())
+
+
+def find(folder: pathlib.Path, step: int) -> pathlib.Path:
+  """Where the checkpoint of a step is."""
+  path = folder / f'{step:08d}'
+  return path if path.exists() else _aside(path)
+
+
+def _aside(path):
+  return path.with_name(path.name + _ASIDE)
 
 
 def restore(path: pathlib.Path) -> tuple[Tree, dict[str, Any]]:
@@ -117,6 +139,12 @@ def restore(path: pathlib.Path) -> tuple[Tree, dict[str, Any]]:
     raise DamagedCheckpoint(
       f'checkpoint {path} cannot be read ({type(error).__name__}: {error})'
     ) from error
+  # Checkpoints of the first version have no checksum of their facts.
+  if stored.get('facts_checksum') not in (None, _facts_checksum(facts)):
+    raise DamagedCheckpoint(
+      f'checkpoint {path} is damaged: its facts differ from what was written '
+      f'({", ".join(facts)})'
+    )
   arrays = jax.tree.map(np.asarray, arrays or {})
   found = checksums(arrays)
   wrong = sorted(
@@ -143,7 +171,7 @@ def restore_newest(
   damaged: list[str] = []
   for step in reversed(steps(folder)):
     try:
-      arrays, facts = restore(folder / f'{step:08d}')
+      arrays, facts = restore(find(folder, step))
     except DamagedCheckpoint as error:
       damaged.append(str(error))
       logging.error('%s; trying the one before', error)
@@ -173,11 +201,17 @@ def checksums(arrays: Tree) -> dict[str, str]:
   }
 
 
-def _delete(path, ignore_errors=False):
+def _facts_checksum(facts: Mapping[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _delete(path):
+  if not path.exists():
+    return
   if logs.is_remote(path):
     path.rmtree()
   else:
-    shutil.rmtree(path, ignore_errors=ignore_errors)
+    shutil.rmtree(path)
 
 
 def _absolute(path):

@@ -13,7 +13,8 @@ No jax in here: a batch is a dict of NumPy arrays.
 
 The order of a training run is a function of the seed: element k of the
 endless, reshuffled sequence is the same on any number of hosts, and host h of
-H reads elements h, h + H, … of it. The state of the stream is one number.
+H reads the h-th of the H equal blocks of every batch, as a device of one host
+has a block of the host's clips. The state of the stream is one number.
 """
 
 import dataclasses
@@ -208,17 +209,22 @@ def _levels(example, aggregation):
   )
 
 
+def _read(split: Split, index: int) -> Mapping[str, Any]:
+  """Example `index` of a split."""
+  try:
+    return split.source[int(index)]
+  except Exception as error:
+    raise ValueError(
+      f'record {index} of split {split.name!r} cannot be read ({error}): '
+      'delete the prepared data set, so that it is built again'
+    ) from error
+
+
 def _element(split: Split):
   """Turns example `index` of a split into one element of a batch."""
 
   def read(index: int) -> dict[str, np.ndarray]:
-    try:
-      example = split.source[int(index)]
-    except Exception as error:
-      raise ValueError(
-        f'record {index} of split {split.name!r} cannot be read ({error}): '
-        'delete the prepared data set, so that it is built again'
-      ) from error
+    example = _read(split, index)
     tags, mask = targets(example, split.level, split.aggregation)
     return {
       'wave': example['audio'],
@@ -296,13 +302,14 @@ def train_stream(
     clips = clips.seed(seed).random_map(
       lambda pair, rng: _mix(pair, rng, mixup_alpha)
     )
-  clips = clips.slice(slice(host, None, num_hosts))
+  if num_hosts > 1:
+    clips = _Block(clips, batch_size, host, num_hosts)
   clips = clips.batch(batch_size // num_hosts, drop_remainder=True)
   if num_hosts > 1:
     order = train_order(len(split), seed)
     order = order.batch(batch_size, drop_remainder=True)
     clips = clips.map_with_index(
-      lambda k, batch: batch | {'global_index': _by_host(order[k], num_hosts)}
+      lambda k, batch: batch | {'global_index': np.asarray(order[k], np.int32)}
     )
   return iter(
     clips.to_iter_dataset(
@@ -311,9 +318,20 @@ def train_stream(
   )
 
 
-def _by_host(index_B, num_hosts):
-  """A batch in the order in which devices gather it: host by host."""
-  return np.asarray(index_B, np.int32).reshape(-1, num_hosts).T.reshape(-1)
+class _Block(grain.MapDataset):
+  """One host's block of every batch of a sequence, batch after batch."""
+
+  def __init__(self, parent, batch_size, host, num_hosts):
+    super().__init__(parent)
+    self._batch_size, self._size = batch_size, batch_size // num_hosts
+    self._first = host * self._size
+
+  def __len__(self):
+    return len(self._parent) // self._batch_size * self._size
+
+  def __getitem__(self, index):
+    batch, clip = divmod(index, self._size)
+    return self._parent[batch * self._batch_size + self._first + clip]
 
 
 def eval_batches(
@@ -354,7 +372,7 @@ def truth(split: Split) -> dict[str, Any]:
     two levels `fine`, int8 `[N, 29]`, in the order of
     `taxonomy.FINE_COLUMNS`, X included.
   """
-  examples = [split.source[k] for k in range(len(split))]
+  examples = [_read(split, k) for k in range(len(split))]
   result: dict[str, Any] = {
     'clip_id': [_text(example['clip_id']) for example in examples],
     'coarse': np.stack([example['coarse'] for example in examples]),
@@ -374,4 +392,4 @@ def _text(value) -> str:
 
 def clip_ids(split: Split, index_B: Any) -> list[str]:
   """The names of some clips of a split."""
-  return [_text(split.source[int(k)]['clip_id']) for k in index_B]
+  return [_text(_read(split, k)['clip_id']) for k in index_B]

@@ -58,12 +58,16 @@ def joined(
     yield
     return
   devices = None
+  port = rendezvous.split_address(coordinator)[1] + 1 if coordinator else 0
   if not coordinator:
     found = detect(start_timeout)
     coordinator, num_processes, process_id, devices = found
+    port = own_port(coordinator)
   assert num_processes is not None
   assert process_id is not None
-  party = start(coordinator, num_processes, process_id, devices, start_timeout)
+  party = start(
+    coordinator, port, num_processes, process_id, devices, start_timeout
+  )
   try:
     yield
   except BaseException as error:
@@ -130,8 +134,19 @@ def detect(timeout: float) -> tuple[str, int, int, list[int] | None]:
   return coordinator, num_processes, process_id, devices  # pyright: ignore
 
 
+def own_port(coordinator: str) -> int:
+  """The port of our rendezvous where JAX has chosen its own.
+
+  Under Slurm and Open MPI JAX takes a number of the job from 61440 to 65535.
+  The port after it may be that of the next job on the same host, or none.
+  """
+  port = int(coordinator.rpartition(':')[2])
+  return port - 2**15 if port > 2**15 else port + 1
+
+
 def start(
   coordinator: str,
+  port: int,
   num_processes: int,
   process_id: int,
   devices: list[int] | None,
@@ -139,30 +154,54 @@ def start(
 ) -> rendezvous.Party:
   """Waits for all processes and starts JAX's runtime over them.
 
+  Args:
+    coordinator: `host:port` of process 0 for JAX.
+    port: of process 0 for our rendezvous.
+    num_processes: of the run.
+    process_id: of this one.
+    devices: numbers of its devices; None for all of its host.
+    timeout: seconds to wait.
+
   Raises:
     OSError: where processes are missing after the timeout.
     ValueError: where two claim the same number.
   """
-  party = rendezvous.meet(coordinator, num_processes, process_id, timeout)
+  party = rendezvous.meet(
+    coordinator, port, num_processes, process_id, timeout
+  )
   party.watch()
   # Of the runtime's two ends, gloo is for CPUs; others have their own.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   # It would swallow SIGTERM, which is for the training loop to hear.
   jax.config.update('jax_enable_preemption_service', False)
-  jax.distributed.initialize(
-    coordinator,
-    num_processes,
-    process_id,
-    local_device_ids=devices,
-    initialization_timeout=int(timeout),
-    heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-  )
-  # The devices of all processes get to know each other now, while all are
-  # here: gloo gives them 30 s, and the first step may find hosts far apart.
-  ones = np.ones((jax.local_device_count(), 1), np.float32)
-  total = parallel.pmap(parallel.gather)(ones)
-  assert total.addressable_data(0).size == jax.device_count()
+  with _stdout_to_stderr():
+    jax.distributed.initialize(
+      coordinator,
+      num_processes,
+      process_id,
+      local_device_ids=devices,
+      initialization_timeout=int(timeout),
+      heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+    )
+    # The devices of all processes get to know each other now, while all are
+    # here: gloo gives them 30 s, and the first step may find hosts far apart.
+    ones = np.ones((jax.local_device_count(), 1), np.float32)
+    total = parallel.pmap(parallel.gather)(ones)
+    assert total.addressable_data(0).size == jax.device_count()
   return party
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr():
+  """For gloo, which would speak before the first line of our own."""
+  sys.stdout.flush()
+  stdout = os.dup(1)
+  os.dup2(2, 1)
+  try:
+    yield
+  finally:
+    os.dup2(stdout, 1)
+    os.close(stdout)
 
 
 def _leave_by(error, party):

@@ -35,12 +35,17 @@ def say(message: str, everywhere: bool = False) -> None:
   sys.stdout.flush()
 
 
-def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+def write_atomically(
+  path: pathlib.Path, content: str | bytes, everywhere: bool = False
+) -> None:
   """Replaces a file in one step: it is never seen half written.
 
-  Processes other than 0 write nothing.
+  Args:
+    path: the file.
+    content: all of it.
+    everywhere: from all processes of a run, not only process 0.
   """
-  if not processes.is_primary():
+  if not (everywhere or processes.is_primary()):
     return
   if isinstance(content, str):
     content = content.encode()

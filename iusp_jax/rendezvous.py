@@ -103,12 +103,13 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def meet(
-  address: str, num_processes: int, process_id: int, timeout: float
+  address: str, own_port: int, num_processes: int, process_id: int, timeout: float
 ) -> 'Party':
   """Waits until all processes of a run are there.
 
   Args:
-    address: `host:port` of process 0 for JAX; the port after it is ours.
+    address: `host:port` of process 0 for JAX.
+    own_port: of process 0 for this rendezvous.
     num_processes: of the run.
     process_id: of this one.
     timeout: seconds to wait.
@@ -118,14 +119,15 @@ def meet(
     ValueError: where two processes say they are the same one, or disagree
       on their number.
   """
-  host, port = split_address(address)
+  host, _, port = address.rpartition(':')
   deadline = time.monotonic() + timeout
   if process_id == 0:
-    _listen(port).close()  # JAX would crash where it is taken.
-    peers = _await_all(port + 1, num_processes, deadline, timeout)
+    _listen(int(port)).close()  # JAX would crash where it is taken.
+    peers = _await_all(own_port, num_processes, deadline, timeout)
   else:
+    host = host.strip('[]')
     peers = {
-      0: _go_to(host, port + 1, num_processes, process_id, deadline, timeout)
+      0: _go_to(host, own_port, num_processes, process_id, deadline, timeout)
     }
   return Party(process_id, peers)
 

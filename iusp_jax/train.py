@@ -76,6 +76,7 @@ def fit(job: Job) -> None:
       except watch.NotFinite as error:
         path = job.workdir / 'nan_batch.npz'
         watch.save_batch(path, error, stream, train_split)
+        processes.barrier()  # A host that stops ends the others.
         if job.on_nan == 'stop' or len(skipped) == watch.MAX_SKIPPED:
           raise
         logs.say(

@@ -1,6 +1,7 @@
 """What watches the loop: losses that are no numbers, and a profiler's trace."""
 
 import dataclasses
+import io
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -100,9 +101,9 @@ def save_batch(
   }
   if jax.process_index():
     path = path.with_stem(f'{path.stem}_{jax.process_index()}')
-  partial = path.with_suffix('.partial.npz')
-  np.savez_compressed(partial, **arrays)
-  partial.replace(path)
+  content = io.BytesIO()
+  np.savez_compressed(content, **arrays)
+  logs.write_atomically(path, content.getvalue(), everywhere=True)
   logs.say(f'The batch of step {error.done.step} is in {path}')
 
 

@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -175,16 +177,33 @@ def without_skips(rows):
 
 
 @pytest.mark.parametrize('every', [1, 3])
-def test_nan_stops_and_its_batch_is_kept(tmp_path, every):
+@pytest.mark.parametrize(('clip', 'first'), [(0, 1), (2, 2), (7, 3)])
+def test_nan_stops_and_its_batch_is_kept(
+  tmp_path, monkeypatch, every, clip, first
+):
   """The step that began it is named, whether it is one that is logged or not.
 
   The reference is the stream itself: the first batch that holds the clip.
   """
-  clip = 7
-  job = make_job(tmp_path / 'run', data_set=spoilt(clip), log_every_steps=every)
+  # A validation looks at all steps before it: none is near.
+  job = make_job(
+    tmp_path / 'run',
+    data_set=spoilt(clip),
+    log_every_steps=every,
+    eval_every_epochs=3.0,
+  )
   held, batch = batches_with(clip, job, 9)
+  assert held[0] + 1 == first
+  taken = []
+  next_batch = train.Loop._next_batch
+  monkeypatch.setattr(
+    train.Loop,
+    '_next_batch',
+    lambda *args: taken.append(1) or next_batch(*args),
+  )
   with pytest.raises(FloatingPointError, match=f'loss of step {held[0] + 1} '):
     train.fit(job)
+  assert len(taken) <= first + every + 1
   kept = np.load(job.workdir / 'nan_batch.npz')
   assert kept['step'] == held[0] + 1
   np.testing.assert_array_equal(kept['index'], batch['index'])
@@ -345,29 +364,89 @@ def test_unknown_answer_to_nan_is_refused():
 
 # Orbax leaves a closed event loop behind where it fails to read.
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-@pytest.mark.parametrize('damage', ['flip', 'truncate', 'delete', 'facts'])
-def test_damaged_newest_checkpoint_is_said_and_passed_over(tmp_path, damage):
-  arrays = {'a': np.arange(1000.0), 'b': {'c': np.ones((3, 4), np.float32)}}
+@pytest.mark.parametrize(
+  ('damage', 'said'),
+  [
+    ('flip', 'is damaged: 1 of 2 arrays'),
+    ('flipped fact', 'is damaged: its facts'),
+    ('truncate', 'cannot be read'),
+    ('delete', 'cannot be read'),
+    ('cut facts', 'cannot be read'),
+  ],
+)
+def test_damaged_newest_checkpoint_is_said_and_passed_over(
+  tmp_path, damage, said, caplog
+):
+  """A flipped bit of an array or fact is what only the manifest finds."""
+  noise = np.random.default_rng(0).normal(size=20_000)  # Not to be compressed.
+  arrays = {'a': noise, 'b': {'c': np.ones((3, 4), np.float32)}}
   for number in (1, 2):
     checkpoint.save(tmp_path, number, arrays, {'number': number}, keep=2)
   newest = tmp_path / f'{2:08d}'
-  # Not of `ocdbt.process_0`, which Orbax has merged into this one.
-  (path,) = newest.glob('arrays/d/*')
+  path = max(newest.glob('arrays/**/d/*'), key=lambda path: path.stat().st_size)
+  assert path.stat().st_size > 100_000
   content = bytearray(path.read_bytes())
+  facts = newest / 'facts' / 'metadata'
   match damage:
     case 'flip':
       content[len(content) // 2] ^= 1
       path.write_bytes(content)
+    case 'flipped fact':
+      facts.write_text(facts.read_text().replace('"number": 2', '"number": 3'))
     case 'truncate':
       path.write_bytes(content[: len(content) // 2])
     case 'delete':
       path.unlink()
-    case 'facts':
-      facts = newest / 'facts' / 'metadata'
+    case 'cut facts':
       facts.write_text(facts.read_text()[:-5])
-  with pytest.raises(checkpoint.DamagedCheckpoint, match=str(newest)):
+  with pytest.raises(checkpoint.DamagedCheckpoint, match=f'{newest} {said}'):
     checkpoint.restore(newest)
+  caplog.clear()
   restored = checkpoint.restore_newest(tmp_path)
+  assert f'{newest} {said}' in caplog.text
+  assert 'trying the one before' in caplog.text
   assert restored is not None
   assert restored[0] == restored[2]['number'] == 1
   assert checkpoint.checksums(restored[1]) == checkpoint.checksums(arrays)
+
+
+# A process of its own, since the limit is one of a process.
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from iusp_jax import checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder, step = Path(sys.argv[1]), int(sys.argv[2])
+small, large = ({'a': np.random.default_rng(0).normal(size=size)}
+                for size in (1_000, 200_000))
+checkpoint.save(folder, 1, small, {'is': 'good'}, keep=2)
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+try:
+  checkpoint.save(folder, step, large, {'is': 'too large'}, keep=2)
+except OSError as error:
+  sys.exit(f'error: {error}')
+"""
+
+
+@pytest.mark.parametrize('step', [2, 1])
+def test_full_disk_keeps_the_last_good_checkpoint(tmp_path, step):
+  """For a new step, and for one that is written anew."""
+  done = subprocess.run(
+    [sys.executable, '-c', FULL_DISK, str(tmp_path), str(step)],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 1, done.stderr
+  assert f'{step:08d} could not be written' in done.stderr
+  assert 'the last good one is 1: make room' in done.stderr
+  assert checkpoint.steps(tmp_path) == [1]
+  restored = checkpoint.restore_newest(tmp_path)
+  assert restored is not None
+  assert restored[2] == {'is': 'good'}
+  checkpoint.save(tmp_path, step, {'a': np.ones(3)}, {'is': 'new'}, keep=1)
+  restored = checkpoint.restore_newest(tmp_path)
+  assert restored is not None
+  assert restored[2] == {'is': 'new'}
+  assert [path.name for path in tmp_path.iterdir()] == [f'{step:08d}']

@@ -224,9 +224,11 @@ def test_flags_that_do_not_go_together_are_refused(flags, message):
     pytest.fail('it began')
 
 
-def test_slurm_job_is_recognised(monkeypatch):
+@pytest.mark.parametrize('number', [4094, 4095, 4096, 123_456])
+def test_slurm_job_is_recognised(monkeypatch, number):
+  """Two jobs in a row may share a host, and the last port has none after it."""
   job = {
-    'SLURM_JOB_ID': '4096',
+    'SLURM_JOB_ID': str(number),
     'SLURM_STEP_NODELIST': 'node[07-09]',
     'SLURM_NTASKS': '3',
     'SLURM_PROCID': '2',
@@ -237,8 +239,13 @@ def test_slurm_job_is_recognised(monkeypatch):
     monkeypatch.setenv(name, value)
   coordinator, num_processes, process_id, devices = hosts.detect(10)
   assert coordinator.startswith('node07:')
-  rendezvous.split_address(coordinator)
   assert (num_processes, process_id, devices) == (3, 2, [0])
+  port, own = int(coordinator.partition(':')[2]), hosts.own_port(coordinator)
+  monkeypatch.setenv('SLURM_JOB_ID', str(number + 1))
+  following = hosts.detect(10)[0]
+  used = [int(following.partition(':')[2]), hosts.own_port(following)]
+  assert len({port, own, *used}) == 4
+  assert all(1024 < number < 65536 for number in (port, own, *used))
 
 
 def test_without_flags_nothing_is_started():
@@ -263,7 +270,9 @@ def test_command_gives_the_scores_of_one_process(tmp_path):
     finish(children, 400)
     said = [child.said() for child in children]
     for k, text in enumerate(said):
-      assert f'process {k} of {processes}, backend cpu' in text
+      first = f'process {k} of {processes}, backend cpu'
+      assert text.splitlines()[0].startswith(first)
+    assert 'preparing dataset' in said[0]
     for text in said[1:]:
       assert 'compiled' not in text
       assert 'Results' not in text

@@ -219,11 +219,53 @@ MOMENTS = [
 ]
 
 
+def newest(world, name, place):
+  """The step of the newest checkpoint of a run; None where there is none."""
+  found = [
+    step
+    for workdir in (world.folder / name).glob(place)
+    for step in checkpoint.steps(workdir / 'checkpoints' / 'last')
+  ]
+  return max(found, default=None)
+
+
+def assert_goes_on(said, saved):
+  """A run that trains begins at the newest save, and at no other step."""
+  for name, step in saved.items():
+    begins = said.partition(f'{name}: compiled the train step')
+    if begins[1]:
+      words = [] if step is None else [f'{name}: continues after step {step}']
+      lines = begins[0].splitlines()
+      assert [line for line in lines if f'{name}: continues' in line] == words
+
+
+def struck(process):
+  """In what a run was killed, by what it left half done."""
+  places = set()
+  if process.appears('**/checkpoints/*/*tmp*'):
+    places.add('save')
+  if process.appears('cache/outputs/*.partial'):
+    places.add('store')
+  for place in (TEACHER, STUDENT):
+    for path in process.place.glob(f'{place}/metrics.jsonl'):
+      last = path.read_text().splitlines()[-1:]
+      row = json.loads(last[0]) if last else {}
+      if process.appears(f'{place}/metrics.jsonl') and 'train/loss' in row:
+        # Validations come after every second step.
+        places.add('step' if row['step'] % 2 else 'evaluation')
+  run = process.place / STUDENT
+  trained = (run / 'checkpoints' / 'last' / f'{12:08d}').is_dir()
+  if trained and not (run / 'results.json').exists():
+    places.add('last evaluation')
+  return places
+
+
 def test_run_killed_at_25_moments_ends_as_one_left_alone(world):
   chance = random.Random(0)
-  interrupted = 0  # Saves that were caught in the act.
-  missed = []
+  places, missed = set(), []
+  parts = {'teacher': TEACHER, 'student': STUDENT}
   for name, moment, spread in MOMENTS:
+    saved = {k: newest(world, 'killed', place) for k, place in parts.items()}
     process = world.start('killed')
     past = 'teacher: found' if 'teacher' in name else None
     came = process.reaches(moment, past=past)
@@ -232,10 +274,11 @@ def test_run_killed_at_25_moments_ends_as_one_left_alone(world):
     assert code in (0, -signal.SIGKILL), f'{name}: {code}\n{process.said}'
     if code == 0 or not came:
       missed.append(name)
-    interrupted += process.appears('**/checkpoints/*/*tmp*')
+    assert_goes_on(process.said, saved)
+    places |= struck(process)
   world.finish('killed')
   assert len(MOMENTS) - len(missed) >= 20, missed
-  assert interrupted >= 2
+  assert places == {'step', 'save', 'store', 'evaluation', 'last evaluation'}
   assert_same(world, 'killed')
 
 
@@ -244,11 +287,6 @@ def assert_same(world, name):
   assert expected.keys() == found.keys()
   for key in expected:
     assert found[key] == expected[key], key
-
-
-def newest(world, name, place):
-  (workdir,) = (world.folder / name).glob(place)
-  return checkpoint.steps(workdir / 'checkpoints' / 'last')[-1]
 
 
 def test_notice_saves_ends_with_its_code_and_continues(world):

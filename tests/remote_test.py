@@ -7,20 +7,24 @@ import json
 import pathlib
 
 import fsspec
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils.epath import backend
+from fakes import dataset
 from fsspec.implementations import dirfs, local
 
 from configs import iusp
 from iusp_jax import (
   checkpoint,
+  data,
   experiment,
   logs,
   pictures,
   predictions,
   store,
   teacher,
+  watch,
 )
 from tfds_dcase import sonyc_ust, urban_scenes
 
@@ -105,6 +109,27 @@ def test_checkpoints_are_listed(bucket):
   checkpoint._delete(folder / '00000003')
   assert checkpoint.steps(folder) == [12]
   assert checkpoint.steps(folder.parent / 'best') == []
+
+
+def test_checkpoint_that_is_put_aside_is_found(bucket):
+  folder = logs.place(RUN) / 'checkpoints' / 'last'
+  (bucket / 'some/run/checkpoints/last/00000003').mkdir(parents=True)
+  path = checkpoint.find(folder, 3)
+  path.rename(checkpoint._aside(path))
+  assert checkpoint.steps(folder) == [3]
+  assert str(checkpoint.find(folder, 3)).endswith('/00000003.aside')
+
+
+def test_batch_of_a_nan_is_kept(bucket):
+  split = dataset('coarse').splits['train']
+  stream = data.train_stream(split, 8, 0)
+  done = watch.Done(3, 2, stream.get_state(), {'loss': jnp.full(1, jnp.nan)})
+  error = watch.NotFinite('no number', done)
+  path = logs.place(RUN) / 'nan_batch.npz'
+  watch.save_batch(path, error, stream, split)
+  kept = np.load(bucket / 'some/run/nan_batch.npz')
+  assert kept['step'] == 3
+  assert len(kept['clip_id']) == 8
 
 
 def test_builders_get_the_address(bucket):

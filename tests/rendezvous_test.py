@@ -21,7 +21,7 @@ def meet_all(port, ids, of, timeout=10.0):
   def meet(process_id):
     try:
       found[process_id] = rendezvous.meet(
-        f'127.0.0.1:{port}', of, process_id, timeout
+        f'127.0.0.1:{port}', port + 1, of, process_id, timeout
       )
     except (OSError, ValueError) as error:
       found[process_id] = error
@@ -46,7 +46,7 @@ def test_all_meet_whoever_comes_first():
 
 
 def test_one_process_waits_for_nobody():
-  party = rendezvous.meet('127.0.0.1:1234', 1, 0, 1.0)
+  party = rendezvous.meet('127.0.0.1:1234', 1235, 1, 0, 1.0)
   party.watch()
   party.leave()
 
@@ -122,10 +122,10 @@ def test_port_in_use_is_said(offset):
 PROGRAM = """
 import sys, time
 from iusp_jax import rendezvous
-port, process_id, then = sys.argv[1:]
+port, process_id, then = int(sys.argv[1]), *sys.argv[2:]
 rendezvous.SILENCE_SECONDS = 1.5
 rendezvous.PING_SECONDS = 0.3
-party = rendezvous.meet(f'127.0.0.1:{port}', 3, int(process_id), 20)
+party = rendezvous.meet(f'127.0.0.1:{port}', port + 1, 3, int(process_id), 20)
 party.watch()
 print('here', flush=True)
 time.sleep(1)
