@@ -8,6 +8,7 @@ No jax in here: a batch is a dict of NumPy arrays.
   length  int32   [B]     samples of real sound before the padding
   index   int32   [B]     which clip of the split
   valid   float32 [B]     0 for clips that only fill up the last batch
+  partner int32   [B]     which clip is mixed in, where mixup is on
   global_index int32 [·]  index of all hosts' clips, host by host, where
                           several hosts share a batch
 
@@ -248,6 +249,7 @@ def _mix(pair, rng: np.random.Generator, alpha: float):
     'tags': share * own['tags'] + (1 - share) * partner['tags'],
     'mask': own['mask'] * partner['mask'],
     'length': np.maximum(own['length'], partner['length']),
+    'partner': partner['index'],
   }
 
 

@@ -166,9 +166,7 @@ def start(
     OSError: where processes are missing after the timeout.
     ValueError: where two claim the same number.
   """
-  party = rendezvous.meet(
-    coordinator, port, num_processes, process_id, timeout
-  )
+  party = rendezvous.meet(coordinator, port, num_processes, process_id, timeout)
   party.watch()
   # Of the runtime's two ends, gloo is for CPUs; others have their own.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')

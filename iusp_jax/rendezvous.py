@@ -103,7 +103,11 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def meet(
-  address: str, own_port: int, num_processes: int, process_id: int, timeout: float
+  address: str,
+  own_port: int,
+  num_processes: int,
+  process_id: int,
+  timeout: float,
 ) -> 'Party':
   """Waits until all processes of a run are there.
 

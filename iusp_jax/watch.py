@@ -88,7 +88,8 @@ def save_batch(
   """Writes the batch that an error came with, read again from the stream.
 
   `nan_batch.npz` holds `step`, every part of the loss as `loss/<part>`, the
-  clips' names as `clip_id`, and the batch itself: `index`, `wave`, `tags` …
+  clips' names as `clip_id` (those mixed in as `partner_clip_id`), and the batch
+  itself: `index`, `wave`, `tags` …
   """
   stream.set_state(error.done.stream)
   batch = next(stream)
@@ -96,7 +97,11 @@ def save_batch(
     **batch,
     'step': np.asarray(error.done.step),
     'batch': np.asarray(error.done.batch),
-    'clip_id': np.asarray(data.clip_ids(split, batch['index'])),
+    **{
+      f'{whose}clip_id': np.asarray(data.clip_ids(split, batch[key]))
+      for whose, key in (('', 'index'), ('partner_', 'partner'))
+      if key in batch
+    },
     **{f'loss/{name}': value for name, value in error.values.items()},
   }
   if jax.process_index():

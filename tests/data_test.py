@@ -155,6 +155,7 @@ def test_mixup_mixes_waves_and_tags_in_one_proportion(fake):
       errors.append(error + 1e4 * np.abs(tags - mixed['tags'][row]).max())
       assert error > 1 or 0.499 < share <= 1.001
     assert min(errors) < 1.0
+    assert errors[mixed['partner'][row]] < 1.0
 
 
 @pytest.mark.parametrize(('batch_size', 'num_hosts'), [(4, 1), (8, 2), (16, 4)])

@@ -137,9 +137,9 @@ def test_notice_in_the_last_moment_of_training_still_ends_the_process(
 # NaN.
 
 
-def spoilt(clip):
+def spoilt(clip, level='coarse'):
   """The data set with one training clip that holds NaN, others as floats."""
-  made = dataset('coarse')
+  made = dataset(level)
   examples = [
     example | {'audio': example['audio'].astype(np.float32) / 2**15}
     for example in made.splits['train'].source

@@ -1,6 +1,7 @@
 """What one process of a test does; the flags of a run, then what to do."""
 
 import argparse
+import dataclasses
 import json
 import pathlib
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from iusp_jax import (
   checkpoint,
+  data,
   evaluate,
   hosts,
   parallel,
@@ -16,23 +18,32 @@ from iusp_jax import (
   train,
 )
 from iusp_jax import teacher as teachers
+from iusp_jax.table import aggregates
 
 
 def fit(folder, name, epochs, every, stop_after):
   """Trains the job of a name: an objective, perhaps with '+' and a variant."""
-  import dataclasses
-
+  from fakes import TINY, dataset
+  from faults_test import spoilt
   from train_test import frozen, make_job
 
   objective, _, variant = name.partition('+')
+  training = {'epochs': epochs, 'eval_every_epochs': every}
+  if variant == 'accumulated':  # 16 clips: two parts of one on 8 devices.
+    training |= {'batch_size': 16, 'accumulate_steps': 2}
   job = make_job(
     objective,
     folder / name,
     augmented=variant == 'augmented',
-    epochs=epochs,
-    eval_every_epochs=every,
     log_every_steps=1,
+    **training,
   )
+  if variant == 'accumulated':  # BatchNorm sees which clips share a part.
+    job = dataclasses.replace(job, recipe={**job.recipe, 'model': TINY})
+  if variant == 'uneven':
+    job = dataclasses.replace(job, dataset=dataset(sizes=(23, 11, 13)))
+  if variant == 'spoilt':
+    job = dataclasses.replace(job, dataset=spoilt(7, 'both'))
   if variant == 'stored':
     place = folder / 'store'
     guide = teachers.Trained(frozen().model, frozen().variables, 'f', folder)
@@ -54,19 +65,25 @@ def fit(folder, name, epochs, every, stop_after):
   train.fit(job)
 
 
-def predict(folder):
-  """Probabilities of every split by one model, whatever shares the clips."""
+def predict(folder, model):
+  """Probabilities and scores of every split by one checkpoint."""
   from train_test import fake, frozen
 
-  model = frozen().model
-  variables = parallel.replicate(frozen().variables)
-  predict = evaluate.compile_predict(model)
-  found = {
-    name: evaluate.predict_split(predict, variables, split, 8)
-    for name, split in fake().splits.items()
-  }
+  if not model.exists():
+    checkpoint.save(model, 1, frozen().variables, {}, keep=1)
+  restored = checkpoint.restore_newest(model)
+  assert restored is not None
+  variables = parallel.replicate(restored[1])
+  predict = evaluate.compile_predict(frozen().model)
+  found, scores = {}, {}
+  for name, split in fake().splits.items():
+    found[name] = evaluate.predict_split(predict, variables, split, 8)
+    truth = data.truth(split)
+    scores[name] = evaluate.score_split(fake(), truth, found[name])
   if processes.is_primary():
     np.savez(folder / 'predicted.npz', **found)
+    text = json.dumps(aggregates.plain(scores))
+    (folder / 'scores.json').write_text(text)
 
 
 def main():
@@ -75,6 +92,7 @@ def main():
   parser.add_argument('jobs')  # JSON: names.
   parser.add_argument('--epochs', type=float, default=10.0)
   parser.add_argument('--every', type=float, default=10.0)
+  parser.add_argument('--model', type=pathlib.Path)  # A checkpoint.
   parser.add_argument('--stop_after', type=int, default=0)
   parser.add_argument('--coordinator', default='')
   parser.add_argument('--num_processes', type=int)
@@ -91,7 +109,7 @@ def main():
     flags.folder.mkdir(parents=True, exist_ok=True)
     for name in json.loads(flags.jobs):
       if name == 'predict':
-        predict(flags.folder)
+        predict(flags.folder, flags.model or flags.folder / 'model')
       else:
         fit(flags.folder, name, flags.epochs, flags.every, flags.stop_after)
 
