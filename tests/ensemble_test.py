@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from train_test import fake, frozen, make_job
 
-from iusp_jax import checkpoint, ensemble, logs, store, tagger, train
+from iusp_jax import checkpoint, ensemble, logs, parallel, store, tagger, train
 from iusp_jax import teacher as teachers
 
 
@@ -123,3 +123,38 @@ def test_a_part_has_the_batches_of_the_whole(outputs):
       )
       assert expected.keys() == found.keys()
       jax.tree.map(np.testing.assert_array_equal, expected, found)
+
+
+@pytest.mark.parametrize(
+  ('members', 'devices', 'shape'),
+  [(1, 4, (1, 1)), (5, 4, (3, 2)), (8, 3, (3, 3)), (6, 2, (2, 3))],
+)
+def test_devices_share_any_number_of_members(
+  monkeypatch, members, devices, shape
+):
+  shapes = []
+
+  def fake_pmap(function, in_axes):
+    def call(x, shared):
+      shapes.append(x.shape)
+      return jax.vmap(function, in_axes)(x, shared)
+
+    return call
+
+  monkeypatch.setattr(jax, 'local_device_count', lambda: devices)
+  monkeypatch.setattr(jax, 'pmap', fake_pmap)
+  double = parallel.map_members(lambda x, shared: x * shared, 2)
+  given = np.arange(members, dtype=np.float32)
+  np.testing.assert_array_equal(double(given, 2.0), 2 * given)
+  assert shapes == [shape]
+
+
+@pytest.mark.parametrize('members', [3, 4])
+def test_members_come_back_in_order_and_may_go_again(members):
+  """On the two devices of every test."""
+  double = parallel.map_members(lambda x, shared: x * shared, 2)
+  given = np.arange(2.0 * members, dtype=np.float32).reshape(-1, 2)
+  found = given
+  for _ in range(2):  # From the host, then from the devices.
+    found = double(found, np.float32(2.0))
+  np.testing.assert_array_equal(found, 4 * given)
