@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iusp_jax import (
+  accumulate,
   data,
   evaluate,
   frontend,
@@ -261,7 +262,7 @@ class Run:
     plain = tagger.build(job.recipe, num_tags)
     self.predict = _compile_predict_members(plain, together)
     states = [initial_state(student, optimizer, job) for job in jobs]
-    self._state = jax.tree.map(lambda *x: np.stack(x), *states)
+    self.state = jax.tree.map(lambda *x: np.stack(x), *states)
     settings = [job.settings() for job in jobs]
     self._settings = jax.tree.map(lambda *x: np.stack(x), *settings)
 

@@ -126,6 +126,25 @@ def test_a_part_has_the_batches_of_the_whole(outputs):
 
 
 @pytest.mark.parametrize(
+  ('objective', 'training', 'message'),
+  [
+    (
+      'baseline',
+      {'batch_size': 26},
+      "26 exceeds the 24 clips of split 'train'",
+    ),
+    ('baseline', {'batch_size': 8, 'accumulate_steps': 3}, 'is 8: expected a'),
+    ('sp', {'accumulate_steps': 2}, 'accumulate_steps is 2, but sp_weight'),
+  ],
+)
+def test_what_the_loop_refuses_is_refused(objective, training, message):
+  job = make_job(objective, **training)
+  for call in (train.fit, lambda job: ensemble.fit([job], {}, {})):
+    with pytest.raises(ValueError, match=message):
+      call(job)
+
+
+@pytest.mark.parametrize(
   ('members', 'devices', 'shape'),
   [(1, 4, (1, 1)), (5, 4, (3, 2)), (8, 3, (3, 3)), (6, 2, (2, 3))],
 )
