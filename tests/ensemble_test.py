@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from fakes import TINY, recipe
 from train_test import fake, frozen, make_job
 
 from iusp_jax import checkpoint, ensemble, logs, parallel, store, tagger, train
@@ -83,22 +84,43 @@ def test_members_are_the_runs_by_themselves(tmp_path, outputs, together):
     )
 
 
+def bytes_of(resident):
+  return sum(array.nbytes for array in resident.values())
+
+
+def watch_parts(monkeypatch):
+  """A list that gets the bytes of every part of a split that is made."""
+  part, brought = ensemble.part, []
+
+  def watched(*given):
+    arrays, places = part(*given)
+    brought.append(bytes_of(arrays))
+    return arrays, places
+
+  monkeypatch.setattr(ensemble, 'part', watched)
+  return brought
+
+
 def test_what_does_not_fit_on_a_device_is_brought_in_parts(
   outputs, monkeypatch
 ):
-  """One step at a time, a progress line, and the same numbers."""
+  """One step at a time, of two members at most, in the same numbers."""
   job = make_job('all', augmented=False, epochs=5.0, log_every_steps=1)
-  jobs = [job, dataclasses.replace(job, seed=6)]
+  jobs = [dataclasses.replace(job, seed=seed) for seed in (5, 6, 7)]
   train_split, validate = residents(job, outputs)
-  size = sum(array.nbytes for array in train_split.values())
-  said = []
+  size = bytes_of(train_split)
+  said, brought = [], watch_parts(monkeypatch)
   monkeypatch.setattr(logs, 'say', said.append)
   whole = ensemble.fit(jobs, train_split, validate, room=size)
   assert not said
+  assert not brought
   monkeypatch.setattr(ensemble, 'SECONDS_BETWEEN_LINES', 0.0)
   parts = ensemble.fit(jobs, train_split, validate, room=size - 1)
-  assert 'clips of 1 steps' in said[0]
-  assert 'step 15/15' in said[-1]
+  assert 'in 2 groups' in said[0]
+  assert 'clips of 2 steps' in said[1]  # Of one member, ...
+  assert sum('clips of 1 steps' in line for line in said) == 1  # ... of two.
+  assert 'and 1 more: step 15/15' in said[-1]
+  assert max(brought) < size
   for one, other in zip(whole, parts, strict=True):
     assert one.best_score == other.best_score
     for own, same in zip(one.rows, other.rows, strict=True):
@@ -123,6 +145,44 @@ def test_a_part_has_the_batches_of_the_whole(outputs):
       )
       assert expected.keys() == found.keys()
       jax.tree.map(np.testing.assert_array_equal, expected, found)
+
+
+def test_first_epoch_keeps_to_the_room(monkeypatch):
+  job = dataclasses.replace(
+    make_job('baseline'), recipe=recipe(TINY, bands=8, log_every_steps=1)
+  )
+  model = tagger.build(job.recipe, len(job.dataset.tags))
+  split = ensemble.features(model, job.dataset.splits['train'])
+  brought = watch_parts(monkeypatch)
+  expected, order_KB = ensemble.first_epoch(job, split)
+  assert not brought
+  room = bytes_of(split) // 2
+  monkeypatch.setattr(ensemble, 'device_room', lambda: room)
+  found, same_KB = ensemble.first_epoch(job, split)
+  assert len(brought) == 3
+  assert max(brought) <= room
+  np.testing.assert_array_equal(order_KB, same_KB)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, 1e-5, 1e-6), expected, found
+  )
+
+
+def test_members_share_the_room_of_a_device():
+  jobs = [
+    dataclasses.replace(make_job('baseline'), seed=seed) for seed in range(5)
+  ]
+  split = {'mel': np.zeros((24, 99), np.float32), 'index': np.arange(24)}
+  clip = bytes_of(split) // 24
+
+  def seeds(room):
+    groups = ensemble.groups(jobs, split, room)
+    return [[job.seed for job in group] for group in groups]
+
+  assert seeds(24 * clip) == [[0, 1, 2, 3, 4]]
+  assert seeds(24 * clip - 1) == [[0], [1, 2], [3, 4]]  # Batches of 8.
+  assert seeds(8 * clip) == [[0], [1], [2], [3], [4]]
+  with pytest.raises(ValueError, match='batch_size is 8, and the features'):
+    seeds(8 * clip - 1)
 
 
 @pytest.mark.parametrize(
