@@ -409,19 +409,22 @@ class Run:
     )
 
   def _log(self, member: Member, first: int, outputs_K) -> None:
-    """Rows as `train.Loop` writes them; notices a loss that is no number."""
+    """Rows as `train.Loop` writes them, up to a step that is not finite."""
     if member.diverged:
       return
     every = member.job.recipe['training']['log_every_steps']
     count = len(outputs_K['loss'])
     for k in range(count):
       step = first + k + 1
+      values = {f'train/{name}': float(v[k]) for name, v in outputs_K.items()}
+      if not np.isfinite(list(values.values())).all():
+        member.diverged = (
+          f'the loss of step {step} is {values["train/loss"]}, its '
+          f'gradient_norm {values["train/gradient_norm"]}'
+        )
+        return
       if step % every and k < count - 1:
         continue
-      values = {f'train/{name}': float(v[k]) for name, v in outputs_K.items()}
-      if not np.isfinite(values['train/loss']):
-        member.diverged = f'the loss of step {step} is {values["train/loss"]}'
-        return
       values['train/learning_rate'] = float(self._rates[step - 1])
       values['train/epoch'] = step / self.plan.steps_per_epoch
       member.rows.append({'step': step, **values})

@@ -204,6 +204,36 @@ def test_what_the_loop_refuses_is_refused(objective, training, message):
       call(job)
 
 
+def test_first_step_that_is_not_finite_ends_a_member(monkeypatch):
+  """Be it logged or not, and whatever comes after it."""
+  job = make_job('baseline', log_every_steps=2, eval_every_epochs=4.0)
+  run = ensemble.Run([job] * 4, 1)
+  ones = np.ones((4, 12), np.float32)
+  outputs = {'loss': ones, 'tagging': ones, 'gradient_norm': ones}
+  outputs = {name: value.copy() for name, value in outputs.items()}
+  outputs['loss'][0, 2:] = np.nan
+  outputs['loss'][1, 4] = np.inf
+  outputs['gradient_norm'][2, 7] = np.inf
+  monkeypatch.setattr(run, 'take_steps', lambda *_: outputs)
+  split = job.dataset.splits['validate']
+  shape = 4, len(split), len(job.dataset.tags)
+  monkeypatch.setattr(run, 'predict', lambda *_: np.zeros(shape))
+  none = {'mel': np.zeros(1)}
+  members = run.train(none, none, room=none['mel'].nbytes)
+  assert [member.diverged for member in members] == [
+    'the loss of step 3 is nan, its gradient_norm 1.0',
+    'the loss of step 5 is inf, its gradient_norm 1.0',
+    'the loss of step 8 is 1.0, its gradient_norm inf',
+    '',
+  ]
+  assert [[row['step'] for row in member.rows] for member in members] == [
+    [2],
+    [2, 4],
+    [2, 4, 6],
+    [2, 4, 6, 8, 10, 12, 12],
+  ]
+
+
 @pytest.mark.parametrize(
   ('members', 'devices', 'shape'),
   [(1, 4, (1, 1)), (5, 4, (3, 2)), (8, 3, (3, 3)), (6, 2, (2, 3))],
