@@ -111,6 +111,7 @@ def test_what_does_not_fit_on_a_device_is_brought_in_parts(
   size = bytes_of(train_split)
   said, brought = [], watch_parts(monkeypatch)
   monkeypatch.setattr(logs, 'say', said.append)
+  monkeypatch.setattr(ensemble, 'SECONDS_BETWEEN_LINES', np.inf)
   whole = ensemble.fit(jobs, train_split, validate, room=size)
   assert not said
   assert not brought
