@@ -258,6 +258,15 @@ def train_order(num_clips: int, seed: int) -> grain.MapDataset:
   return grain.MapDataset.range(num_clips).seed(seed).shuffle().repeat()
 
 
+def check_batch_size(split: Split, batch_size: int) -> None:
+  """Raises ValueError where a batch would have a clip of the split twice."""
+  if batch_size > len(split):
+    raise ValueError(
+      f'batch_size {batch_size} exceeds the {len(split)} clips of split '
+      f'{split.name!r}: expected at most that many'
+    )
+
+
 def train_stream(
   split: Split,
   batch_size: int,
@@ -290,11 +299,7 @@ def train_stream(
       f'batch_size {batch_size} does not divide among {num_hosts} hosts: '
       'expected a multiple'
     )
-  if batch_size > len(split):
-    raise ValueError(
-      f'batch_size {batch_size} exceeds the {len(split)} clips of split '
-      f'{split.name!r}: expected at most that many'
-    )
+  check_batch_size(split, batch_size)
 
   read = _element(split)
   clips = train_order(len(split), seed).map(read)

@@ -4,9 +4,10 @@ What a table needs: runs that differ in their seed and in the weights of their
 objective, and in nothing else. One compiled step serves them all (see
 `step.Job.settings`); log-mel and stored teacher outputs of the split stay on
 the device, and what lies between two validations is one `lax.scan`. Where they
-do not fit there, the clips of as many steps as do are brought in turn. Every
-member sees the clips in the order of its own seed, and ends where `train.fit`
-would have ended by itself.
+do not fit there, the clips of as many steps as do are brought in turn; where
+not even one step's do, the members train in groups. Every member sees the clips
+in the order of its own seed, and ends where `train.fit` would have ended by
+itself.
 
 Members are spread over the devices, each of which works through its share,
 `together` of them at a time under `vmap`.
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iusp_jax import (
+  accumulate,
   data,
   evaluate,
   frontend,
@@ -154,29 +156,36 @@ def fit(
     resident: from `with_targets`, of the training split.
     validate: from `features`, of the validation split.
     together: members under one `vmap`; by default as is fastest.
-    room: bytes of a device for features and teacher outputs; by default half
-      of its memory, and no limit on a CPU.
+    room: bytes of a device for features and teacher outputs of the training
+      split; by default half of its memory, and no limit on a CPU. Jobs whose
+      clips of one step exceed it are trained one group after the other.
 
   Returns:
     One `Member` a job, in order.
 
   Raises:
-    ValueError: where the jobs cannot share a program.
+    ValueError: where the jobs cannot share a program, or the batch does not
+      fit the devices, the data or the room.
   """
   _check(jobs)
   if room is None:
     room = device_room()
-  run = Run(jobs, together or best_together())
-  return run.train(resident, validate, room)
+  members = []
+  for few in groups(jobs, resident, room):
+    run = Run(few, together or best_together())
+    members += run.train(resident, validate, room)
+  return members
 
 
 def first_epoch(job: Job, resident: Resident) -> tuple[Any, np.ndarray]:
   """Variables of one job after an epoch, and the clips of the next `[K, B]`."""
+  _check([job])
+  room = device_room()
+  groups([job], resident, room)  # Raises where a batch exceeds the room.
   run = Run([job], 1)
   steps = max(1, round(run.plan.steps_per_epoch))
-  members = run.members(run.order(0, steps))
-  state, _ = run.advance(members, jax.device_put(dict(resident)))
-  variables = jax.tree.map(lambda x: np.asarray(x)[0], state.variables())
+  run.take_steps(0, steps, run.feed(resident, room))
+  variables = jax.tree.map(lambda x: np.asarray(x)[0], run.state.variables())
   return variables, run.order(steps, 2 * steps)[0]
 
 
@@ -189,6 +198,54 @@ def device_room() -> int:
   """Bytes of a device that may hold what stays there."""
   stats = jax.local_devices()[0].memory_stats() or {}
   return stats.get('bytes_limit', 2 * sys.maxsize) // 2
+
+
+def groups(
+  jobs: Sequence[Job], resident: Resident, room: int
+) -> list[Sequence[Job]]:
+  """As few and as equal groups of jobs as have room for a step's clips.
+
+  Args:
+    jobs: to share a program.
+    resident: a split on the host, from `with_targets`.
+    room: bytes of a device.
+
+  Returns:
+    The jobs in order: one group of all where the split fits as a whole.
+
+  Raises:
+    ValueError: where one job's batch exceeds the room.
+  """
+  if _size(resident) <= room:
+    return [jobs]
+  batch_size = jobs[0].recipe['training']['batch_size']
+  at_once = _clips_in(resident, room) // batch_size
+  if not at_once:
+    megabytes = _size(resident) / len(resident['index']) * batch_size / 1e6
+    raise ValueError(
+      f'{jobs[0].name}: batch_size is {batch_size}, and the features and '
+      f'teacher outputs of so many clips are {megabytes:.1f} MB, more than the '
+      f'{room / 1e6:.1f} MB for them on a device: lower batch_size'
+    )
+  count = -(-len(jobs) // at_once)
+  if count > 1:
+    logs.say(
+      f'{jobs[0].name} and {len(jobs) - 1} more: in {count} groups, one after '
+      f'the other, as a step of {at_once} of them fills the '
+      f'{room / 1e6:.0f} MB for features and teacher outputs on a device'
+    )
+  ends = [len(jobs) * k // count for k in range(count + 1)]
+  return [jobs[i:j] for i, j in itertools.pairwise(ends)]
+
+
+def _size(resident: Resident) -> int:
+  """Bytes of a split."""
+  return sum(array.nbytes for array in resident.values())
+
+
+def _clips_in(resident: Resident, room: int) -> int:
+  """How many clips of a split have room."""
+  return room * len(resident['index']) // _size(resident)
 
 
 def part(
@@ -217,6 +274,9 @@ def part(
 
 def _check(jobs: Sequence[Job]) -> None:
   first = jobs[0]
+  training = first.recipe['training']
+  accumulate.check(training, first.terms())
+  data.check_batch_size(first.dataset.splits['train'], training['batch_size'])
   for field in ('mixup_alpha', 'time_roll_seconds'):
     value = first.recipe['augment'][field]
     if value:
@@ -261,7 +321,7 @@ class Run:
     plain = tagger.build(job.recipe, num_tags)
     self.predict = _compile_predict_members(plain, together)
     states = [initial_state(student, optimizer, job) for job in jobs]
-    self._state = jax.tree.map(lambda *x: np.stack(x), *states)
+    self.state = jax.tree.map(lambda *x: np.stack(x), *states)
     settings = [job.settings() for job in jobs]
     self._settings = jax.tree.map(lambda *x: np.stack(x), *settings)
 
@@ -275,7 +335,7 @@ class Run:
 
   def members(self, clips_MKB: np.ndarray):
     """What `advance` takes, with the member axis in front."""
-    return self._state, self._settings, clips_MKB
+    return self.state, self._settings, clips_MKB
 
   def train(self, resident, validate, room: int) -> list[Member]:
     """From the first to the last step of the plan."""
@@ -283,16 +343,12 @@ class Run:
     truth = data.truth(self._jobs[0].dataset.splits['validate'])
     plan, said = self.plan, time.monotonic()
     mel = jax.device_put(validate['mel'])
-    feed = self._feed(resident, room)
+    feed = self.feed(resident, room)
     stops = [*range(0, plan.num_steps, plan.eval_every_steps), plan.num_steps]
     for first, last in itertools.pairwise(stops):
-      outputs = [
-        self._take_steps(clips, arrays)
-        for clips, arrays in feed(self.order(first, last))
-      ]
-      outputs = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *outputs)
-      logits_MNC = np.asarray(self.predict(self._state.variables(), mel))
-      variables = jax.tree.map(np.asarray, self._state.variables())
+      outputs = self.take_steps(first, last, feed)
+      logits_MNC = np.asarray(self.predict(self.state.variables(), mel))
+      variables = jax.tree.map(np.asarray, self.state.variables())
       for m, member in enumerate(members):
         self._log(member, first, {k: v[m] for k, v in outputs.items()})
         own = jax.tree.map(lambda x, m=m: x[m], variables)
@@ -302,19 +358,17 @@ class Run:
         logs.say(self._progress(members, last))
     return members
 
-  def _feed(self, resident, room) -> Callable:
+  def feed(self, resident: Resident, room: int) -> Callable:
     """A function of clips `[M, K, B]`: pairs of clips and where to find them.
 
     One pair with all of the split, where that fits into the room on a device;
-    otherwise one for every few steps, with what these need.
+    otherwise one for every few steps, with what these need. One step must have
+    room; see `groups`.
     """
-    size = sum(array.nbytes for array in resident.values())
-    if size <= room:
+    if (size := _size(resident)) <= room:
       arrays = jax.device_put(dict(resident))
       return lambda clips_MKB: [(clips_MKB, arrays)]
-    num_clips = len(resident['index'])
-    a_step = self.order(0, 1).size * size / num_clips
-    steps = max(1, int(room / a_step))
+    steps = _clips_in(resident, room) // self.order(0, 1).size
     logs.say(
       f'{self._jobs[0].name}: features and teacher outputs of the split are '
       f'{size / 1e6:.0f} MB, more than the {room / 1e6:.0f} MB for them on a '
@@ -328,10 +382,23 @@ class Run:
 
     return feed
 
-  def _take_steps(self, clips_MKB, arrays) -> dict[str, np.ndarray]:
-    """Takes the steps; their losses and terms, `[M, K]` each."""
-    self._state, outputs = self.advance(self.members(clips_MKB), arrays)
-    return {name: np.asarray(value) for name, value in outputs.items()}
+  def take_steps(self, first, last, feed) -> dict[str, np.ndarray]:
+    """Takes the steps from `first` to `last`.
+
+    Args:
+      first: step.
+      last: step, not taken.
+      feed: from `feed`.
+
+    Returns:
+      Their losses, terms and lengths of the gradient, `[M, K]` each.
+    """
+    found = []
+    for clips_MKB, arrays in feed(self.order(first, last)):
+      self.state, outputs = self.advance(self.members(clips_MKB), arrays)
+      found.append({key: np.asarray(value) for key, value in outputs.items()})
+      del arrays  # Before the next part comes: there is room for one.
+    return {key: np.concatenate([f[key] for f in found], 1) for key in found[0]}
 
   def _progress(self, members, step) -> str:
     scores = [m.best_score for m in members if not m.diverged]
@@ -342,19 +409,22 @@ class Run:
     )
 
   def _log(self, member: Member, first: int, outputs_K) -> None:
-    """Rows as `train.Loop` writes them; notices a loss that is no number."""
+    """Rows as `train.Loop` writes them, up to a step that is not finite."""
     if member.diverged:
       return
     every = member.job.recipe['training']['log_every_steps']
     count = len(outputs_K['loss'])
     for k in range(count):
       step = first + k + 1
+      values = {f'train/{name}': float(v[k]) for name, v in outputs_K.items()}
+      if not np.isfinite(list(values.values())).all():
+        member.diverged = (
+          f'the loss of step {step} is {values["train/loss"]}, its '
+          f'gradient_norm {values["train/gradient_norm"]}'
+        )
+        return
       if step % every and k < count - 1:
         continue
-      values = {f'train/{name}': float(v[k]) for name, v in outputs_K.items()}
-      if not np.isfinite(values['train/loss']):
-        member.diverged = f'the loss of step {step} is {values["train/loss"]}'
-        return
       values['train/learning_rate'] = float(self._rates[step - 1])
       values['train/epoch'] = step / self.plan.steps_per_epoch
       member.rows.append({'step': step, **values})

@@ -5,7 +5,6 @@ every device of every host. The global batch is a fact of the config; here it
 is only cut into equal parts.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -55,8 +54,8 @@ def map_members(function: Callable, together: int) -> Callable:
 
   Returns:
     A compiled function of trees with a member axis in front of `member` and
-    of its results, and none in `shared`. As many local devices as divide the
-    members get an equal share each.
+    of its results, and none in `shared`. The local devices get an equal share
+    each: where the members do not divide, the last one is computed again.
   """
 
   def share(members, shared):
@@ -68,9 +67,22 @@ def map_members(function: Callable, together: int) -> Callable:
 
   def call(members, shared):
     count = jax.tree.leaves(members)[0].shape[0]
-    num_devices = math.gcd(count, jax.local_device_count())
-    cut = lambda x: x.reshape(num_devices, -1, *x.shape[1:])  # noqa: E731
-    join = lambda x: x.reshape(count, *x.shape[2:])  # noqa: E731
+    each = -(-count // jax.local_device_count())
+    num_devices = -(-count // each)  # 5 on 4: 2, 2, 1, and none for the last.
+    again = num_devices * each - count
+
+    # Uneven members pass by the host: on the devices, adding one would leave
+    # arrays that are not shared out as pmap expects.
+    def cut(x):
+      if again:
+        x = np.asarray(x)
+        x = np.concatenate([x, *[x[-1:]] * again])
+      return x.reshape(num_devices, each, *x.shape[1:])
+
+    def join(x):
+      x = x.reshape(num_devices * each, *x.shape[2:])
+      return np.asarray(x)[:count] if again else x
+
     return jax.tree.map(join, mapped(jax.tree.map(cut, members), shared))
 
   return call

@@ -5,9 +5,10 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from fakes import TINY, recipe
 from train_test import fake, frozen, make_job
 
-from iusp_jax import checkpoint, ensemble, logs, store, tagger, train
+from iusp_jax import checkpoint, ensemble, logs, parallel, store, tagger, train
 from iusp_jax import teacher as teachers
 
 
@@ -83,22 +84,44 @@ def test_members_are_the_runs_by_themselves(tmp_path, outputs, together):
     )
 
 
+def bytes_of(resident):
+  return sum(array.nbytes for array in resident.values())
+
+
+def watch_parts(monkeypatch):
+  """A list that gets the bytes of every part of a split that is made."""
+  part, brought = ensemble.part, []
+
+  def watched(*given):
+    arrays, places = part(*given)
+    brought.append(bytes_of(arrays))
+    return arrays, places
+
+  monkeypatch.setattr(ensemble, 'part', watched)
+  return brought
+
+
 def test_what_does_not_fit_on_a_device_is_brought_in_parts(
   outputs, monkeypatch
 ):
-  """One step at a time, a progress line, and the same numbers."""
+  """One step at a time, of two members at most, in the same numbers."""
   job = make_job('all', augmented=False, epochs=5.0, log_every_steps=1)
-  jobs = [job, dataclasses.replace(job, seed=6)]
+  jobs = [dataclasses.replace(job, seed=seed) for seed in (5, 6, 7)]
   train_split, validate = residents(job, outputs)
-  size = sum(array.nbytes for array in train_split.values())
-  said = []
+  size = bytes_of(train_split)
+  said, brought = [], watch_parts(monkeypatch)
   monkeypatch.setattr(logs, 'say', said.append)
+  monkeypatch.setattr(ensemble, 'SECONDS_BETWEEN_LINES', np.inf)
   whole = ensemble.fit(jobs, train_split, validate, room=size)
   assert not said
+  assert not brought
   monkeypatch.setattr(ensemble, 'SECONDS_BETWEEN_LINES', 0.0)
   parts = ensemble.fit(jobs, train_split, validate, room=size - 1)
-  assert 'clips of 1 steps' in said[0]
-  assert 'step 15/15' in said[-1]
+  assert 'in 2 groups' in said[0]
+  assert 'clips of 2 steps' in said[1]  # Of one member, ...
+  assert sum('clips of 1 steps' in line for line in said) == 1  # ... of two.
+  assert 'and 1 more: step 15/15' in said[-1]
+  assert max(brought) < size
   for one, other in zip(whole, parts, strict=True):
     assert one.best_score == other.best_score
     for own, same in zip(one.rows, other.rows, strict=True):
@@ -123,3 +146,125 @@ def test_a_part_has_the_batches_of_the_whole(outputs):
       )
       assert expected.keys() == found.keys()
       jax.tree.map(np.testing.assert_array_equal, expected, found)
+
+
+def test_first_epoch_keeps_to_the_room(monkeypatch):
+  job = dataclasses.replace(
+    make_job('baseline'), recipe=recipe(TINY, bands=8, log_every_steps=1)
+  )
+  model = tagger.build(job.recipe, len(job.dataset.tags))
+  split = ensemble.features(model, job.dataset.splits['train'])
+  brought = watch_parts(monkeypatch)
+  expected, order_KB = ensemble.first_epoch(job, split)
+  assert not brought
+  room = bytes_of(split) // 2
+  monkeypatch.setattr(ensemble, 'device_room', lambda: room)
+  found, same_KB = ensemble.first_epoch(job, split)
+  assert len(brought) == 3
+  assert max(brought) <= room
+  np.testing.assert_array_equal(order_KB, same_KB)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, 1e-5, 1e-6), expected, found
+  )
+
+
+def test_members_share_the_room_of_a_device():
+  jobs = [
+    dataclasses.replace(make_job('baseline'), seed=seed) for seed in range(5)
+  ]
+  split = {'mel': np.zeros((24, 99), np.float32), 'index': np.arange(24)}
+  clip = bytes_of(split) // 24
+
+  def seeds(room):
+    groups = ensemble.groups(jobs, split, room)
+    return [[job.seed for job in group] for group in groups]
+
+  assert seeds(24 * clip) == [[0, 1, 2, 3, 4]]
+  assert seeds(24 * clip - 1) == [[0], [1, 2], [3, 4]]  # Batches of 8.
+  assert seeds(8 * clip) == [[0], [1], [2], [3], [4]]
+  with pytest.raises(ValueError, match='batch_size is 8, and the features'):
+    seeds(8 * clip - 1)
+
+
+@pytest.mark.parametrize(
+  ('objective', 'training', 'message'),
+  [
+    (
+      'baseline',
+      {'batch_size': 26},
+      "26 exceeds the 24 clips of split 'train'",
+    ),
+    ('baseline', {'batch_size': 8, 'accumulate_steps': 3}, 'is 8: expected a'),
+    ('sp', {'accumulate_steps': 2}, 'accumulate_steps is 2, but sp_weight'),
+  ],
+)
+def test_what_the_loop_refuses_is_refused(objective, training, message):
+  job = make_job(objective, **training)
+  for call in (train.fit, lambda job: ensemble.fit([job], {}, {})):
+    with pytest.raises(ValueError, match=message):
+      call(job)
+
+
+def test_first_step_that_is_not_finite_ends_a_member(monkeypatch):
+  """Be it logged or not, and whatever comes after it."""
+  job = make_job('baseline', log_every_steps=2, eval_every_epochs=4.0)
+  run = ensemble.Run([job] * 4, 1)
+  ones = np.ones((4, 12), np.float32)
+  outputs = {'loss': ones, 'tagging': ones, 'gradient_norm': ones}
+  outputs = {name: value.copy() for name, value in outputs.items()}
+  outputs['loss'][0, 2:] = np.nan
+  outputs['loss'][1, 4] = np.inf
+  outputs['gradient_norm'][2, 7] = np.inf
+  monkeypatch.setattr(run, 'take_steps', lambda *_: outputs)
+  split = job.dataset.splits['validate']
+  shape = 4, len(split), len(job.dataset.tags)
+  monkeypatch.setattr(run, 'predict', lambda *_: np.zeros(shape))
+  none = {'mel': np.zeros(1)}
+  members = run.train(none, none, room=none['mel'].nbytes)
+  assert [member.diverged for member in members] == [
+    'the loss of step 3 is nan, its gradient_norm 1.0',
+    'the loss of step 5 is inf, its gradient_norm 1.0',
+    'the loss of step 8 is 1.0, its gradient_norm inf',
+    '',
+  ]
+  assert [[row['step'] for row in member.rows] for member in members] == [
+    [2],
+    [2, 4],
+    [2, 4, 6],
+    [2, 4, 6, 8, 10, 12, 12],
+  ]
+
+
+@pytest.mark.parametrize(
+  ('members', 'devices', 'shape'),
+  [(1, 4, (1, 1)), (5, 4, (3, 2)), (8, 3, (3, 3)), (6, 2, (2, 3))],
+)
+def test_devices_share_any_number_of_members(
+  monkeypatch, members, devices, shape
+):
+  shapes = []
+
+  def fake_pmap(function, in_axes):
+    def call(x, shared):
+      shapes.append(x.shape)
+      return jax.vmap(function, in_axes)(x, shared)
+
+    return call
+
+  monkeypatch.setattr(jax, 'local_device_count', lambda: devices)
+  monkeypatch.setattr(jax, 'pmap', fake_pmap)
+  double = parallel.map_members(lambda x, shared: x * shared, 2)
+  given = np.arange(members, dtype=np.float32)
+  np.testing.assert_array_equal(double(given, 2.0), 2 * given)
+  assert shapes == [shape]
+
+
+@pytest.mark.parametrize('members', [3, 4])
+def test_members_come_back_in_order_and_may_go_again(members):
+  """On the two devices of every test."""
+  double = parallel.map_members(lambda x, shared: x * shared, 2)
+  given = np.arange(2.0 * members, dtype=np.float32).reshape(-1, 2)
+  found = given
+  for _ in range(2):  # From the host, then from the devices.
+    found = double(found, np.float32(2.0))
+  np.testing.assert_array_equal(found, 4 * given)

@@ -1,12 +1,13 @@
 """The taggers: lowerings, frame-rate laws, independence of clips, config."""
 
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
@@ -55,6 +56,30 @@ def make(name, **fields):
 # Convolution and pooling ----------------------------------------------------
 
 
+def native_and_cpu_agree(
+  shape, kernel_shape, strides, padding, depthwise, seed=0
+):
+  """In the value, which it gives, and in both gradients."""
+  rng = np.random.default_rng(seed)
+  x = jnp.asarray(rng.normal(size=shape), jnp.float32)
+  kernel = jnp.asarray(rng.normal(size=kernel_shape), jnp.float32)
+
+  @functools.partial(jax.jit, static_argnums=2)
+  def run(x, kernel, lowering):
+    def f(x, kernel):
+      return convolution.convolve(
+        x, kernel, strides, padding, depthwise, lowering
+      )
+
+    y, pull = jax.vjp(f, x, kernel)
+    return y, *pull(jnp.cos(jnp.arange(y.size)).reshape(y.shape))
+
+  native = run(x, kernel, 'native')
+  for got, expected in zip(run(x, kernel, 'cpu'), native, strict=True):
+    np.testing.assert_allclose(got, expected, atol=3e-5, rtol=1e-5)
+  return native[0]
+
+
 @settings(max_examples=16, deadline=None)
 @given(
   seed=st.integers(0, 99),
@@ -67,28 +92,41 @@ def make(name, **fields):
 def test_cpu_convolution_is_native_convolution(
   seed, outputs, size, strides, depthwise, length
 ):
-  rng = np.random.default_rng(seed)
-  x = jnp.asarray(rng.normal(size=(2, length, 6, 4)), jnp.float32)
-  shape = (*size, 1, 4) if depthwise else (*size, 4, outputs)
-  kernel = jnp.asarray(rng.normal(size=shape), jnp.float32)
   padding = [
     convolution.same_padding(*axis)
-    for axis in zip(x.shape[1:3], size, strides, strict=True)
+    for axis in zip((length, 6), size, strides, strict=True)
   ]
+  kernel = (*size, 1, 4) if depthwise else (*size, 4, outputs)
+  y = native_and_cpu_agree(
+    (2, length, 6, 4), kernel, strides, padding, depthwise, seed
+  )
+  assert y.shape[1:3] == (-(-length // strides[0]), -(-6 // strides[1]))
 
-  def run(lowering):
-    def f(x, kernel):
-      return convolution.convolve(
-        x, kernel, strides, padding, depthwise, lowering
-      )
 
-    y, pull = jax.vjp(f, x, kernel)
-    return y, *pull(jnp.cos(jnp.arange(y.size)).reshape(y.shape))
+ZEROS = st.tuples(st.integers(0, 3), st.integers(0, 3))
+PADDED = {'shape': (7, 3), 'strides': (1, 1), 'padding': ((1, 1), (0, 2))}
 
-  native = run('native')
-  assert native[0].shape[1:3] == (-(-length // strides[0]), -(-6 // strides[1]))
-  for got, expected in zip(run('cpu'), native, strict=True):
-    np.testing.assert_allclose(got, expected, atol=3e-5, rtol=1e-5)
+
+@settings(max_examples=16, deadline=None)
+@given(
+  shape=st.tuples(st.integers(5, 9), st.sampled_from([1, 3, 5, 7])),
+  size=st.tuples(st.integers(1, 5), st.integers(1, 4)),
+  strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+  padding=st.tuples(ZEROS, ZEROS),
+  outputs=st.sampled_from([None, None, 3, 80]),  # None: depthwise.
+)
+@example(size=(1, 1), outputs=3, **PADDED)
+@example(size=(1, 1), outputs=None, **PADDED)
+@example(size=(1, 2), outputs=3, **PADDED)  # Folded: 1 x 1 along time.
+@example((6, 1), (3, 1), (2, 1), ((0, 3), (2, 0)), 3)  # Along time alone.
+def test_cpu_convolution_of_odd_bands_with_uneven_padding(
+  shape, size, strides, padding, outputs
+):
+  lacking = max(0, size[1] - shape[1] - sum(padding[1]))
+  padding = (padding[0], (padding[1][0] + lacking, padding[1][1]))
+  depthwise = outputs is None
+  kernel = (*size, 1, 4) if depthwise else (*size, 4, outputs)
+  native_and_cpu_agree((2, *shape, 4), kernel, strides, padding, depthwise)
 
 
 def test_convolution_by_definition():
@@ -111,7 +149,7 @@ def test_convolution_by_definition():
     np.testing.assert_allclose(got[:, :3], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize('size', [(2, 2), (1, 2), (4, 1), (3, 2)])
+@pytest.mark.parametrize('size', [(2, 2), (1, 2), (4, 1), (3, 2), (1, 1)])
 @pytest.mark.parametrize('ties', [False, True])
 def test_cpu_max_pooling_is_native_max_pooling(size, ties):
   rng = np.random.default_rng(0)

@@ -78,7 +78,8 @@ def _native(x_BTFH, kernel, strides, padding, depthwise):
 
 def _forward(x_BTFH, kernel, strides, padding, depthwise):
   """The fastest forward pass on a CPU."""
-  if kernel.shape[:2] == strides == (1, 1) and not depthwise:
+  alone = kernel.shape[:2] == strides == (1, 1) and not np.any(padding)
+  if alone and not depthwise:
     return x_BTFH @ kernel[0, 0]
   height, width, _, outputs = kernel.shape
   along_time = x_BTFH.shape[2] == width == 1
@@ -285,6 +286,8 @@ def max_pool(
       strides=size,
       padding=padding,  # pyright: ignore[reportArgumentType]
     )
+  if tuple(size) == (1, 1):
+    return x_BTFH
   if rising_H is None:
     rising_H = jnp.ones(x_BTFH.shape[-1], bool)
   # Repeating the edge changes no maximum, and the first of equals is inside.
