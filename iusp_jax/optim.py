@@ -32,7 +32,7 @@ class Plan:
 def schedule(
   training: Mapping[str, Any], num_steps: int, steps_per_epoch: float
 ) -> optax.Schedule:
-  """Linear warm-up from 0, then half a cosine down to 0 at the last step."""
+  """Linear warm-up from 0, then half a cosine down to 0 after the last step."""
   warmup = round(training['warmup_epochs'] * steps_per_epoch)
   return optax.warmup_cosine_decay_schedule(
     init_value=0.0,

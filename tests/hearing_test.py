@@ -1,0 +1,182 @@
+"""What teacher and student hear of one sound, and when they hear it."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from fakes import fake, recipe, teacher_recipe
+
+from iusp_jax import data, similarity, step, tagger
+
+AUGMENT = {
+  'time_roll_seconds': 0.2,
+  'num_time_masks': 2,
+  'max_time_fraction': 0.3,
+  'num_mel_masks': 2,
+  'max_mel_fraction': 0.3,
+}
+SMALL = {
+  'crnn': {'width': 4, 'hidden': 6},
+  'cnn': {'width': 4, 'num_blocks': 3},
+  'mobilenet': {'width_multiplier': 0.05, 'expansion': 2, 'num_stages': 3},
+}
+
+
+def batch_of(mixup_alpha=0.0, clips=4):
+  stream = data.train_stream(
+    fake().splits['train'], clips, 3, mixup_alpha=mixup_alpha
+  )
+  return next(stream)
+
+
+@functools.cache
+def frozen():
+  model = tagger.build(teacher_recipe(), 8)
+  return step.Teacher(model, model.initialise(3, fake().num_samples))
+
+
+def prepared(bands, batch, **hearing):
+  """What a step makes of a batch: log-mel, the teacher's frame Grams.
+
+  Returns:
+    The prepared batch, and the student; the teacher has 24 bands.
+  """
+  made = recipe(bands=bands)
+  made['augment'] |= hearing
+  objective = {'kd_weight': 0.0, 'sp_weight': 0.0, 'iusp_weight': 1.0}
+  job = step.Job('student', made, objective, fake(), 5, None, frozen())
+  student = tagger.build(made, 8)
+
+  @jax.jit
+  def prepare(batch, variables):
+    keys_B = tagger.clip_keys(5, 7, batch['index'])
+    return step._make_prepare(student, job)(batch, keys_B, variables)
+
+  return prepare(batch, frozen().variables), student
+
+
+@functools.cache
+def compiled_grams():
+  def grams(variables, mel_BTF):
+    output = tagger.apply(frozen().model, variables, mel_BTF)
+    return jax.vmap(similarity.gram)(output.frames_BTD)
+
+  return jax.jit(grams)
+
+
+def frame_grams(mel_BTF):
+  """The teacher's, of what it would hear as this log-mel."""
+  return compiled_grams()(frozen().variables, mel_BTF)
+
+
+def apart(a, b):
+  """Greatest difference, as a share of the greatest value."""
+  return float(abs(a - b).max() / abs(b).max())
+
+
+@pytest.mark.parametrize('mixup_alpha', [0.0, 0.5])
+def test_teacher_hears_the_very_sound_of_the_student(mixup_alpha):
+  """With one front end, its Gram is that of the student's own log-mel."""
+  batch = batch_of(mixup_alpha)
+  found, student = prepared(24, batch, **AUGMENT)
+  assert student.frontend == frozen().model.frontend
+  assert apart(found['teacher_frame_gram'], frame_grams(found['mel'])) < 1e-4
+  # And something did happen to every clip, which the teacher would notice.
+  plain = tagger.hear(student, batch['wave'])
+  for own, untouched in zip(
+    found['teacher_frame_gram'], frame_grams(plain), strict=True
+  ):
+    assert apart(own, untouched) > 0.02
+  source = fake().splits['train'].source
+  mixed = [
+    not np.array_equal(wave, source[int(index)]['audio'])
+    for wave, index in zip(batch['wave'], batch['index'], strict=True)
+  ]
+  assert all(mixed) == any(mixed) == (mixup_alpha > 0)
+
+
+def test_other_front_ends_hear_the_same_roll():
+  """The shift is found again in the student's log-mel, sample by sample."""
+  batch = batch_of()
+  found, student = prepared(16, batch, time_roll_seconds=0.0005)
+  assert student.frontend != frozen().model.frontend
+  rolled = np.stack([np.roll(batch['wave'], s, 1) for s in range(-8, 9)])
+  every = jax.jit(lambda wave_BS: tagger.hear(student, wave_BS))(
+    rolled.reshape(-1, rolled.shape[-1])
+  )
+  every = every.reshape(17, -1, *every.shape[1:])
+  misses = abs(every - found['mel'][None]).max((2, 3))
+  best_B = np.asarray(misses.argmin(0))
+  np.testing.assert_allclose(np.min(misses, 0), 0, atol=1e-4)
+  assert len(set(best_B)) > 1  # Every clip has a shift of its own.
+  wave_BS = rolled[best_B, np.arange(len(best_B))]
+  expected = frame_grams(tagger.hear(frozen().model, wave_BS))
+  assert apart(found['teacher_frame_gram'], expected) < 1e-4
+  plain = frame_grams(tagger.hear(frozen().model, batch['wave']))
+  assert apart(found['teacher_frame_gram'], plain) > 1e-3
+
+
+# Time order ------------------------------------------------------------------
+
+HOPS = 8  # Log-mel frames a frame embedding, for all models.
+
+
+def unlike(a_TD, b_TD):
+  """Greatest difference, as a share of what happens in time."""
+  return float(abs(a_TD - b_TD).max() / np.ptp(b_TD, axis=0).max())
+
+
+def random_variables(model, num_samples):
+  """Variables in which BatchNorm does something."""
+  rng = np.random.default_rng(1)
+
+  def fill(path, leaf):
+    name = jax.tree_util.keystr(path)
+    value = rng.normal(size=leaf.shape).astype(np.float32)
+    if 'batch_stats' in name or 'scale' in name or 'bias' in name:
+      return abs(value) + 0.5 if 'var' in name else value
+    return leaf
+
+  variables = model.initialise(0, num_samples)
+  return jax.tree_util.tree_map_with_path(fill, variables)
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_later_sound_is_later_frames(name):
+  """From the waveform on: what comes k frames later is heard k frames later.
+
+  Each frame of the LSTM knows all of the past, but less and less of it: far
+  from the beginning another beginning is forgotten.
+  """
+  model = tagger.build(recipe({'architecture': name, **SMALL[name]}), 4)
+  frame = HOPS * model.frontend.hop_samples
+  rng = np.random.default_rng(0)
+  # Noise whose level goes up and down, another one in front of it.
+  num_samples, later = 80 * frame, 5
+  level_S = 10 ** rng.uniform(-3, -1, 80).repeat(frame)
+  sound_S = level_S * rng.normal(size=num_samples)
+  ahead_S = 0.1 * rng.normal(size=later * frame)
+  late_S = np.concatenate([ahead_S, sound_S])[:num_samples]
+  order = np.concatenate([np.arange(40), 40 + rng.permutation(40)])
+  scrambled_S = sound_S.reshape(80, frame)[order].reshape(-1)
+  variables = random_variables(model, num_samples)
+
+  @jax.jit
+  def embed(wave_BS):
+    return tagger.apply(model, variables, tagger.hear(model, wave_BS))
+
+  wave_BS = np.stack([sound_S, late_S, scrambled_S]).astype(np.float32)
+  first, moved, scrambled = np.asarray(embed(wave_BS).frames_BTD)
+  assert first.shape[0] == 80
+  far = slice(45, 72)
+  shifted = slice(far.start + later, far.stop + later)
+  assert unlike(moved[shifted], first[far]) < 1e-3
+  # At the wrong place, or of sounds in another order, they are others.
+  for wrong in (-1, 1):
+    place = slice(shifted.start + wrong, shifted.stop + wrong)
+    assert unlike(moved[place], first[far]) > 0.1
+  assert unlike(scrambled[far], first[far]) > 0.1
+  if name == 'crnn':  # Not only in place: it has heard what came before.
+    back = np.argsort(order)
+    assert unlike(scrambled[back][far], first[far]) > 0.1
