@@ -390,6 +390,71 @@ def test_tuning_tries_every_ratio_with_every_seed(world, monkeypatch):
   assert np.shape(found['validate']) == (2, 2)
 
 
+def test_ratio_of_runs_that_diverged_is_never_the_best(world, monkeypatch):
+  def fit(jobs, good):
+    return [
+      ensemble.Member(job, best_score=0.5)
+      if job.objective['sp_weight'] in good
+      else ensemble.Member(job, diverged='the loss of step 1 is nan')
+      for job in jobs
+    ]
+
+  units = {'sp': 10.0}
+  monkeypatch.setattr(world, 'fit', lambda jobs: fit(jobs, {30.0}))
+  assert tuning.tune(world, 'tiny', ('sp',), units)['ratio'] == 3.0
+  monkeypatch.setattr(world, 'fit', lambda jobs: fit(jobs, {}))
+  with pytest.raises(FloatingPointError, match=r'all 4 runs diverged.*is nan'):
+    tuning.tune(world, 'tiny', ('sp',), units)
+
+
+@pytest.fixture
+def tuned(monkeypatch):
+  """Tuning in which SP diverges, without training; which pairs it tried."""
+  tried = []
+
+  def tune(world, student, terms, units):
+    tried.append(terms)
+    if terms == ('sp',):
+      raise FloatingPointError('all 4 runs diverged')
+    weights = {f'{term}_weight': 1.0 for term in terms}
+    ratio = 3.0 if terms == ('kd',) else 1.0
+    ratios, scores = [0.3, 1.0, 3.0], [[0.0], [0.1], [0.2]]
+    return {
+      'ratio': ratio, 'ratios': ratios, 'validate': scores, 'weights': weights,
+    }  # fmt: skip
+
+  monkeypatch.setattr(tuning, 'World', lambda *_: object())
+  monkeypatch.setattr(tuning, 'gradient_units', lambda *_: {'kd': 1.0})
+  monkeypatch.setattr(tuning, 'tune', tune)
+  return tried
+
+
+def test_tuning_keeps_the_others_where_one_diverges(tuned, tmp_path, capsys):
+  with pytest.raises(FloatingPointError, match='tiny sp: all 4 runs diverged'):
+    tuning.run(tiny_config(), tmp_path)
+  found = json.loads((tmp_path / 'tuned.json').read_text())
+  assert set(found['urban_scenes/procedural']['tiny']) == {
+    'kd', 'iusp', 'iusp_sp',
+  }  # fmt: skip
+  assert len(tuned) == 4
+  said = capsys.readouterr().out
+  assert said.count('at an edge of the grid') == 1
+  assert 'tiny kd: the best ratio, 3, is at an edge' in said
+  assert '0.3: none' in said
+
+
+def test_tuning_of_another_config_is_refused(tuned, tmp_path):
+  config = tiny_config()
+  config.table.objectives = ('kd', 'iusp')
+  tuning.run(config, tmp_path)
+  config.table.weights.tiny.kd.kd_weight = 7.0  # As found, and taken over.
+  tuning.run(config, tmp_path)
+  assert len(tuned) == 2
+  config.student.training.learning_rate = 0.1
+  with pytest.raises(ValueError, match=r'learning_rate: 0\.003 there'):
+    tuning.run(config, tmp_path)
+
+
 def test_tuning_weights_are_what_configs_use(tmp_path, monkeypatch):
   from configs import iusp
 
