@@ -115,6 +115,7 @@ FLOORS = (
     'iusp_jax.ensemble',
     'iusp_jax.table',
     'iusp_jax.table.grid',
+    'iusp_jax.table.parts',
     'iusp_jax.table.world',
     'iusp_jax.table.cells',
     'iusp_jax.table.runner',

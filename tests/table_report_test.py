@@ -10,7 +10,7 @@ import pytest
 import table_fakes
 
 from iusp_jax import statistics
-from iusp_jax.table import aggregates, tables
+from iusp_jax.table import aggregates, layout, tables
 
 TWO = ('crnn_16', 'cnn_8')
 
@@ -108,6 +108,24 @@ class TestAggregate:
     (row,) = [r for r in text.splitlines() if r.startswith('| cnn_8 ')][:1]
     assert row.count('**') == 2
 
+  def test_best_leads_every_other_where_both_have_cells(self):
+    """A mean over luckier seeds is no lead."""
+    table = table_fakes.table(
+      students=('cnn_8',), objectives=('baseline', 'kd', 'iusp')
+    )
+    gains = {'baseline': 0.0, 'kd': 0.1, 'iusp': 0.2}
+    for cell in table['cells']:
+      lucky = cell['seed'] >= 104
+      gain = gains[cell['objective']] + 0.5 * lucky
+      cell['test']['micro_auprc'] += gain
+      cell['resampled'] = [value + gain for value in cell['resampled']]
+      if lucky and cell['objective'] == 'iusp':
+        cell |= {'status': 'missing', 'test': None, 'resampled': None}
+    found = aggregates.aggregate(table)['students']['cnn_8']
+    means = {o: of['micro_auprc']['mean'] for o, of in found['scores'].items()}
+    assert means['kd'] > means['baseline'] > means['iusp']
+    assert found['best'] == 'iusp'
+
   def test_a_missing_cell_leaves_only_its_own_pair(self):
     table = table_fakes.table(students=TWO)
     lost = cells_of(table, 'cnn_8', 'sp')[2]
@@ -119,6 +137,35 @@ class TestAggregate:
     assert found['students']['cnn_8']['ratio']['n'] == 7
     assert find(found['pooled']['differences'], 'iusp', 'sp')['n'] == 7
     assert found['counts'] == {'done': 79, 'diverged': 0, 'missing': 1}
+
+  def test_a_student_leaves_the_pools_of_the_objective_that_it_lacks(self):
+    table = table_fakes.table(students=(*TWO, 'crnn_32'))
+    for cell in cells_of(table, 'cnn_8', 'kd'):
+      cell |= {'status': 'missing', 'test': None, 'resampled': None}
+    found = aggregates.aggregate(table)
+    pooled = found['pooled']['differences']
+    kd, iusp = (find(pooled, o, 'baseline') for o in ('kd', 'iusp'))
+    assert (kd['students'], iusp['students']) == (2, 3)
+    assert found['pooled']['ratio']['students'] == 3
+    gains = [
+      micro(table, s, 'iusp') - micro(table, s, 'baseline')
+      for s in (*TWO, 'crnn_32')
+    ]
+    assert iusp['mean'] == pytest.approx(np.mean(gains))
+    rows = layout.difference_rows(found)
+    assert [row[1] for row in rows if 'students' in row[1]] == [
+      '2 of 3 students', 'all students', 'all students', 'all students',
+      'all students', '2 of 3 students',
+    ]  # fmt: skip
+
+  def test_the_pooled_ratio_is_not_beside_gains_of_other_students(self):
+    table = table_fakes.table(students=(*TWO, 'crnn_32'))
+    for cell in cells_of(table, 'cnn_8', 'sp'):
+      cell |= {'status': 'missing', 'test': None, 'resampled': None}
+    row = layout.ratio_rows(aggregates.aggregate(table))[-1]
+    assert row[0] == '2 of 3 students'
+    assert row[2] != '-'  # SP's gain: over these two as well.
+    assert row[3] == '-'  # IUSP's is over all three.
 
   def test_rotations_stay_apart(self):
     table = table_fakes.table(rotations=('a', 'b'), students=TWO)

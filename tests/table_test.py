@@ -1,6 +1,7 @@
-"""The grid, its cells and its tuning, on students small enough for a test."""
+"""Cells of a table, its parts and its tuning, on students of a test's size."""
 
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -20,8 +21,10 @@ from iusp_jax import (
   tagger,
   teacher,
 )
-from iusp_jax.table import cells, grid, runner, tuning
+from iusp_jax.table import cells, grid, parts, runner, tuning
 from iusp_jax.table.world import World, repetitiveness
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def tiny_config():
@@ -57,58 +60,6 @@ def world(tmp_path_factory):
 def cells_of(world, objective):
   groups = grid.groups(world.config)
   return next(g for g in groups if g[0].objective == objective)
-
-
-def test_grid_is_every_combination():
-  config = table_config.get_config('clips')
-  cells = [cell for group in grid.groups(config) for cell in group]
-  assert len(cells) == len(set(cells)) == 2 * 3 * 5 * 5
-  assert len({cell.name for cell in cells}) == len(cells)
-  for group in grid.groups(config):
-    assert len({(c.rotation, c.student, c.objective) for c in group}) == 1
-  seeds = {cell.seed for cell in cells}
-  assert not seeds & set(range(config.table.tune_seeds))
-
-
-def test_shards_share_the_grid():
-  config = table_config.get_config('')
-  groups = grid.groups(config)
-  parts = []
-  for text in ('0/3', '1/3', '2/3'):
-    number, count = grid.parse_shard(text)
-    parts += groups[number::count]
-  assert sorted(map(str, parts)) == sorted(map(str, groups))
-  for text in ('3/3', 'a/b', '1', '1/0', '-1/2'):
-    with pytest.raises(ValueError, match='--shard is'):
-      grid.parse_shard(text)
-
-
-@pytest.mark.parametrize(
-  ('field', 'value', 'expected'),
-  [
-    ('students', ('crnn_3',), 'crnn_32'),
-    ('objectives', ('ipus',), 'iusp'),
-    ('seeds', 0, '>= 1'),
-    ('first_seed', 1, 'seeds of tuning'),
-    ('rotations', ((4, 5),), 'has no folds'),
-  ],
-)
-def test_impossible_grid_is_refused(field, value, expected):
-  config = table_config.get_config('')
-  config.table[field] = value
-  with pytest.raises(ValueError, match=expected) as error:
-    grid.check(config)
-  assert field in str(error.value)
-
-
-def test_rotation_sets_the_folds():
-  config = table_config.get_config('clips')
-  own = grid.config_of(config, (1, 2), 'cnn_8')
-  assert own['dataset']['builder']['validate_fold'] == 1
-  assert own['dataset']['builder']['test_fold'] == 2
-  assert own['student']['model']['architecture'] == 'cnn'
-  assert 'table' not in own
-  assert config.dataset.builder.validate_fold == 4
 
 
 def test_cell_is_a_run_whose_scores_its_checkpoints_give(world, tmp_path):
@@ -203,16 +154,17 @@ def test_cell_that_diverges_stops_no_other(world, tmp_path):
   assert not (folder / 'checkpoints').exists()
 
 
-def part(world, folder, objective, fingerprint='f', dataset='d'):
+def part(world, folder, objective, fingerprint='f', dataset='d', weights=None):
   """A table of which one group is done."""
   facts = {'dataset': dataset, 'tags': ['x'], 'command': objective}
   facts['environment'] = {'num_cores': 2, 'git_commit': objective}
-  grid.start(world.config, folder, facts)
+  parts.start(world.config, folder, facts)
   guide = {'rotation': '', 'fingerprint': fingerprint}
   guide['repetitiveness'] = {'x': 0.5}
   logs.write_atomically(folder / 'teachers' / 'a.json', json.dumps(guide))
   for cell in cells_of(world, objective):
-    text = json.dumps(cell.facts() | {'status': 'done'})
+    record = {'status': 'done', 'weights': weights}
+    text = json.dumps(cell.facts() | record)
     logs.write_atomically(grid.folder(folder, cell) / 'cell.json', text)
   return folder
 
@@ -220,10 +172,10 @@ def part(world, folder, objective, fingerprint='f', dataset='d'):
 def test_collect_merges_parts_and_names_what_is_missing(world, tmp_path):
   first = part(world, tmp_path / 'a', 'baseline')
   second = part(world, tmp_path / 'b', 'sp')
-  one = grid.collect([first])
+  one = parts.collect([first])
   (tmp_path / 'one.json').write_text(json.dumps(one))
   for paths in ([first, second], [second, tmp_path / 'one.json']):
-    found = grid.collect(paths)
+    found = parts.collect(paths)
     status = [cell['status'] for cell in found['cells']]
     assert status.count('done') == 4
     assert status.count('missing') == len(status) - 4 == 6
@@ -237,16 +189,110 @@ def test_parts_that_do_not_belong_together_are_refused(world, tmp_path):
   first = part(world, tmp_path / 'a', 'baseline')
   other = part(world, tmp_path / 'b', 'sp', fingerprint='g')
   with pytest.raises(ValueError, match='cannot be compared'):
-    grid.collect([first, other])
+    parts.collect([first, other])
   other = part(world, tmp_path / 'c', 'sp', dataset='e')
   with pytest.raises(ValueError, match='parts of one table'):
-    grid.collect([first, other])
+    parts.collect([first, other])
   with pytest.raises(ValueError, match='holds no table'):
-    grid.collect([tmp_path])
+    parts.collect([tmp_path])
   with pytest.raises(ValueError, match='needs the --workdir'):
     runner.report([], tmp_path)
   with pytest.raises(ValueError, match='needs a folder for the report'):
     runner.report([first, other], None)
+
+
+def test_parts_of_students_trained_otherwise_are_refused(world, tmp_path):
+  """A field that one part lacks, as those of older versions do, is none."""
+  first = part(world, tmp_path / 'a', 'baseline')
+  second = part(world, tmp_path / 'b', 'sp')
+  keep_config(world.config, first)
+  parts.collect([first, second])
+  other = tiny_config()
+  other.student.training.compute_dtype = 'bfloat16'
+  other.objective.kd_temperature = 3.0
+  keep_config(other, second)
+  with pytest.raises(ValueError, match='expected parts of one') as error:
+    parts.collect([first, second])
+  for text in ('compute_dtype bfloat16, not float32', 'temperature 3.0, not 2'):
+    assert text in str(error.value)
+  (tmp_path / 'one.json').write_text(json.dumps(parts.collect([first])))
+  with pytest.raises(ValueError, match='expected parts of one'):
+    parts.collect([tmp_path / 'one.json', second])
+  old = json.loads((second / 'config.json').read_text())
+  del old['student']['training']['compute_dtype']  # It was float32.
+  old['objective']['kd_temperature'] = 2.0
+  (second / 'config.json').write_text(json.dumps(old))
+  parts.collect([first, second])
+
+
+def keep_config(config, folder):
+  (folder / 'config.json').unlink(missing_ok=True)
+  grid.keep_config(config, folder)
+
+
+def test_cells_of_one_name_and_two_weights_are_refused(world, tmp_path):
+  first = part(world, tmp_path / 'a', 'iusp', weights={'iusp': 3.0})
+  same = part(world, tmp_path / 'b', 'iusp', weights={'iusp': 3.0})
+  other = part(world, tmp_path / 'c', 'iusp', weights={'iusp': 4.0})
+  parts.collect([first, same])
+  with pytest.raises(ValueError, match=r'tiny iusp seed 100 .*4.0.*3.0'):
+    parts.collect([first, other])
+
+
+def test_shards_of_one_workdir_are_all_named(world, tmp_path):
+  part(world, tmp_path, 'baseline')
+  part(world, tmp_path, 'sp')
+  found = parts.collect([tmp_path])
+  assert found['command'].splitlines() == ['baseline', 'sp']
+  assert found['environment']['git_commit'] == ['baseline', 'sp']
+  assert found['environment']['num_cores'] == 2
+
+
+def test_committed_results_can_be_read():
+  files = sorted((ROOT / 'docs' / 'results').glob('*.json'))
+  assert files
+  for file in files:
+    assert parts.collect([file])['cells']
+
+
+def test_cells_of_another_teacher_are_not_continued(world, tmp_path):
+  path = tmp_path / 'teachers' / 'teacher.json'
+  logs.write_atomically(path, json.dumps({'fingerprint': 'g'}))
+  with pytest.raises(ValueError, match='the teacher g, this command has f'):
+    runner.save_world(world.config, world, tmp_path)
+  assert not (tmp_path / 'grid.json').exists()
+
+
+def test_shard_without_groups_ends_well(tmp_path, capsys):
+  runner.run(tiny_config(), tmp_path, '7/8')
+  assert 'no group of cells is left for shard 7/8' in capsys.readouterr().out
+
+
+def test_two_commands_do_not_run_one_shard(tmp_path, monkeypatch):
+  monkeypatch.setattr(runner, 'report', lambda *_: None)
+
+  def run_groups(config, groups, workdir):
+    with pytest.raises(ValueError, match='another process runs this shard'):
+      runner.run(config, workdir, '1/2')
+
+  monkeypatch.setattr(runner, 'run_groups', run_groups)
+  runner.run(tiny_config(), tmp_path, '1/2')
+
+
+def test_cell_that_is_being_written_is_not_drawn(world, tmp_path, monkeypatch):
+  for name in ('baseline', 'sp'):
+    folder = grid.folder(tmp_path, cells_of(world, name)[0])
+    (folder / 'checkpoints').mkdir(parents=True)
+  (folder / 'cell.json').touch()  # Of SP alone.
+  drawn = {}
+  monkeypatch.setattr(teacher, 'load', lambda *_: None)
+  monkeypatch.setattr(
+    outcome, 'similarity_panels', lambda _, shown: drawn.update(shown)
+  )
+  plot = 'iusp_jax.similarity_picture.plot_similarities'
+  monkeypatch.setattr(plot, lambda *_: None)
+  runner.draw_similarities(world, tmp_path)
+  assert set(drawn) == {'teacher', 'sp'}
 
 
 def test_repetitiveness_is_the_mean_cosine(world):
@@ -258,6 +304,9 @@ def test_repetitiveness_is_the_mean_cosine(world):
     frames = np.asarray(
       tagger.apply(model, variables, mel).frames_BTD[0], float
     )
+    # Those that begin before the padding; some clips have 0.4 s of it.
+    share = example['num_samples'] / len(example['audio'])
+    frames = frames[: int(np.ceil(share * len(frames)))]
     frames /= np.maximum(np.linalg.norm(frames, axis=1, keepdims=True), 1e-9)
     cosine = frames @ frames.T
     T = len(cosine)
@@ -339,6 +388,71 @@ def test_tuning_tries_every_ratio_with_every_seed(world, monkeypatch):
   assert found['weights'] == {'sp_weight': 3.0, 'iusp_weight': 15.0}
   assert found['ratio'] == 0.3
   assert np.shape(found['validate']) == (2, 2)
+
+
+def test_ratio_of_runs_that_diverged_is_never_the_best(world, monkeypatch):
+  def fit(jobs, good):
+    return [
+      ensemble.Member(job, best_score=0.5)
+      if job.objective['sp_weight'] in good
+      else ensemble.Member(job, diverged='the loss of step 1 is nan')
+      for job in jobs
+    ]
+
+  units = {'sp': 10.0}
+  monkeypatch.setattr(world, 'fit', lambda jobs: fit(jobs, {30.0}))
+  assert tuning.tune(world, 'tiny', ('sp',), units)['ratio'] == 3.0
+  monkeypatch.setattr(world, 'fit', lambda jobs: fit(jobs, {}))
+  with pytest.raises(FloatingPointError, match=r'all 4 runs diverged.*is nan'):
+    tuning.tune(world, 'tiny', ('sp',), units)
+
+
+@pytest.fixture
+def tuned(monkeypatch):
+  """Tuning in which SP diverges, without training; which pairs it tried."""
+  tried = []
+
+  def tune(world, student, terms, units):
+    tried.append(terms)
+    if terms == ('sp',):
+      raise FloatingPointError('all 4 runs diverged')
+    weights = {f'{term}_weight': 1.0 for term in terms}
+    ratio = 3.0 if terms == ('kd',) else 1.0
+    ratios, scores = [0.3, 1.0, 3.0], [[0.0], [0.1], [0.2]]
+    return {
+      'ratio': ratio, 'ratios': ratios, 'validate': scores, 'weights': weights,
+    }  # fmt: skip
+
+  monkeypatch.setattr(tuning, 'World', lambda *_: object())
+  monkeypatch.setattr(tuning, 'gradient_units', lambda *_: {'kd': 1.0})
+  monkeypatch.setattr(tuning, 'tune', tune)
+  return tried
+
+
+def test_tuning_keeps_the_others_where_one_diverges(tuned, tmp_path, capsys):
+  with pytest.raises(FloatingPointError, match='tiny sp: all 4 runs diverged'):
+    tuning.run(tiny_config(), tmp_path)
+  found = json.loads((tmp_path / 'tuned.json').read_text())
+  assert set(found['urban_scenes/procedural']['tiny']) == {
+    'kd', 'iusp', 'iusp_sp',
+  }  # fmt: skip
+  assert len(tuned) == 4
+  said = capsys.readouterr().out
+  assert said.count('at an edge of the grid') == 1
+  assert 'tiny kd: the best ratio, 3, is at an edge' in said
+  assert '0.3: none' in said
+
+
+def test_tuning_of_another_config_is_refused(tuned, tmp_path):
+  config = tiny_config()
+  config.table.objectives = ('kd', 'iusp')
+  tuning.run(config, tmp_path)
+  config.table.weights.tiny.kd.kd_weight = 7.0  # As found, and taken over.
+  tuning.run(config, tmp_path)
+  assert len(tuned) == 2
+  config.student.training.learning_rate = 0.1
+  with pytest.raises(ValueError, match=r'learning_rate: 0\.003 there'):
+    tuning.run(config, tmp_path)
 
 
 def test_tuning_weights_are_what_configs_use(tmp_path, monkeypatch):

@@ -22,12 +22,14 @@ def aggregate(table: Mapping[str, Any]) -> dict[str, Any]:
     table: as `tables.write` takes it.
 
   Returns:
-    `objectives`, `rotations`, `teachers`, `counts` by status, `absent` (cells
-    that are not done, with reason); `students`: by name `parameters`, `macs`,
-    `best` (an objective, or None), `scores` and `weights` by objective,
-    `differences` (a list of `own`, `other` and `statistics.Difference`) and
-    `ratio`; `pooled`: `differences` and `ratio` over all students. A number
-    that is undefined is None.
+    `dataset`, `command`, `environment`, `tags` and `repetitiveness` as the
+    table has them (None where it has not); `objectives`, `rotations`,
+    `teachers`, `counts` by status, `absent` (cells that are not done, with
+    reason); `students`: by name `parameters`, `macs`, `best` (an objective, or
+    None), `scores` and `weights` by objective, `differences` (a list of `own`,
+    `other` and `statistics.Difference`) and `ratio`; `pooled`: `differences`
+    and `ratio` over the students that have what they need, each with the number
+    of these `students`. A number that is undefined is None.
 
   Raises:
     ValueError: as `records.check`.
@@ -37,7 +39,6 @@ def aggregate(table: Mapping[str, Any]) -> dict[str, Any]:
   by_student = {
     name: _student(table, cells, name) for name in records.students(table)
   }
-  pooled = _pooled(cells, records.students(table), names)
   return plain(
     {
       **{
@@ -48,10 +49,7 @@ def aggregate(table: Mapping[str, Any]) -> dict[str, Any]:
       'objectives': names,
       'rotations': records.rotations(table),
       'students': by_student,
-      'pooled': {
-        'differences': _differences(pooled, names),
-        'ratio': _ratio(pooled),
-      },
+      'pooled': _pooled(cells, records.students(table), names),
       'counts': {
         status: sum(c['status'] == status for c in table['cells'])
         for status in records.STATUSES
@@ -83,10 +81,10 @@ def plain(value: Any) -> Any:
 def _student(table, cells: records.Done, student: str) -> dict[str, Any]:
   names = records.objectives(table)
   own = {o: _scored(cells[student, o]) for o in names}
-  first = [c for c in table['cells'] if c['student'] == student]
+  its_cells = [c for c in table['cells'] if c['student'] == student]
   return {
     **{
-      k: next((c[k] for c in first if c.get(k) is not None), None)
+      k: next((c[k] for c in its_cells if c.get(k) is not None), None)
       for k in ('parameters', 'macs')
     },
     'best': _best(own),
@@ -94,7 +92,7 @@ def _student(table, cells: records.Done, student: str) -> dict[str, Any]:
       o: next(
         (
           c['weights']
-          for c in first
+          for c in its_cells
           if c['objective'] == o and c.get('weights')
         ),
         None,
@@ -104,7 +102,7 @@ def _student(table, cells: records.Done, student: str) -> dict[str, Any]:
     'scores': {
       o: {
         'done': len(cells[student, o]),
-        'expected': sum(c['objective'] == o for c in first),
+        'expected': sum(c['objective'] == o for c in its_cells),
         **_scores(cells[student, o], records.rotations(table)),
       }
       for o in names
@@ -157,20 +155,35 @@ def _scored(cells) -> dict[tuple[str, Any], _Run]:
   }
 
 
-def _pooled(cells: records.Done, student_names, names) -> dict[str, dict]:
-  """Means over the students, of the pairs that none of them lacks.
+def _pooled(cells: records.Done, student_names, names) -> dict[str, Any]:
+  """Comparisons over the students, each over those that have its objectives."""
+  differences = []
+  for own, other in records.comparisons(names):
+    runs, count = _pool(cells, student_names, (own, other))
+    found = _compare(runs, own, other)
+    if found is not None:
+      differences.append(_named(own, other, found) | {'students': count})
+  ratio = None
+  if {*_OF_RATIO} <= {*names}:
+    runs, count = _pool(cells, student_names, _OF_RATIO)
+    ratio = (_ratio(runs) or {}) | {'students': count}
+  return {'differences': differences, 'ratio': ratio}
 
-  Students share seeds and test clips, so their differences are no independent
-  ones: a seed counts once, with the mean over its students.
+
+def _pool(cells: records.Done, student_names, names) -> tuple[dict, int]:
+  """Mean runs of some objectives over the students, and how many these are.
+
+  Of the students that have runs of all these objectives, and of the pairs that
+  none of them lacks. Students share seeds and test clips, so their differences
+  are no independent ones: a seed counts once, with the mean over its students.
   """
-  pooled = {}
-  # A student without any run of an objective would leave nothing of the pool.
   kept = [s for s in student_names if all(cells[s, o] for o in names)]
+  pooled = {}
   for o in names:
     runs = [_scored(cells[s, o]) for s in kept]
     common = [p for p in (runs[0] if runs else ()) if all(p in r for r in runs)]
     pooled[o] = {p: _mean_run([r[p] for r in runs]) for p in common}
-  return pooled
+  return pooled, len(kept)
 
 
 def _mean_run(runs) -> _Run:
@@ -207,17 +220,24 @@ def _compare(runs, own: str, other: str) -> statistics.Difference | None:
 
 def _differences(runs, names) -> list[dict[str, Any]]:
   return [
-    {'own': own, 'other': other, **dataclasses.asdict(found)}
+    _named(own, other, found)
     for own, other in records.comparisons(names)
     if (found := _compare(runs, own, other)) is not None
   ]
 
 
+def _named(own: str, other: str, found: statistics.Difference) -> dict:
+  return {'own': own, 'other': other, **dataclasses.asdict(found)}
+
+
+_OF_RATIO = ('iusp', 'sp', 'baseline')
+
+
 def _ratio(runs) -> dict[str, Any] | None:
   """None where one of the three objectives is not in the table."""
-  if not {'iusp', 'sp', 'baseline'} <= {*runs}:
+  if not {*_OF_RATIO} <= {*runs}:
     return None
-  found = _paired(runs, 'iusp', 'sp', 'baseline')
+  found = _paired(runs, *_OF_RATIO)
   if found is None:
     reason = 'no pair of all three objectives'
     return dataclasses.asdict(statistics.Ratio(None, None, None, 0, reason))
@@ -227,16 +247,18 @@ def _ratio(runs) -> dict[str, Any] | None:
 
 
 def _best(runs) -> str | None:
-  """The objective whose lead over the next is beyond its interval."""
-  means = {
-    o: np.mean([run.score for run in own.values()])
-    for o, own in runs.items()
-    if own
-  }
-  ranked = sorted(means, key=lambda o: -means[o])
-  if len(ranked) < 2:
-    return None
-  lead = _compare(runs, ranked[0], ranked[1])
-  if lead is None or lead.low is None or lead.low <= 0:
-    return None
-  return ranked[0]
+  """The objective whose lead over every other is beyond its interval.
+
+  Each lead is over the pairs that both have: a mean over other pairs says
+  nothing, be it higher or lower.
+  """
+  present = [o for o, own in runs.items() if own]
+  for own in present:
+    leads = (_compare(runs, own, other) for other in present if other != own)
+    if len(present) > 1 and all(map(_beyond, leads)):
+      return own
+  return None
+
+
+def _beyond(lead: statistics.Difference | None) -> bool:
+  return lead is not None and lead.low is not None and lead.low > 0

@@ -44,12 +44,12 @@ def scores_of(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def score_members(world: World, model: tagger.Tagger, members):
   """Probabilities by checkpoint and split, and the frame distance on test."""
-  splits = outcome.scored_splits(world.dataset)
   mel = {
-    split: jnp.asarray(world.features(model, split)['mel']) for split in splits
+    split: jnp.asarray(world.features(model, split)['mel'])
+    for split in ('validate', 'test')
   }
-  outputs = world.outputs[splits[-1]]
-  length_N = world.features(model, splits[-1])['length']
+  outputs = world.outputs['test']
+  length_N = world.features(model, 'test')['length']
   for member in members:
     if member.diverged:
       yield {}, None
@@ -64,7 +64,7 @@ def score_members(world: World, model: tagger.Tagger, members):
     }
     distances_N = compile_distance(model, world.dataset.num_samples)(
       member.best,
-      mel[splits[-1]],
+      mel['test'],
       jnp.asarray(outputs.frame_gram),
       jnp.asarray(length_N),
     )
@@ -157,15 +157,14 @@ def _write_run(world, cell, member, scores, folder) -> dict[str, Any]:
     'student': result,
   }
   logs.write_atomically(folder / 'results.json', logs.to_json(results))
-  split = outcome.scored_splits(dataset)[-1]
   drawn = metrics.resample(
-    data.truth(dataset.splits[split])['coarse'],
-    evaluate.by_level(dataset, scores['best'][split])['coarse'],
+    data.truth(dataset.splits['test'])['coarse'],
+    evaluate.by_level(dataset, scores['best']['test'])['coarse'],
     bootstrap=world.config['bootstrap'],
   )
   return {
     **{key: result[key] for key in ('parameters', 'macs')},
     **scores_of(result),
-    'last_test_micro_auprc': result['last'][split]['coarse']['micro_auprc'],
+    'last_test_micro_auprc': result['last']['test']['coarse']['micro_auprc'],
     'resampled': drawn['micro_auprc'].round(5).tolist(),
   }

@@ -6,12 +6,11 @@ the pictures, and `cell.json`, which is written last: what the report reads.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from iusp_jax import logs, step, teacher
+from iusp_jax import accumulate, data, experiment, logs, step, store, teacher
 
 Rotation = tuple[int, int]
 
@@ -58,13 +57,12 @@ def rotations(config: Mapping[str, Any]) -> Sequence[Rotation | None]:
 def groups(config: Mapping[str, Any]) -> list[list[Cell]]:
   """The cells of a table; those that one program trains stand together."""
   table = config['table']
-  first = table['first_seed']
+  seeds = range(table['first_seed'], table['first_seed'] + table['seeds'])
   return [
     [Cell(rotation, student, objective, seed) for seed in seeds]
     for rotation in rotations(config)
     for student in table['students']
     for objective in table['objectives']
-    for seeds in [range(first, first + table['seeds'])]
   ]
 
 
@@ -98,6 +96,16 @@ def with_weights(
   return dict(config['objective']) | none | dict(weights)
 
 
+def terms(
+  config: Mapping[str, Any], student: str, name: str
+) -> tuple[str, ...]:
+  """The distillation terms of one objective of a student."""
+  weights = objective(config, student, name)
+  return tuple(
+    term for term in step.DISTILLATION_TERMS if weights[f'{term}_weight']
+  )
+
+
 def check(config: Mapping[str, Any]) -> None:
   """Facts about the grid, before any work is done.
 
@@ -105,17 +113,15 @@ def check(config: Mapping[str, Any]) -> None:
     ValueError: naming the field, the value and what is expected.
   """
   table = config['table']
-  legal = {
-    'students': table['models'],
-    'objectives': next(iter(table['weights'].values())),
-  }
-  for field, known in legal.items():
-    for name in table[field]:
-      if name not in known:
-        raise ValueError(
-          f'config.table.{field} has {name!r}: expected some of '
-          f'{", ".join(known)}'
-        )
+  _check_names(table)
+  for student in table['students']:
+    for name in table['objectives']:
+      _check_weights(student, name, table['weights'][student][name])
+      accumulate.check(
+        config['student']['training'], terms(config, student, name)
+      )
+  _check_rotations(config)
+  _refuse_ignored(config)
   for field in ('seeds', 'tune_seeds'):
     if table[field] < 1:
       raise ValueError(f'config.table.{field} is {table[field]}: expected >= 1')
@@ -129,11 +135,136 @@ def check(config: Mapping[str, Any]) -> None:
       "config.teacher.store is 'off': a table needs the stored outputs of the "
       "teacher; expected 'auto', 'float32' or 'float16'"
     )
-  if table['rotations'] and 'test_fold' not in config['dataset']['builder']:
+  if reason := store.obstacle(config, num_clips=0):
     raise ValueError(
-      f'config.table.rotations is {table["rotations"]}, but '
-      f'{config["dataset"]["name"]} has no folds: expected ()'
+      'a table needs the stored outputs of the teacher, which cannot be: '
+      f'{reason}. Switch that off, or distil run by run with --mode=train'
     )
+
+
+def _check_names(table: Mapping[str, Any]) -> None:
+  """Students and objectives are known, and named once."""
+  _refuse_repeated('students', table['students'])
+  _refuse_repeated('objectives', table['objectives'])
+  for student in table['students']:
+    known = [name for name in table['models'] if name in table['weights']]
+    _refuse_unknown('students', student, known)
+    for name in table['objectives']:
+      _refuse_unknown('objectives', name, table['weights'][student])
+
+
+def _refuse_repeated(field: str, values: Sequence[Any]) -> None:
+  for value in values:
+    if (count := sum(value == other for other in values)) > 1:
+      raise ValueError(
+        f'config.table.{field} has {value!r} {count} times: expected once'
+      )
+
+
+def _refuse_unknown(field: str, name: str, known) -> None:
+  if name not in known:
+    raise ValueError(
+      f'config.table.{field} has {name!r}: expected some of {", ".join(known)}'
+    )
+
+
+def _check_weights(student: str, name: str, weights: Mapping[str, Any]) -> None:
+  legal = [f'{term}_weight' for term in step.DISTILLATION_TERMS]
+  for field, value in weights.items():
+    place = f'config.table.weights.{student}.{name}'
+    if field not in legal:
+      raise ValueError(
+        f'{place} has {field!r}: expected some of {", ".join(legal)}'
+      )
+    if not 0 <= value < float('inf'):
+      raise ValueError(
+        f'{place}.{field} is {value}: expected a finite number >= 0'
+      )
+
+
+def _check_rotations(config: Mapping[str, Any]) -> None:
+  pairs = [tuple(pair) for pair in config['table']['rotations']]
+  if pairs and 'test_fold' not in config['dataset']['builder']:
+    raise ValueError(
+      f'config.table.rotations is {pairs}, but {config["dataset"]["name"]} has '
+      'no folds: expected ()'
+    )
+  _refuse_repeated('rotations', pairs)
+  for pair in pairs:
+    if len(pair) != 2 or pair[0] == pair[1]:
+      raise ValueError(
+        f'config.table.rotations has {pair}: expected pairs of two different '
+        'folds, of validate and of test'
+      )
+
+
+def _refuse_ignored(config: Mapping[str, Any]) -> None:
+  """Fields of a single run that a table sets itself: set, they did nothing."""
+  run_by_run = '--mode=train'
+  instead = {
+    'seed': (0, 'config.table.first_seed'),
+    'fit': ('student', run_by_run),
+    'compare_with': ('', run_by_run),
+  } | {
+    f'objective.{term}_weight': (0.0, 'config.table.weights.STUDENT.OBJECTIVE')
+    for term in step.DISTILLATION_TERMS
+  }
+  own = teacher.plain(config)
+  fields = experiment.flat(own)
+  found = [
+    f'config.{field} is {fields[field]!r}: expected {default!r}; use {other}'
+    for field, (default, other) in instead.items()
+    if fields[field] != default
+  ]
+  model, models = own['student']['model'], own['table']['models']
+  if model not in models.values():
+    found.append(
+      f'config.student.model is {model}, no model of the table: use '
+      'config.table.models.STUDENT'
+    )
+  if found:
+    raise ValueError('a table does not look at ' + '; '.join(found))
+
+
+def check_dataset(config: Mapping[str, Any], dataset: data.Dataset) -> None:
+  """Facts about grid and data, before a teacher is trained.
+
+  Raises:
+    ValueError: naming the data set, and what is expected.
+  """
+  for split in ('train', 'validate', 'test'):
+    if split not in dataset.splits:
+      raise ValueError(
+        f'{dataset.name} has no split {split!r} (but '
+        f'{", ".join(dataset.splits)}): a table is scored on test, at the '
+        'epoch that is best on validate'
+      )
+  size = len(dataset.splits['train'])
+  batch_size = config['student']['training']['batch_size']
+  if batch_size > size:
+    raise ValueError(
+      f'config.student.training.batch_size is {batch_size}, but the train '
+      f'split of {dataset.name} has {size} clips: expected at most that many'
+    )
+
+
+def untuned(config: Mapping[str, Any]) -> list[str]:
+  """The students whose weights are defaults, for want of a tuning."""
+  table = config['table']
+  return [name for name in table['students'] if name not in table['tuned']]
+
+
+def keep_config(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
+  """Writes down the config of a table; refuses to mix it with another.
+
+  Raises:
+    ValueError: if the workdir holds results of another config.
+  """
+  own = teacher.plain(config)
+  own['table'].pop('tuned')  # Only said: the weights themselves are compared.
+  with logs.lock(workdir, 'another process looks at this folder'):
+    experiment.refuse_other_config(own, workdir)
+    logs.write_atomically(experiment.config_path(workdir), logs.to_json(own))
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -158,108 +289,3 @@ def folder(workdir: pathlib.Path, cell: Cell) -> pathlib.Path:
 def done(workdir: pathlib.Path, cell: Cell) -> bool:
   """Whether a cell has its record."""
   return (folder(workdir, cell) / 'cell.json').exists()
-
-
-def start(
-  config: Mapping[str, Any], workdir: pathlib.Path, facts: Mapping[str, Any]
-) -> None:
-  """Writes `grid.json`: what the report needs beside the cells."""
-  cells = [
-    cell.facts() | {'name': cell.name}
-    for group in groups(config)
-    for cell in group
-  ]
-  text = logs.to_json({**facts, 'cells': cells})
-  logs.write_atomically(workdir / 'grid.json', text)
-
-
-def collect(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
-  """One table of several parts, for the report.
-
-  Args:
-    paths: workdirs of tables or shards, or the `cells.json` of earlier
-      reports; where two have the same cell, the later one counts.
-
-  Returns:
-    What `tables.write` wants; cells that no part has are 'missing'. `command`
-    has a line for every part's; a field of `environment` in which parts differ
-    lists what they have.
-
-  Raises:
-    ValueError: if a path holds no table, or the parts do not belong together.
-  """
-  table: dict[str, Any] = {}
-  commands: dict[str, None] = {}
-  environments: dict[str, list] = {}
-  cells: dict[tuple, dict] = {}
-  teachers: dict[str, dict] = {}
-  for path in paths:
-    part = _read_part(path)
-    for field in ('dataset', 'tags'):
-      if table and part[field] != table[field]:
-        raise ValueError(
-          f'{path} has {field} {part[field]}, {paths[0]} has {table[field]}: '
-          'expected parts of one table'
-        )
-    commands |= dict.fromkeys(part['command'].splitlines())
-    for name, value in part['environment'].items():
-      values = environments.setdefault(name, [])
-      values += [v for v in _listed(value) if v not in values]
-    for facts in part['teachers']:
-      known = teachers.setdefault(facts['rotation'], facts)
-      if known['fingerprint'] != facts['fingerprint']:
-        raise ValueError(
-          f'{path} has the teacher {facts["fingerprint"]}, {paths[0]} has '
-          f'{known["fingerprint"]}: their students cannot be compared'
-        )
-    for cell in part['cells']:
-      key = _key(cell)
-      if cell['status'] != 'missing' or key not in cells:
-        cells[key] = cell
-    table = table or part
-  means = [facts['repetitiveness'] for facts in teachers.values()]
-  return table | {
-    'command': '\n'.join(commands),
-    'environment': {
-      name: values[0] if len(values) == 1 else values
-      for name, values in environments.items()
-    },
-    'cells': list(cells.values()),
-    'teachers': list(teachers.values()),
-    'repetitiveness': {
-      tag: sum(mean[tag] for mean in means) / len(means)
-      for tag in (means[0] if means else {})
-    },
-  }
-
-
-def _listed(value) -> list:
-  return value if isinstance(value, list) else [value]
-
-
-def _read_part(path: pathlib.Path) -> dict[str, Any]:
-  """A workdir, or a file of cells, as `collect` gives it."""
-  if path.is_file():
-    return json.loads(path.read_text())
-  if not (path / 'grid.json').is_file():
-    raise ValueError(
-      f'{path} holds no table: expected a --workdir of --mode=table with its '
-      'grid.json and cells, or the cells.json of a report'
-    )
-  part = json.loads((path / 'grid.json').read_text())
-  missing = {'status': 'missing', 'reason': 'not run yet'}
-  for number, facts in enumerate(part['cells']):
-    record = path / 'cells' / facts.pop('name') / 'cell.json'
-    found = json.loads(record.read_text()) if record.exists() else missing
-    part['cells'][number] = facts | found
-  part['teachers'] = [
-    json.loads(file.read_text())
-    for file in sorted(path.glob('teachers/*.json'))
-  ]
-  return part
-
-
-def _key(record: Mapping[str, Any]):
-  return tuple(
-    record[name] for name in ('rotation', 'student', 'objective', 'seed')
-  )

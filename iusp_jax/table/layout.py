@@ -53,16 +53,23 @@ def difference_rows(numbers: Mapping[str, Any]) -> Rows:
   head = ['comparison', 'student', 'difference', '95 % interval', 'sd', 'won']
   rows = [[*head, 'p sign', 'p permutation']]
   groups = [(s, of['differences']) for s, of in numbers['students'].items()]
-  if len(groups) > 1:
+  if (total := len(groups)) > 1:
     groups.append((records.POOLED, numbers['pooled']['differences']))
   for own, other in records.comparisons(numbers['objectives']):
     name = f'{records.title(own)} − {records.title(other)}'
     for student, differences in groups:
       for found in differences:
         if (found['own'], found['other']) == (own, other):
-          rows.append([name, student, *_difference(found)])
+          whose = _whose(student, found, total)
+          rows.append([name, whose, *_difference(found)])
           name = ''
   return rows
+
+
+def _whose(student: str, found: Mapping[str, Any], total: int) -> str:
+  """The name of a row; with the number of students if the pool lacks some."""
+  count = found.get('students', total)
+  return student if count == total else f'{count} of {total} students'
 
 
 def _difference(found) -> list[str]:
@@ -82,19 +89,26 @@ def ratio_rows(numbers: Mapping[str, Any]) -> Rows:
   """The paper's ratio, a row a student and one for all of them."""
   rows = [['student', 'n', 'SP − no KD', 'IUSP − no KD', 'r, 95 % interval']]
   groups = list(numbers['students'].items())
-  if len(groups) > 1:
+  if (total := len(groups)) > 1:
     groups.append((records.POOLED, numbers['pooled']))
   for student, of in groups:
     ratio = of['ratio']
     if ratio is None:
       continue
-    gains = [_gain(of['differences'], o) for o in ('sp', 'iusp')]
+    # A gain of other students than the ratio's would not belong to it.
+    own = [
+      found
+      for found in of['differences']
+      if found.get('students') == ratio.get('students')
+    ]
+    gains = [_gain(own, o) for o in ('sp', 'iusp')]
     if ratio['value'] is None:
       text = f'withheld: {ratio["reason"]}'
     else:
       r, low, high = (_percent(ratio[k]) for k in ('value', 'low', 'high'))
       text = f'{r} [{low}, {high}]'
-    rows.append([student, str(ratio['n']), *gains, text])
+    whose = _whose(student, ratio, total)
+    rows.append([whose, str(ratio['n']), *gains, text])
   return rows
 
 

@@ -22,7 +22,7 @@ from iusp_jax import (
   tagger,
   teacher,
 )
-from iusp_jax.table import cells, grid, pictures, tables
+from iusp_jax.table import cells, grid, parts, pictures, tables
 from iusp_jax.table.grid import Cell
 from iusp_jax.table.world import World, repetitiveness
 
@@ -40,20 +40,34 @@ def run(config: Any, workdir: pathlib.Path, shard_text: str = '') -> None:
   """
   experiment.check(config)
   grid.check(config)
-  shard = grid.parse_shard(shard_text)
+  number, count = grid.parse_shard(shard_text)
   logs.say(parallel.describe())
-  workdir.mkdir(parents=True, exist_ok=True)
-  with logs.lock(workdir, 'another process looks at this table'):
-    experiment.refuse_other_config(config, workdir)
-    text = logs.to_json(teacher.plain(config))
-    logs.write_atomically(experiment.config_path(workdir), text)
-  mine = grid.groups(config)[shard[0] :: shard[1]]
+  grid.keep_config(config, workdir)
+  if names := grid.untuned(config):
+    logs.say(
+      f'table: weights of {", ".join(names)} were not tuned for '
+      f'{config["dataset"]["name"]}, see --mode=tune'
+    )
+  mine = grid.groups(config)[number::count]
+  if not mine:
+    logs.say(f'table: no group of cells is left for shard {number}/{count}')
+    return
+  busy = 'another process runs this shard; --shard=i/n shares a table'
+  with logs.lock(workdir / 'shards' / f'{number}-of-{count}', busy, wait=False):
+    run_groups(config, mine, workdir)
+  report([workdir], workdir)
+
+
+def run_groups(
+  config: Any, groups: Sequence[Sequence[Cell]], workdir: pathlib.Path
+) -> None:
+  """Runs groups of cells, those of a rotation after each other."""
   todo = [
     group
-    for group in mine
+    for group in groups
     if not all(grid.done(workdir, cell) for cell in group)
   ]
-  logs.say(f'table: {len(mine)} groups of cells, {len(todo)} to run')
+  logs.say(f'table: {len(groups)} groups of cells, {len(todo)} to run')
   world, started = None, time.monotonic()
   for number, group in enumerate(todo):
     if world is None or world.rotation != group[0].rotation:
@@ -68,7 +82,6 @@ def run(config: Any, workdir: pathlib.Path, shard_text: str = '') -> None:
     )
   if world is not None:
     draw_similarities(world, workdir)
-  report([workdir], workdir)
 
 
 def draw_similarities(world: World, workdir: pathlib.Path) -> None:
@@ -81,7 +94,9 @@ def draw_similarities(world: World, workdir: pathlib.Path) -> None:
   for name in table['objectives']:
     cell = Cell(world.rotation, table['students'][0], name, table['first_seed'])
     folder = grid.folder(workdir, cell)
-    if name in ('baseline', 'sp', 'iusp') and (folder / 'checkpoints').exists():
+    # Another shard may be writing it; one that diverged has no checkpoints.
+    ready = grid.done(workdir, cell) and (folder / 'checkpoints').exists()
+    if name in ('baseline', 'sp', 'iusp') and ready:
       shown[name] = teacher.load(folder, world.dataset)
   panels = outcome.similarity_panels(world.dataset, shown)
   path = workdir / 'similarities.png'
@@ -90,17 +105,29 @@ def draw_similarities(world: World, workdir: pathlib.Path) -> None:
 
 
 def save_world(config: Any, world: World, workdir: pathlib.Path) -> None:
-  """Writes what the report needs of the data set and the teacher."""
+  """Writes what the report needs of the data set and the teacher.
+
+  Raises:
+    ValueError: if the cells that are there have another teacher.
+  """
+  name = grid.describe(world.rotation)
+  path = workdir / 'teachers' / f'{name or "teacher"}.json'
+  known = json.loads(path.read_text())['fingerprint'] if path.exists() else ''
+  if known and known != world.guide.fingerprint:
+    raise ValueError(
+      f'{path} is of the teacher {known}, this command has '
+      f'{world.guide.fingerprint}: students of two teachers cannot be '
+      'compared; expected the first one (see config.teacher.checkpoint), or '
+      'another --workdir'
+    )
   facts = {
     'dataset': world.dataset.name,
     'tags': list(world.dataset.coarse),
     'environment': outcome.environment(),
     'command': shlex.join(['python', *sys.argv]),
   }
-  grid.start(config, workdir, facts)
-  name = grid.describe(world.rotation)
-  path = workdir / 'teachers' / f'{name or "teacher"}.json'
-  if path.exists():
+  parts.start(config, workdir, facts)
+  if known:
     return
   result, _ = outcome.measure(config, world.dataset, world.guide)
   facts = {
@@ -164,7 +191,7 @@ def report(paths: Sequence[pathlib.Path], place: pathlib.Path | None) -> None:
       '--mode=report of several parts, or of a cells.json, needs a folder for '
       'the report: --workdir=runs/report'
     )
-  found = grid.collect(paths)
+  found = parts.collect(paths)
   place = place or paths[0]
   text = json.dumps(found, separators=(',', ':')) + '\n'
   logs.write_atomically(place / 'cells.json', text)

@@ -21,15 +21,17 @@ _WORDS = (
 )  # fmt: skip
 _NOTE = """\
 ± is the standard deviation over pairs; a pair is a seed of one rotation of the
-folds. **Bold**: the lead over the next best is beyond its 95 % interval.
-`a/b` after a score: only a of b cells are done."""
+folds. **Bold**: the lead over every other objective, over the pairs that both
+have, is beyond its 95 % interval. `a/b` after a score: only a of b cells are
+done."""
 _DIFFERENCE_NOTE = """\
 Differences are paired: same seed, same clips. 95 % interval of the mean by
 bootstrap over seeds and test clips together (what seeds add widened to
 Student's t); **bold** where it does not hold 0. sd: of the paired differences.
 won: pairs above 0, of n. p: exact two-sided sign test, and sign-flip
 permutation test of the mean; neither is corrected for the number of rows.
-"all students": the mean over the students of the pairs that none of them lacks.
+"all students": the mean over the students of the pairs that none of them lacks;
+"a of b students": b - a of them have no run of an objective that the row needs.
 Students share seeds and clips, so a seed counts once and is drawn whole."""
 _RATIO_NOTE = """\
 r = (IUSP - no KD) / (SP - no KD) - 1, the "increase in improvement relative to

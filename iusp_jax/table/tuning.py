@@ -26,6 +26,7 @@ from iusp_jax import (
   report,
   step,
   tagger,
+  teacher,
 )
 from iusp_jax.table import grid
 from iusp_jax.table.world import World
@@ -40,34 +41,75 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   Args:
     config: as configs/table.py makes it.
     workdir: for the results.
+
+  Raises:
+    ValueError: for a config or a workdir that cannot be right.
+    FloatingPointError: naming students and objectives of which every run
+      diverged; when all others have their results.
   """
   experiment.check(config)
   grid.check(config)
   logs.say(parallel.describe())
-  world, tuned = None, {}
+  grid.keep_config(_settings(config), workdir / 'tuning')
+  world, tuned, failures = None, {}, []
   lines = [('student', 'objective', 'weights', 'ratio', 'validate by ratio')]
   for student in config['table']['students']:
     tuned[student] = {}
     units = None
     for name in config['table']['objectives']:
-      terms = _terms(config, student, name)
+      terms = grid.terms(config, student, name)
       if not terms:
         continue
       path = workdir / 'tuning' / f'{student}-{name}.json'
       if not path.exists():
         world = world or World(config, grid.rotations(config)[0])
         units = units or gradient_units(world, student)
-        found = tune(world, student, terms, units)
+        try:
+          found = tune(world, student, terms, units)
+        except FloatingPointError as error:
+          failures.append(f'{student} {name}: {error}')
+          logs.say(failures[-1])
+          continue
         logs.write_atomically(path, logs.to_json(found))
       found = json.loads(path.read_text())
       tuned[student][name] = found['weights']
       lines.append(_line(student, name, found))
       logs.say(report.align(lines[-1:]))
+      _say_edge(student, name, found)
   logs.say(report.align(lines))
   name = config['dataset']['name']
   path = workdir / 'tuned.json'
   logs.write_atomically(path, logs.to_json({name: tuned}))
   logs.say(f'Weights: {path}; configs/tuned.json holds those in use')
+  if failures:
+    raise FloatingPointError('; '.join(failures))
+
+
+def _settings(config: Any) -> dict[str, Any]:
+  """The config as far as tuning depends on it.
+
+  Of the weights only which terms there are: their values are what is looked
+  for, and other ones once configs/tuned.json has what was found.
+  """
+  own = teacher.plain(config)
+  own['table']['weights'] = {
+    student: {
+      name: list(grid.terms(config, student, name))
+      for name in own['table']['objectives']
+    }
+    for student in own['table']['students']
+  }
+  return own
+
+
+def _say_edge(student: str, name: str, found: Mapping[str, Any]) -> None:
+  ratio, low, high = found['ratio'], min(found['ratios']), max(found['ratios'])
+  if ratio in (low, high):
+    logs.say(
+      f'{student} {name}: the best ratio, {ratio:g}, is at an edge of the grid '
+      f'from {low:g} to {high:g}: one beyond it may be better, see '
+      'config.table.tune_ratios'
+    )
 
 
 def _line(student, name, found):
@@ -75,17 +117,10 @@ def _line(student, name, found):
     f'{k.removesuffix("_weight")} {v:g}' for k, v in found['weights'].items()
   )
   scores = '  '.join(
-    f'{ratio:g}: {np.mean(scores):.4f}'
+    f'{ratio:g}: {np.mean(scores):.4f}' if any(scores) else f'{ratio:g}: none'
     for ratio, scores in zip(found['ratios'], found['validate'], strict=True)
   )
   return student, name, weights, f'{found["ratio"]:g}', scores
-
-
-def _terms(config, student: str, name: str) -> tuple[str, ...]:
-  weights = grid.objective(config, student, name)
-  return tuple(
-    term for term in step.DISTILLATION_TERMS if weights[f'{term}_weight']
-  )
 
 
 def tune(
@@ -99,8 +134,11 @@ def tune(
   A ratio of several terms is shared equally among them.
 
   Returns:
-    `ratios`, `validate` (best score by ratio and seed), and the best
-    `ratio` with its `weights`.
+    `ratios`, `validate` (best score by ratio and seed; 0 for a run that
+    diverged), and the best `ratio` with its `weights`.
+
+  Raises:
+    FloatingPointError: if every run diverged: no ratio is the best.
   """
   ratios = list(world.config['table']['tune_ratios'])
   seeds = range(world.config['table']['tune_seeds'])
@@ -117,6 +155,12 @@ def tune(
     for seed in seeds
   ]
   members = world.fit(jobs)
+  if all(member.diverged for member in members):
+    raise FloatingPointError(
+      f'all {len(members)} runs diverged, the first since '
+      f'{members[0].diverged}: expected a finite one at some of '
+      f'config.table.tune_ratios, {ratios}'
+    )
   scores = np.array(
     [0.0 if m.diverged else m.best_score for m in members]
   ).reshape(len(ratios), len(seeds))

@@ -4,13 +4,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from iusp_jax import (
   data,
   ensemble,
   experiment,
-  outcome,
   step,
   store,
   tagger,
@@ -26,11 +26,12 @@ class World:
     self.config, self.rotation = config, rotation
     own = grid.config_of(config, rotation)
     self.dataset = experiment.load_dataset(own)
+    grid.check_dataset(own, self.dataset)
     self.guide = teacher.obtain(own, self.dataset)
     if own['teacher']['store'] == 'auto':
       own['teacher']['store'] = 'float32'  # Demanded: it is no option here.
     self.outputs: dict[str, store.Store] = {}
-    for split in ('train', outcome.scored_splits(self.dataset)[-1]):
+    for split in ('train', 'test'):
       found = store.obtain(own, self.guide, self.dataset, split)
       assert found is not None  # `grid.check` has refused 'off'.
       self.outputs[split] = found
@@ -69,18 +70,29 @@ class World:
 def repetitiveness(world: World) -> dict[str, float]:
   """How alike the frames of a tag's training clips are, by the teacher.
 
-  The mean cosine of two different frames of a clip, then the mean over the
-  clips that have the tag: 1 for a steady hum, lower for what changes.
+  The mean cosine of two different frames of a clip, padding left out, then the
+  mean over the clips that have the tag: 1 for a steady hum, lower for what
+  changes.
   """
+  split = world.dataset.splits['train']
   gram_NTT = np.asarray(world.outputs['train'].frame_gram, np.float32)
-  length_NT = np.sqrt(np.einsum('ntt->nt', gram_NTT))
-  length_NT = np.maximum(length_NT, 1e-6 * length_NT.max(1, keepdims=True))
-  length_NT = np.where(length_NT > 0, length_NT, 1.0)
-  cosine_NTT = gram_NTT / length_NT[:, :, None] / length_NT[:, None]
-  T = gram_NTT.shape[1]
-  total_N = cosine_NTT.sum((1, 2)) - np.einsum('ntt->n', cosine_NTT)
-  mean_N = total_N / max(1, T * (T - 1))
-  tags_NC = data.truth(world.dataset.splits['train'])['coarse'] > 0
+  size_NT = np.sqrt(np.einsum('ntt->nt', gram_NTT))
+  size_NT = np.maximum(size_NT, 1e-6 * size_NT.max(1, keepdims=True))
+  size_NT = np.where(size_NT > 0, size_NT, 1.0)
+  cosine_NTT = gram_NTT / size_NT[:, :, None] / size_NT[:, None]
+  length_N = np.array(
+    [split.source[k]['num_samples'] for k in range(len(split))]
+  )
+  mask_NT = np.asarray(
+    step.frame_mask(
+      jnp.asarray(length_N), world.dataset.num_samples, gram_NTT.shape[1]
+    )
+  )
+  total_N = np.einsum('nt,ntu,nu->n', mask_NT, cosine_NTT, mask_NT)
+  total_N -= np.einsum('nt,ntt->n', mask_NT, cosine_NTT)
+  frames_N = mask_NT.sum(1)
+  mean_N = total_N / np.maximum(1, frames_N * (frames_N - 1))
+  tags_NC = data.truth(split)['coarse'] > 0
   return {
     tag: float(mean_N[tags_N].mean()) if tags_N.any() else 0.0
     for tag, tags_N in zip(world.dataset.coarse, tags_NC.T, strict=True)

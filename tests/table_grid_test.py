@@ -1,0 +1,176 @@
+"""Which runs a table has, and what it refuses before any work is done."""
+
+import dataclasses
+
+import pytest
+from fakes import dataset
+from table_test import tiny_config
+
+from configs import base
+from configs import table as table_config
+from iusp_jax.table import grid
+
+
+def test_grid_is_every_combination():
+  config = table_config.get_config('clips')
+  cells = [cell for group in grid.groups(config) for cell in group]
+  assert len(cells) == len(set(cells)) == 2 * 3 * 5 * 5
+  assert len({cell.name for cell in cells}) == len(cells)
+  for group in grid.groups(config):
+    assert len({(c.rotation, c.student, c.objective) for c in group}) == 1
+  seeds = {cell.seed for cell in cells}
+  assert not seeds & set(range(config.table.tune_seeds))
+
+
+def test_shards_share_the_grid():
+  config = table_config.get_config('')
+  groups = grid.groups(config)
+  parts = []
+  for text in ('0/3', '1/3', '2/3'):
+    number, count = grid.parse_shard(text)
+    parts += groups[number::count]
+  assert sorted(map(str, parts)) == sorted(map(str, groups))
+  for text in ('3/3', 'a/b', '1', '1/0', '-1/2'):
+    with pytest.raises(ValueError, match='--shard is'):
+      grid.parse_shard(text)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'expected'),
+  [
+    ('students', ('crnn_3',), 'crnn_32'),
+    ('objectives', ('ipus',), 'iusp'),
+    ('seeds', 0, '>= 1'),
+    ('first_seed', 1, 'seeds of tuning'),
+    ('rotations', ((4, 5),), 'has no folds'),
+    ('students', ('crnn_32', 'cnn_4', 'crnn_32'), "'crnn_32' 2 times"),
+    ('objectives', ('iusp', 'iusp'), "'iusp' 2 times"),
+  ],
+)
+def test_impossible_grid_is_refused(field, value, expected):
+  config = table_config.get_config('')
+  config.table[field] = value
+  with pytest.raises(ValueError, match=expected) as error:
+    grid.check(config)
+  assert field in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('rotations', 'expected'),
+  [
+    (((4, 5), (4, 5)), r'\(4, 5\) 2 times'),
+    (((4, 4),), 'two different folds'),
+    (((1, 2, 3),), 'two different folds'),
+  ],
+)
+def test_impossible_rotations_are_refused(rotations, expected):
+  config = table_config.get_config('clips')
+  config.table.rotations = rotations
+  with pytest.raises(ValueError, match=expected):
+    grid.check(config)
+
+
+@pytest.mark.parametrize(
+  ('weights', 'expected'),
+  [
+    ({'iusp_wieght': 3.0}, "has 'iusp_wieght': expected some of"),
+    ({'iusp_weight': -1.0}, 'iusp_weight is -1.0: expected a finite'),
+    ({'iusp_weight': float('nan')}, 'is nan: expected a finite'),
+    ({'iusp_weight': float('inf')}, 'is inf: expected a finite'),
+  ],
+)
+def test_impossible_weights_are_refused(weights, expected):
+  config = tiny_config()
+  with config.unlocked():
+    config.table.weights.tiny.iusp = weights
+  with pytest.raises(ValueError, match=expected) as error:
+    grid.check(config)
+  assert 'config.table.weights.tiny.iusp' in str(error.value)
+
+
+def test_weights_that_nobody_tuned_are_known(monkeypatch):
+  tuned = {'urban_scenes/procedural': {'crnn_32': {}}}
+  monkeypatch.setattr(base, 'TUNED', tuned)
+  config = table_config.get_config('')
+  config.table.students = ('crnn_32', 'cnn_8')
+  assert grid.untuned(config) == ['cnn_8']
+  config = table_config.get_config('clips')
+  assert grid.untuned(config) == list(config.table.students)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'expected'),
+  [
+    ('training.accumulate_steps', 2, 'SP compares all clips'),
+    ('augment.mixup_alpha', 0.2, 'mixup_alpha is 0.2'),
+    ('augment.num_mel_masks', 1, 'num_mel_masks is 1'),
+  ],
+)
+def test_students_that_no_table_can_train_are_refused(field, value, expected):
+  """Before a teacher is trained for them."""
+  config = table_config.get_config('')
+  part, name = field.split('.')
+  config.student[part][name] = value
+  with pytest.raises(ValueError, match=expected):
+    grid.check(config)
+
+
+def test_batch_in_parts_is_fine_without_sp():
+  config = table_config.get_config('')
+  config.student.training.accumulate_steps = 2
+  config.table.objectives = ('baseline', 'iusp')
+  grid.check(config)
+
+
+def test_data_that_no_table_can_use_is_refused():
+  config, whole = tiny_config(), dataset('coarse')
+  grid.check_dataset(config, whole)
+  splits = {k: v for k, v in whole.splits.items() if k != 'test'}
+  with pytest.raises(ValueError, match="no split 'test'"):
+    grid.check_dataset(config, dataclasses.replace(whole, splits=splits))
+  config.student.training.batch_size = 26
+  with pytest.raises(ValueError, match=r'batch_size is 26.* 24 clips'):
+    grid.check_dataset(config, whole)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'instead'),
+  [
+    ('seed', 3, 'first_seed'),
+    ('objective.iusp_weight', 3.0, 'table.weights'),
+    ('student.model.width', 3, 'table.models'),
+    ('fit', 'teacher', '--mode=train'),
+  ],
+)
+def test_fields_that_a_table_does_not_look_at_are_refused(
+  field, value, instead
+):
+  config = table_config.get_config('')
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=instead) as error:
+    grid.check(config)
+  assert 'config.' + field.removesuffix('.width') in str(error.value)
+
+
+def test_models_of_a_table_may_be_changed():
+  config = table_config.get_config('')
+  config.table.models.crnn_64.hidden = 48
+  grid.check(config)
+
+
+def test_arguments_of_a_table():
+  config = table_config.get_config('clips,student=cnn_4')
+  grid.check(config)
+  assert config.table.students == ('cnn_4',)
+  assert config.bootstrap == 300
+  assert table_config.get_config('smoke').bootstrap == 20
+
+
+def test_rotation_sets_the_folds():
+  config = table_config.get_config('clips')
+  own = grid.config_of(config, (1, 2), 'cnn_8')
+  assert own['dataset']['builder']['validate_fold'] == 1
+  assert own['dataset']['builder']['test_fold'] == 2
+  assert own['student']['model']['architecture'] == 'cnn'
+  assert 'table' not in own
+  assert config.dataset.builder.validate_fold == 4
