@@ -111,9 +111,15 @@ def dataset(name: str) -> Config:
     config.builder.validate_scenes = 300  # Scenes of 10 s.
     config.builder.test_scenes = 300  # Scenes of 10 s.
     config.builder.seed = 0  # Another seed mixes other scenes.
+    config.builder.snr_db = (-6.0, 12.0)  # Weakest, strongest source, dB.
+    config.builder.sources = (1, 4)  # Fewest, most tagged sources of a scene.
+  if name == 'urban_scenes/procedural':
+    config.builder.hear_half_db = -2.0  # Where annotators miss half, dB.
+    config.builder.confusion = 0.1  # Chance that they name another fine tag.
   if name == 'urban_scenes/clips':
     config.builder.validate_fold = 4  # Fold of the recordings.
     config.builder.test_fold = 5  # Fold of the recordings.
+    config.builder.split_by = 'auto'  # Or 'fold', 'hash', 'balanced'.
   if name != 'urban_scenes/procedural':
     config.builder.on_bad_recording = 'stop'  # 'stop' or 'skip'.
   return config

@@ -27,6 +27,20 @@ from iusp_jax import (
 # What may differ between two runs of one workdir without changing the result.
 FREE_FIELDS = ('cache_dir', 'compare_with', 'on_nan', 'profile_steps')
 
+# Fields that older runs do not have, and what these did.
+LATER_FIELDS = {
+  'dataset.builder.snr_db': [-6.0, 12.0],
+  'dataset.builder.sources': [1, 4],
+  'dataset.builder.split_by': 'auto',
+  'dataset.builder.hear_half_db': -2.0,
+  'dataset.builder.confusion': 0.1,
+  **{
+    f'{part}.training.{name}': value
+    for part in ('student', 'teacher')
+    for name, value in teacher.LATER_FIELDS.items()
+  },
+}
+
 # A network file system may show a file late to another host.
 SEEN_AFTER_SECONDS = 60.0
 
@@ -174,9 +188,8 @@ def refuse_other_config(
   own = flat(teacher.plain(config))
   earlier = flat(json.loads(path.read_text()))
   for key in own.keys() - earlier.keys():
-    name = key.rpartition('.')[2]
-    if name in teacher.LATER_FIELDS:  # What the older version did.
-      earlier[key] = teacher.LATER_FIELDS[name]
+    if key in LATER_FIELDS:
+      earlier[key] = LATER_FIELDS[key]
   differing = [
     f'{key}: '
     + (f'{earlier[key]} there' if key in earlier else 'unknown there')

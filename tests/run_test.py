@@ -15,6 +15,7 @@ import soundfile
 
 from configs import iusp, iusp_sp, sp, teacher
 from iusp_jax import checkpoint, experiment, logs
+from iusp_jax.teacher import plain
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -180,6 +181,20 @@ def test_workdir_in_use_is_refused(tmp_path):
     pytest.raises(ValueError, match='another run works'),
   ):
     experiment.run(iusp.get_config('smoke'), tmp_path)
+
+
+def test_a_run_older_than_the_difficulty_of_scenes_continues(tmp_path):
+  for arg in ('', 'clips'):
+    config = iusp.get_config(arg)
+    earlier = plain(config)
+    later = {'snr_db', 'sources', 'split_by', 'hear_half_db', 'confusion'}
+    for name in later & earlier['dataset']['builder'].keys():
+      del earlier['dataset']['builder'][name]
+    experiment.config_path(tmp_path).write_text(json.dumps(earlier))
+    experiment.refuse_other_config(config, tmp_path)
+    config.dataset.builder.snr_db = (0, 12)
+    with pytest.raises(ValueError, match=r'snr_db: \[-6.0, 12.0\] there'):
+      experiment.refuse_other_config(config, tmp_path)
 
 
 def test_arguments_make_the_config_that_they_say():

@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs import base
 from tfds_dcase import taxonomy, urban_scenes
 from tfds_dcase.urban_scenes import clips, mixer, procedural, recordings
 from tfds_dcase.urban_scenes import settings as settings_lib
@@ -558,6 +559,35 @@ def test_other_settings_or_files_other_place(tmp_path, clip_dir):
 def test_senseless_settings_are_refused(tmp_path, given_settings, message):
   with pytest.raises(ValueError, match=message):
     urban_scenes.make_builder(tmp_path, **given_settings)
+
+
+@pytest.mark.parametrize(
+  ('argument', 'name'),
+  [
+    ('', 'procedural'),
+    ('demo', 'procedural_94ec6848'),
+    ('smoke', 'procedural_b0db4755'),
+  ],
+)
+def test_configs_name_the_scenes_that_were_prepared(tmp_path, argument, name):
+  """What earlier versions prepared, and the teachers trained on it, serve."""
+  config = base.get_config(argument).dataset
+  made = urban_scenes.make_builder(tmp_path, **config.builder)
+  assert made.builder_config.name == name
+
+
+def test_configs_have_the_builders_own_defaults(tmp_path, clip_dir):
+  for argument, variant, folder in (
+    ('', 'procedural', None),
+    ('clips', 'clips', clip_dir),
+  ):
+    given = base.get_config(argument).dataset.builder
+    # Two classes: fewer than the scenes' default of up to four sources.
+    places = [
+      urban_scenes.make_builder(tmp_path, variant, folder, **each).data_path
+      for each in (given, {}, {**given, 'snr_db': (0, 12)})
+    ]
+    assert places[0] == places[1] != places[2]
 
 
 def test_more_classes_than_there_are_is_refused(tmp_path, clip_dir):

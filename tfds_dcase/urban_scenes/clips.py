@@ -39,7 +39,8 @@ def make_config(manual_dir, **given) -> settings.ClipsConfig:
   )
   classes = sorted({r.tag for r in listed})
   if config.sources[1] > len(classes):
-    if 'sources' in given:
+    # The default suits folders of few classes too; a wish has to be possible.
+    if config.sources != settings.ClipsConfig.sources:
       raise ValueError(
         f'sources={config.sources}, but there are only {len(classes)} classes'
       )
