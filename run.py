@@ -25,6 +25,7 @@ def main(argv):
   from iusp_jax import experiment, hosts, logs, scoring
   from iusp_jax.table import runner, tuning
 
+  logs.relay('tfds_dcase')
   try:
     with hosts.joined(mode, **command_line.values(command_line.HOSTS)):
       if mode == 'score':

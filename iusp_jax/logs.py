@@ -6,6 +6,7 @@ Of several processes only process 0 says and writes anything.
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import sys
@@ -33,6 +34,20 @@ def say(message: str, everywhere: bool = False) -> None:
     return
   tqdm.tqdm.write(message, file=sys.stdout)
   sys.stdout.flush()
+
+
+class _Say(logging.Handler):
+  """Messages of a logger as lines of the log."""
+
+  def emit(self, record: logging.LogRecord) -> None:
+    say(record.getMessage())
+
+
+def relay(name: str) -> None:
+  """Says what a logger is told, and nothing of the other libraries'."""
+  logger = logging.getLogger(name)
+  logger.handlers, logger.propagate = [_Say()], False
+  logger.setLevel(logging.INFO)
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:

@@ -535,6 +535,33 @@ def test_other_settings_or_files_other_place(tmp_path, clip_dir):
   assert place(folder=moved) != places[0]
 
 
+def test_a_replaced_recording_of_equal_size_is_noticed(tmp_path, clip_dir):
+  def place():
+    return urban_scenes.make_builder(tmp_path, 'clips', clip_dir).data_path
+
+  before = place()
+  path = clip_dir / '1 - tone/4-4-A.wav'
+  sound = bytearray(path.read_bytes())
+  sound[-2] ^= 1
+  path.write_bytes(sound)
+  assert place() != before
+
+
+def test_what_is_passed_over_or_left_out_is_said(tmp_path, clip_dir, caplog):
+  soundfile.write(clip_dir / '1 - tone/1-1-A.flac', np.zeros(1600), 16000)
+  builder = urban_scenes.make_builder(
+    tmp_path, 'clips', clip_dir, on_bad_recording='skip', **SMALL
+  )
+  builder.download_and_prepare()
+  said = '\n'.join(caplog.messages)
+  assert '2 files of the class folders are no recordings: 1 - tone/n' in said
+  assert '1 of 10 recordings left out: ' in said
+  kept = (builder.data_path / 'notes.txt').read_text()
+  assert '1-1-A' in kept
+  assert '2 - hiss/notes.txt' in kept
+  assert 'README' not in kept
+
+
 @pytest.mark.parametrize(
   ('given_settings', 'message'),
   [

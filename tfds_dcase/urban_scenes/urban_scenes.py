@@ -5,11 +5,16 @@ import os
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from etils import epath
 
-from tfds_dcase import in_order, taxonomy
-from tfds_dcase.urban_scenes import clips, mixer, procedural, settings
+from tfds_dcase import in_order, notes, taxonomy
+from tfds_dcase.urban_scenes import (
+  clips,
+  mixer,
+  procedural,
+  recordings,
+  settings,
+)
 
 _DESCRIPTION = """\
 Ten-second urban sound scenes for multi-label audio tagging, 16 kHz mono.
@@ -126,8 +131,7 @@ class UrbanScenes(tfds.core.ShardBasedBuilder):
     config = self.builder_config
     if isinstance(config, settings.ClipsConfig):
       library = clips.Library(config, self._workers)
-      if library.problems:
-        logging.warning('%s', library.summary(len(config.recordings)))
+      self._note(library)
       make = functools.partial(clips.scene, config, library)
     else:
       make = functools.partial(procedural.scene, config)
@@ -137,6 +141,17 @@ class UrbanScenes(tfds.core.ShardBasedBuilder):
       )
       for split in procedural.SPLITS
     }
+
+  def _note(self, library):
+    config = self.builder_config
+    other = recordings.passed_over(config.manual_dir)
+    if other:
+      what = f'{len(other)} files of the class folders are no recordings'
+      notes.tell(what, other, self.data_path)
+    if library.problems:
+      total = len(config.recordings)
+      what = f'{len(library.problems)} of {total} recordings left out'
+      notes.tell(what, library.problems, self.data_path)
 
   def _shards(self, make, count: int) -> list:
     starts = range(0, count, _SCENES_PER_SHARD)
