@@ -271,6 +271,34 @@ def test_broken_record_is_named(fake):
     next(data.train_stream(split, 8, 0))
 
 
+@pytest.mark.parametrize('name', data.BUILDERS)
+def test_every_data_set_says_what_it_is_and_whose(name, tmp_path):
+  rows = ['file,split,dog']
+  for fold, split in enumerate(('train', 'validate', 'test'), 3):
+    for tag in ('dog', 'rain'):
+      (tmp_path / tag).mkdir(exist_ok=True)
+      path = tmp_path / tag / f'{fold}-1.wav'
+      soundfile.write(path, np.ones(9), 16_000)
+      rows.append(f'{tag}/{path.name},{split},1')
+  (tmp_path / 'labels.csv').write_text('\n'.join(rows))
+  own = name in ('folder', 'urban_scenes/clips')
+  builder = data.make_builder(
+    {
+      'name': name,
+      'data_dir': str(tmp_path / 'data'),
+      'manual_dir': str(tmp_path) if own else '',
+      'builder': {},
+    }
+  )
+  licence = builder.info.redistribution_info.license
+  assert builder.info.description
+  assert builder.info.citation
+  assert licence
+  # A user's recordings are not under the terms of somebody else's.
+  assert ('CC BY' in licence) != own
+  assert ('cartwright' in builder.info.citation) != own
+
+
 _FULL = """
 import resource, sys
 from iusp_jax import data

@@ -66,6 +66,26 @@ class SonycUst(tfds.core.ShardBasedBuilder):
 
   A `ShardBasedBuilder`, as a generator based one shuffles in 1 GB of memory
   and, above that, with TensorFlow.
+
+  Configs: `v1` (DCASE 2019) and `v2` (release 2.3).
+
+  Elements (A: volunteers of the clip, mostly 3):
+    audio: int16 [160000], 10 s at 16 kHz, cut or padded with zeros.
+    num_samples: int32 [], samples of real sound before the padding.
+    clip_id: text (bytes when read), the recording's name.
+    split: text, the name of the split.
+    sensor_id: int32 [].
+    has_truth: bool [], whether the tags are the agreed truth, not a vote.
+    coarse: int8 [8], `taxonomy.COARSE`, 0/1, -1 where nobody labelled it.
+    fine: int8 [23], `taxonomy.FINE`, likewise.
+    fine_unknown: int8 [6], `taxonomy.UNKNOWN`, likewise.
+    votes: int8 [A, 29], by `taxonomy.FINE_COLUMNS`, likewise.
+    proximity: int8 [A, 29], coded as `prepare.PROXIMITY_CODE`.
+    annotator_id: int32 [A].
+    v2 only:
+      year, week, day, hour: int32 [], when it was recorded.
+      borough, block: int32 [], where; the release codes them.
+      latitude, longitude: float32 [], degrees, of the block.
   """
 
   VERSION = tfds.core.Version(records.BUILD_VERSION)
