@@ -233,7 +233,8 @@ def parse(arg: str) -> dict:
   """The arguments after the colon.
 
   Raises:
-    ValueError: for one that is unknown, with the legal ones.
+    ValueError: for one that is unknown, with the legal ones; for two data
+      sets, seeds or students.
   """
   options = {
     'dataset': DATASETS['urban_scenes'],
@@ -243,8 +244,15 @@ def parse(arg: str) -> dict:
     'smoke': False,
   }
   legal = [*DATASETS, 'demo', 'smoke', 'seed=N', 'student=NAME']
+  given: dict[str, str] = {}
   for token in filter(None, (part.strip() for part in (arg or '').split(','))):
     key, _, value = token.partition('=')
+    what = 'data set' if token in DATASETS else key
+    if given.setdefault(what, token) != token:
+      raise ValueError(
+        f'config arguments {given[what]!r} and {token!r}: expected one {what}, '
+        'leave one out'
+      )
     if token in DATASETS:
       options['dataset'] = DATASETS[token]
     elif token in ('demo', 'smoke'):
