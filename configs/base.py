@@ -12,6 +12,9 @@ Arguments follow the file name, separated by commas, in any order:
   smoke          the whole path in seconds, scores without meaning
   seed=N         of the student: initial values, order, dropout
   student=NAME   one of STUDENTS below
+
+Not run by itself: as it stands it is the student without a teacher, whose
+scores are in baseline.py. The teacher's are in teacher.py.
 """
 
 import difflib

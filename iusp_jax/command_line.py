@@ -117,10 +117,11 @@ def _unknown_field(argv) -> str:
   """What is wrong with the first --config.FIELD that the config lacks."""
   path, *arguments = _config_name(argv).split(':', 1)
   whole = runpy.run_path(path)['get_config'](*arguments)
-  for arg in argv:
-    match = re.match(r'--?(?:no)?config\.([^=]+)', arg)
-    level, path = whole, 'config'
-    for name in match[1].split('.') if match else ():
+  asked = [re.match(r'--?(?:no)?config\.([^=]+)', arg) for arg in argv]
+  for field in (match[1] for match in asked if match):
+    level: Any = whole
+    path = 'config'
+    for name in field.split('.'):
       fields = list(level) if isinstance(level, ConfigDict) else []
       if name not in fields:
         near = _did_you_mean(name, fields) or _elsewhere(name, whole)
@@ -128,7 +129,7 @@ def _unknown_field(argv) -> str:
           f'one of {", ".join(sorted(fields))}' if fields else 'a value'
         )
         return (
-          f'--config.{match[1]}: {path} has no field {name!r}: expected '
+          f'--config.{field}: {path} has no field {name!r}: expected '
           f'{expected}{near}'
         )
       level, path = level[name], f'{path}.{name}'
