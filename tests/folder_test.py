@@ -1,11 +1,13 @@
 """Tests of the builder of a user's labelled folder."""
 
+import logging as py_logging
 import sys
 
 import numpy as np
 import pytest
 import soundfile
 import tensorflow_datasets as tfds
+from absl import logging
 
 import tfds_dcase
 from iusp_jax import data, logs
@@ -125,6 +127,22 @@ def test_notes_are_lines_of_the_log(capsys):
     logger.handlers, logger.propagate = before[:2]
     logger.setLevel(before[2])
   assert capsys.readouterr().out == '3 recordings\n'
+
+
+def test_errors_of_a_muted_package_are_left_out():
+  handler = logging.get_absl_handler()
+  before = list(handler.filters)
+  logs.mute('orbax')
+  added = handler.filters[len(before) :]
+  for one in added:
+    handler.removeFilter(one)
+
+  def passes(path):
+    record = py_logging.LogRecord('absl', 40, path, 1, 'no room', (), None)
+    return all(bool(one(record)) for one in added)
+
+  assert not passes('/lib/site-packages/orbax/checkpoint/future.py')
+  assert passes('/somewhere/iusp_jax/checkpoint.py')
 
 
 @pytest.mark.parametrize('joined', ['dog;siren', 'dog|siren', '"dog, siren"'])
