@@ -17,14 +17,18 @@ def main(argv):
   mode = command_line.MODE.value
   if len(argv) > 1 and mode != 'report':
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
-  if not flags.FLAGS['verbosity'].present:
+  quiet = not flags.FLAGS['verbosity'].present
+  if quiet:
     logging.set_verbosity(logging.ERROR)  # The libraries' own chatter.
   from iusp_jax import preemption
 
   preemption.listen()  # SIGTERM ends the process with preemption.EXIT_CODE.
-  from iusp_jax import experiment, hosts, logs, scoring
+  from iusp_jax import experiment, hosts, logs, scoring, teacher
   from iusp_jax.table import runner, tuning
 
+  logs.relay('tfds_dcase')
+  if quiet:
+    logs.mute('orbax')  # Tracebacks of what is said in one line.
   try:
     with hosts.joined(mode, **command_line.values(command_line.HOSTS)):
       if mode == 'score':
@@ -38,6 +42,7 @@ def main(argv):
         )
         return
       config = command_line.config()
+      teacher.refuse_other_model(config, command_line.overrides())
       workdir = logs.place(command_line.workdir())
       if mode == 'table':
         runner.run(config, workdir, command_line.SHARD.value)

@@ -12,11 +12,14 @@ import soxr
 
 SAMPLE_RATE = 16000
 # For telling recordings from the other files of a folder; `read` itself goes
-# by content. The last four cannot be decoded here: they are listed so that
-# such files are refused by name instead of being passed over.
+# by content. The formats of libsndfile but for header-less ones and .mat, which
+# is rarely a sound. The last four cannot be decoded here: they are listed so
+# that such files are refused by name instead of being passed over.
 EXTENSIONS = (
-  '.aif', '.aiff', '.au', '.caf', '.flac', '.mp3', '.oga', '.ogg', '.opus',
-  '.w64', '.wav',
+  '.8svx', '.aif', '.aifc', '.aiff', '.au', '.avr', '.caf', '.flac', '.htk',
+  '.iff', '.ircam', '.mp2', '.mp3', '.nist', '.oga', '.ogg', '.opus', '.paf',
+  '.pvf', '.rf64', '.sd2', '.sds', '.sf', '.snd', '.sph', '.svx', '.voc',
+  '.w64', '.wav', '.wave', '.wve', '.xi',
   '.aac', '.amr', '.m4a', '.wma',
 )  # fmt: skip
 ON_BAD_RECORDING = ('stop', 'skip')

@@ -1,11 +1,15 @@
 """The flags of run.py, and what they say about where a run goes."""
 
+import difflib
+import itertools
 import pathlib
+import re
+import runpy
 import sys
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 MODES = ('train', 'score', 'table', 'tune', 'report')
 
@@ -61,6 +65,11 @@ def config() -> Any:
   return found
 
 
+def overrides() -> list[str]:
+  """The fields of the config that the command line sets."""
+  return list(flags.FLAGS['config'].override_values)  # pyright: ignore
+
+
 def workdir() -> str:
   """--workdir, or runs/<config>-<arguments>."""
   name = config_flags.get_config_filename(flags.FLAGS['config'])
@@ -72,9 +81,76 @@ def workdir() -> str:
 def parse(argv):
   """Reads the flags; a typo in a config or argument is one plain line."""
   try:
+    _refuse_missing_file(argv)
     return flags.FLAGS(argv)
-  except (flags.Error, AttributeError, ValueError, KeyError) as error:
+  except (AttributeError, KeyError) as error:
+    sys.exit(f'error: {_unknown_field(argv) or error}')
+  except (flags.Error, ValueError) as error:
     message = str(error.args[0] if error.args else error)
     # ml_collections hands on a config's own error inside a traceback.
     message = message.rpartition('ValueError: ')[2].strip()
     sys.exit(f'error: {message}')
+
+
+def _config_name(argv) -> str:
+  """What --config is, arguments included; empty where it is not there."""
+  for arg, following in itertools.zip_longest(argv, argv[1:], fillvalue=''):
+    if match := re.fullmatch(r'--?config(?:=(.*))?', arg):
+      return following if match[1] is None else match[1]
+  return ''
+
+
+def _refuse_missing_file(argv) -> None:
+  """Raises ValueError for a config file that is not there."""
+  path = pathlib.Path(_config_name(argv).partition(':')[0])
+  if path == pathlib.Path() or path.is_file():
+    return
+  folder = pathlib.Path('configs')
+  legal = sorted(str(p) for p in folder.glob('*.py') if p.stem != '__init__')
+  raise ValueError(
+    f'--config={path}: no such file: expected one of {", ".join(legal)}'
+    + _did_you_mean(str(path), legal)
+  )
+
+
+def _unknown_field(argv) -> str:
+  """What is wrong with the first --config.FIELD that the config lacks."""
+  path, *arguments = _config_name(argv).split(':', 1)
+  whole = runpy.run_path(path)['get_config'](*arguments)
+  asked = [re.match(r'--?(?:no)?config\.([^=]+)', arg) for arg in argv]
+  for field in (match[1] for match in asked if match):
+    level: Any = whole
+    path = 'config'
+    for name in field.split('.'):
+      fields = list(level) if isinstance(level, ConfigDict) else []
+      if name not in fields:
+        near = _did_you_mean(name, fields) or _elsewhere(name, whole)
+        expected = (
+          f'one of {", ".join(sorted(fields))}' if fields else 'a value'
+        )
+        return (
+          f'--config.{field}: {path} has no field {name!r}: expected '
+          f'{expected}{near}'
+        )
+      level, path = level[name], f'{path}.{name}'
+  return ''
+
+
+def _elsewhere(name: str, whole: ConfigDict) -> str:
+  """A hint at the fields of that name at other levels, or nothing."""
+
+  def find(level, path):
+    for key, value in level.items():
+      if isinstance(value, ConfigDict):
+        yield from find(value, f'{path}.{key}')
+      elif key == name:
+        yield f'--{path}.{key}'
+
+  found = ' or '.join(find(whole, 'config'))
+  return f'; did you mean {found}?' if found else ''
+
+
+def _did_you_mean(name: str, legal) -> str:
+  """A hint at the legal name nearest to a wrong one, or nothing."""
+  close = difflib.get_close_matches(name, legal, 1)
+  return f'; did you mean {close[0]!r}?' if close else ''

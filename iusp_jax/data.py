@@ -29,7 +29,15 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
-from tfds_dcase import annotations, folder, sonyc_ust, taxonomy, urban_scenes
+from tfds_dcase import (
+  annotations,
+  disk,
+  folder,
+  notes,
+  sonyc_ust,
+  taxonomy,
+  urban_scenes,
+)
 
 LEVELS = ('coarse', 'fine', 'both')
 
@@ -136,7 +144,15 @@ def load(config: Mapping[str, Any]) -> Dataset:
   builder = make_builder(config)
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
-  builder.download_and_prepare(file_format='array_record')
+  with disk.full_disk_said(config['data_dir']):
+    builder.download_and_prepare(file_format='array_record')
+  listed = builder.data_path / notes.FILE_NAME
+  if listed.exists():
+    notes.LOGGER.warning(
+      '%s: what was left out or cut is listed in %s',
+      builder.info.full_name,
+      listed,
+    )
   metadata = dict(builder.info.metadata or {})
   fine = tuple(metadata.get('fine', ()))
   if level != 'coarse' and not fine:

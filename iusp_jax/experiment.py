@@ -27,6 +27,20 @@ from iusp_jax import (
 # What may differ between two runs of one workdir without changing the result.
 FREE_FIELDS = ('cache_dir', 'compare_with', 'on_nan', 'profile_steps')
 
+# Fields that older runs do not have, and what these did.
+LATER_FIELDS = {
+  'dataset.builder.snr_db': [-6.0, 12.0],
+  'dataset.builder.sources': [1, 4],
+  'dataset.builder.split_by': 'auto',
+  'dataset.builder.hear_half_db': -2.0,
+  'dataset.builder.confusion': 0.1,
+  **{
+    f'{part}.training.{name}': value
+    for part in ('student', 'teacher')
+    for name, value in teacher.LATER_FIELDS.items()
+  },
+}
+
 # A network file system may show a file late to another host.
 SEEN_AFTER_SECONDS = 60.0
 
@@ -50,7 +64,8 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
   check(config)
   logs.say(parallel.describe(), everywhere=True)
   busy = 'another run works in this --workdir'
-  with logs.lock_for_all(workdir, busy, wait=False):
+  name = f'--workdir is {workdir}'
+  with logs.lock_for_all(workdir, busy, wait=False, name=name):
     refuse_other_config(config, workdir)
     results = processes.by_primary(lambda: earlier_results(workdir))
     if results is not None:
@@ -58,31 +73,38 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
       outcome.announce(results, workdir)
       return results
     dataset = load_dataset(config)
+    check_batches(config, dataset)
+    others = named_runs(config, dataset)
     # Not before: a command that was wrong about its data is typed again.
     keep_config(config, workdir)
     outcome.note_environment(workdir)
-    guide, student = models(config, dataset, workdir)
-    results = {
-      'config': teacher.plain(config),
-      'dataset': {**dataset.fingerprint(), 'tags': list(dataset.tags)},
-      'seed': config['seed'],
-      'environment': outcome.environment(),
-    }
-    measured = {}
-    for name, trained in (('teacher', guide), ('student', student)):
-      if trained is not None:
-        results[name], measured[name] = outcome.measure(
-          config, dataset, trained
-        )
+    with logs.wall_clock(workdir, started) as spent:
+      results = _run(config, dataset, others, workdir)
+      results['wall_seconds'] = spent()
     if not processes.is_primary():
       return results
-    subject = 'teacher' if student is None else 'student'
-    outcome.write_predictions(dataset, measured[subject], workdir)
-    outcome.draw(config, dataset, guide, student, results, workdir)
-    seconds = time.monotonic() - started
-    results['wall_seconds'] = {'this_process': round(seconds, 1)}
     logs.write_atomically(workdir / 'results.json', logs.to_json(results))
   outcome.announce(results, workdir)
+  return results
+
+
+def _run(config, dataset, others, workdir) -> dict[str, Any]:
+  """Everything that takes long; gives what results.json holds."""
+  guide, student = models(config, dataset, workdir)
+  results: dict[str, Any] = {
+    'config': teacher.plain(config),
+    'dataset': {**dataset.fingerprint(), 'tags': list(dataset.tags)},
+    'seed': config['seed'],
+    'environment': outcome.environment(),
+  }
+  measured = {}
+  for name, trained in (('teacher', guide), ('student', student)):
+    if trained is not None:
+      results[name], measured[name] = outcome.measure(config, dataset, trained)
+  if processes.is_primary():
+    subject = 'teacher' if student is None else 'student'
+    outcome.write_predictions(dataset, measured[subject], workdir)
+    outcome.draw(dataset, guide, student, others, results, workdir)
   return results
 
 
@@ -110,7 +132,10 @@ def check(config: Mapping[str, Any]) -> None:
   store.check(config['teacher']['store'])
   for part in ('student', 'teacher'):
     terms = distillation_terms(config) if part == 'student' else []
-    accumulate.check(config[part]['training'], terms)
+    try:
+      accumulate.check(config[part]['training'], terms)
+    except ValueError as error:
+      raise ValueError(f'config.{part}.training.{error}') from error
     found = config[part]['frontend']['sample_rate']
     if found != 16_000:
       raise ValueError(
@@ -124,6 +149,51 @@ def check(config: Mapping[str, Any]) -> None:
         raise ValueError(
           f'config.{part}.training.{field} is {value}: expected > 0'
         )
+
+
+def check_batches(config: Mapping[str, Any], dataset: data.Dataset) -> None:
+  """Whether a batch of what will be trained has enough clips.
+
+  Raises:
+    ValueError: naming the field, or `config.teacher.train_scenes`.
+  """
+  num_clips = len(dataset.splits['train'])
+  clips = {'student': num_clips} if config['fit'] == 'student' else {}
+  if not config['teacher']['checkpoint']:
+    teacher.check_scenes(config)
+    if config['fit'] == 'teacher' or distillation_terms(config):
+      clips['teacher'] = config['teacher']['train_scenes'] or num_clips
+  for part, num_clips in clips.items():
+    found = config[part]['training']['batch_size']
+    if found > num_clips:
+      raise ValueError(
+        f'config.{part}.training.batch_size is {found}: expected at most '
+        f'{num_clips}, the clips that the {part} is trained on'
+      )
+
+
+def named_runs(
+  config: Mapping[str, Any], dataset: data.Dataset
+) -> dict[str, teacher.Trained]:
+  """The runs that the config names: a wrong one is said before any training.
+
+  Returns:
+    The one to compare with, by the name of its workdir.
+
+  Raises:
+    ValueError: naming the field.
+  """
+  if config['teacher']['checkpoint']:
+    teacher.obtain(config, dataset)
+  path = config['compare_with']
+  if not path:
+    return {}
+  try:
+    return {logs.place(path).name: teacher.load(logs.place(path), dataset)}
+  except ValueError as error:
+    raise ValueError(
+      f'config.compare_with is {path!r}: {error}; or leave it empty'
+    ) from error
 
 
 def earlier_results(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -174,9 +244,8 @@ def refuse_other_config(
   own = flat(teacher.plain(config))
   earlier = flat(json.loads(path.read_text()))
   for key in own.keys() - earlier.keys():
-    name = key.rpartition('.')[2]
-    if name in teacher.LATER_FIELDS:  # What the older version did.
-      earlier[key] = teacher.LATER_FIELDS[name]
+    if key in LATER_FIELDS:
+      earlier[key] = LATER_FIELDS[key]
   differing = [
     f'{key}: '
     + (f'{earlier[key]} there' if key in earlier else 'unknown there')
@@ -213,7 +282,8 @@ def load_dataset(config: Mapping[str, Any]) -> data.Dataset:
   started = time.monotonic()
 
   def load():
-    with logs.lock(folder, 'another process prepares a data set'):
+    busy = 'another process prepares a data set'
+    with logs.lock(folder, busy, name=f'config.dataset.data_dir is {folder}'):
       return data.load(config['dataset'])
 
   dataset = processes.primary_first(load)
@@ -231,8 +301,14 @@ def models(
   config: Mapping[str, Any], dataset: data.Dataset, workdir: pathlib.Path
 ) -> tuple[teacher.Trained | None, teacher.Trained | None]:
   """The teacher, where there is one, and the trained student."""
-  for part in ('teacher', 'student'):
-    logs.say(f'{part}: {describe_model(config[part], dataset)}')
+  named = config['teacher']['checkpoint']
+  recipe = teacher.facts_of(named) if named else config['teacher']
+  logs.say(
+    f'teacher: {describe_model(recipe, dataset)}'
+    + (f', from {named}' if named else '')
+  )
+  if config['fit'] == 'student':
+    logs.say(f'student: {describe_model(config["student"], dataset)}')
   if config['fit'] == 'teacher':
     return teacher.obtain(config, dataset), None
   terms = distillation_terms(config)

@@ -6,14 +6,17 @@ Of several processes only process 0 says and writes anything.
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import absl.logging
 import numpy as np
 import tensorboardX
 import tqdm
@@ -33,6 +36,30 @@ def say(message: str, everywhere: bool = False) -> None:
     return
   tqdm.tqdm.write(message, file=sys.stdout)
   sys.stdout.flush()
+
+
+_WALL_EVERY_SECONDS = 20.0
+
+
+class _Say(logging.Handler):
+  """Messages of a logger as lines of the log."""
+
+  def emit(self, record: logging.LogRecord) -> None:
+    say(record.getMessage())
+
+
+def relay(name: str) -> None:
+  """Says what a logger is told, and nothing of the other libraries'."""
+  logger = logging.getLogger(name)
+  logger.handlers, logger.propagate = [_Say()], False
+  logger.setLevel(logging.INFO)
+
+
+def mute(package: str) -> None:
+  """Leaves out what the modules of a package tell absl's log, errors too."""
+  absl.logging.get_absl_handler().addFilter(
+    lambda record: package not in pathlib.Path(record.pathname).parts
+  )
 
 
 def write_atomically(
@@ -83,19 +110,32 @@ def is_remote(path: Any) -> bool:
 
 
 @contextlib.contextmanager
-def lock(folder: pathlib.Path, busy: str, wait: bool = True) -> Iterator[None]:
+def lock(
+  folder: pathlib.Path, busy: str, wait: bool = True, name: str = ''
+) -> Iterator[None]:
   """Holds a folder against other processes; ends with this one, however.
 
   Args:
     folder: made if it is not there.
     busy: what to say where another process holds it.
     wait: until it is free; otherwise ValueError is raised at once.
+    name: what to call it where it cannot be written, '--workdir is runs/a'.
+
+  Raises:
+    ValueError: where it cannot be written, or is held.
   """
   if is_remote(folder):  # Object stores have no locks.
     yield
     return
-  folder.mkdir(parents=True, exist_ok=True)
-  with (folder / '.lock').open('a') as file:
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / '.lock').open('a')
+  except OSError as error:
+    raise ValueError(
+      f'{name or folder}: cannot be written ({error.strerror}: '
+      f'{error.filename}): choose another'
+    ) from error
+  with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -108,14 +148,59 @@ def lock(folder: pathlib.Path, busy: str, wait: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock_for_all(
-  folder: pathlib.Path, busy: str, wait: bool = True
+  folder: pathlib.Path, busy: str, wait: bool = True, name: str = ''
 ) -> Iterator[None]:
   """`lock` for all processes of this run together; process 0 holds it."""
-  own = lock(folder, busy, wait)
+  own = lock(folder, busy, wait, name)
   with own if processes.is_primary() else contextlib.nullcontext():
     processes.barrier()
     yield
     processes.barrier()
+
+
+@contextlib.contextmanager
+def wall_clock(
+  folder: pathlib.Path, since: float
+) -> Iterator[Callable[[], dict[str, float]]]:
+  """Counts the seconds of all processes that work on a folder in turn.
+
+  Kept in `wall_seconds.json`, now and then: a process may be killed.
+
+  Args:
+    folder: of a run.
+    since: this process's start, of `time.monotonic`.
+
+  Yields:
+    A function that gives the seconds so far.
+  """
+  path = folder / 'wall_seconds.json'
+  earlier = json.loads(path.read_text()) if path.exists() else []
+  ended = threading.Event()
+
+  def spent():
+    own = round(time.monotonic() - since, 1)
+    return {
+      'this_process': own,
+      'all_processes': round(sum(earlier) + own, 1),
+      'num_processes': len(earlier) + 1,  # One after the other.
+    }
+
+  def note():
+    with contextlib.suppress(OSError):  # A full disk is said by who matters.
+      write_atomically(path, to_json([*earlier, spent()['this_process']]))
+
+  def keep():
+    while not ended.wait(_WALL_EVERY_SECONDS):
+      note()
+
+  thread = threading.Thread(target=keep, daemon=True)
+  thread.start()
+  try:
+    yield spent
+  finally:
+    ended.set()
+    thread.join()
+    note()
 
 
 def to_json(value: Any) -> str:

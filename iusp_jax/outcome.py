@@ -177,17 +177,13 @@ def note_environment(workdir: pathlib.Path) -> None:
     )
 
 
-def draw(config, dataset, guide, student, results, workdir) -> None:
+def draw(dataset, guide, student, others, results, workdir) -> None:
   """The pictures of a run; see `pictures`, `similarity_picture`."""
   subject = student or guide
   rows = logs.read_metrics(subject.workdir / 'metrics.jsonl')
   best_by = train.selection_metric(dataset)
   path = workdir / 'learning_curves.png'
   pictures.plot_learning_curves(rows, path, best_by=best_by)
-  others = {}
-  if config['compare_with']:
-    other = logs.place(config['compare_with'])
-    others[other.name] = teacher.load(other, dataset)
   shown = {'teacher': guide, 'student': student} | others
   shown = {name: trained for name, trained in shown.items() if trained}
   draw_tags(dataset, results, workdir)

@@ -147,7 +147,8 @@ def obtain(
   folder = logs.place(config['cache_dir']) / 'outputs' / key
   if not processes.by_primary((folder / 'logits.npy').exists):
     busy = 'another run stores teacher outputs'
-    with logs.lock_for_all(folder.parent, busy):
+    name = f'config.cache_dir is {config["cache_dir"]}'
+    with logs.lock_for_all(folder.parent, busy, name=name):
       if not processes.by_primary(folder.exists):
         build(folder, trained, split, precision)
   return open_store(folder)

@@ -5,12 +5,13 @@ front end, training settings, augmentation, seed and data. Runs with the same
 fingerprint share one teacher, so that comparisons have the same.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -76,14 +77,84 @@ def own_dataset(
   scenes = config['teacher']['train_scenes']
   if not scenes:
     return dataset
+  check_scenes(config)
   settings = plain(config['dataset'])
-  if 'train_scenes' not in settings['builder']:
-    raise ValueError(
-      f'config.teacher.train_scenes is {scenes}, but {settings["name"]} is not '
-      'mixed from scenes: expected 0'
-    )
   settings['builder']['train_scenes'] = scenes
   return processes.primary_first(lambda: data.load(settings))
+
+
+def check_scenes(config: Mapping[str, Any]) -> None:
+  """Raises ValueError for scenes of a data set that is not mixed of them."""
+  scenes, own = config['teacher']['train_scenes'], config['dataset']
+  if scenes and 'train_scenes' not in own['builder']:
+    raise ValueError(
+      f'config.teacher.train_scenes is {scenes}, but {own["name"]} is not '
+      'mixed from scenes: expected 0'
+    )
+
+
+def refuse_other_model(config: Mapping[str, Any], asked: Iterable[str]) -> None:
+  """Holds wishes for the teacher against the checkpoint that is named.
+
+  Args:
+    config: the whole config.
+    asked: the fields that the command line sets, `teacher.model.width`.
+
+  Raises:
+    ValueError: for a wish that the checkpoint's model does not meet.
+  """
+  path = config['teacher']['checkpoint']
+  if not path:
+    return
+  of = facts_of(path)
+  for field in asked:
+    if not field.startswith(('teacher.model.', 'teacher.frontend.')):
+      continue
+    _, part, name = field.split('.')
+    wanted, found = config['teacher'][part][name], of[part].get(name)
+    if found != wanted:
+      raise ValueError(
+        f'config.{field} is {wanted}, but {found} in the model of {path}, '
+        f'which config.teacher.checkpoint names: leave out --config.{field} '
+        'to use that model, or --config.teacher.checkpoint to train another'
+      )
+
+
+def facts_of(path: str) -> dict[str, Any]:
+  """What `model.json` says of the run that config.teacher.checkpoint names.
+
+  Raises:
+    ValueError: where there is none.
+  """
+  with _naming_checkpoint(path):
+    return _read_facts(logs.place(path))
+
+
+@contextlib.contextmanager
+def _naming_checkpoint(path):
+  """Errors say which field of the config names the run."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(
+      f'config.teacher.checkpoint is {path!r}: {error}; or leave it empty, to '
+      'train a teacher'
+    ) from error
+
+
+def _read_facts(workdir):
+  path = workdir / 'model.json'
+  if not path.is_file():
+    results = workdir / 'results.json'
+    hint = ''
+    if results.is_file():  # Of a run that stopped after the teacher.
+      place = json.loads(results.read_text())['teacher']['workdir']
+      hint = f'; the teacher of this run is in {place}'
+    raise ValueError(
+      f'{workdir} holds no trained model: expected a workdir of run.py, with '
+      f'{path.name} and checkpoints{hint}'
+    )
+  return json.loads(path.read_text())
 
 
 def obtain(config: Mapping[str, Any], dataset: data.Dataset) -> Trained:
@@ -98,7 +169,9 @@ def obtain(config: Mapping[str, Any], dataset: data.Dataset) -> Trained:
       other tags.
   """
   if config['teacher']['checkpoint']:
-    return load(logs.place(config['teacher']['checkpoint']), dataset)
+    path = config['teacher']['checkpoint']
+    with _naming_checkpoint(path):
+      return load(logs.place(path), dataset)
   dataset = own_dataset(config, dataset)
   of = facts(config, dataset)
   name = fingerprint(of)
@@ -107,7 +180,8 @@ def obtain(config: Mapping[str, Any], dataset: data.Dataset) -> Trained:
     logs.say(f'teacher: found {name} in {workdir}')
     return load(workdir, dataset)
   busy = 'the teacher is being trained by another run'
-  with logs.lock_for_all(workdir, busy):
+  cache = f'config.cache_dir is {config["cache_dir"]}'
+  with logs.lock_for_all(workdir, busy, name=cache):
     if not _is_done(workdir):
       _train(of, dataset, workdir, config)
   return load(workdir, dataset)
@@ -121,20 +195,19 @@ def _is_done(workdir):
 def _train(of, dataset, workdir, config):
   logs.say(f'teacher: trains in {workdir}')
   save_facts(workdir, of, dataset)
-  started = time.monotonic()
-  train.fit(
-    step.Job(
-      name='teacher',
-      recipe=of,
-      objective={},
-      dataset=dataset,
-      seed=of['seed'],
-      workdir=workdir,
-      on_nan=config['on_nan'],
-      profile_steps=config['profile_steps'],
-    )
+  job = step.Job(
+    name='teacher',
+    recipe=of,
+    objective={},
+    dataset=dataset,
+    seed=of['seed'],
+    workdir=workdir,
+    on_nan=config['on_nan'],
+    profile_steps=config['profile_steps'],
   )
-  minutes = (time.monotonic() - started) / 60
+  with logs.wall_clock(workdir, time.monotonic()) as spent:
+    train.fit(job)
+    minutes = spent()['all_processes'] / 60
   logs.write_atomically(workdir / 'done', f'{minutes:.1f} minutes\n')
 
 
@@ -161,14 +234,7 @@ def load(
   Raises:
     ValueError: if there is no trained model, or it has other tags.
   """
-  path = workdir / 'model.json'
-  if not path.is_file():
-    raise ValueError(
-      f'{workdir} holds no trained model: expected a workdir of run.py, with '
-      f'{path.name} and checkpoints; leave config.teacher.checkpoint empty to '
-      'train a teacher'
-    )
-  of = json.loads(path.read_text())
+  of = _read_facts(workdir)
   refuse_leak(of['dataset']['name'], dataset.name)
   if of['tags'] != list(dataset.tags):
     raise ValueError(
@@ -204,11 +270,11 @@ def refuse_leak(trained_on: str, scored_on: str) -> None:
 
 def find(config: Mapping[str, Any], dataset: data.Dataset) -> Trained | None:
   """The config's teacher if it has been trained already, else None."""
-  dataset = own_dataset(config, dataset)
-  name = fingerprint(facts(config, dataset))
+  if config['teacher']['checkpoint']:
+    return obtain(config, dataset)
+  name = fingerprint(facts(config, own_dataset(config, dataset)))
   workdir = logs.place(config['cache_dir']) / 'teachers' / name
-  done = config['teacher']['checkpoint'] or _is_done(workdir)
-  return obtain(config, dataset) if done else None
+  return obtain(config, dataset) if _is_done(workdir) else None
 
 
 def _evaluated(arrays):

@@ -57,6 +57,30 @@ def test_reads_every_coding(tmp_path, name, subtype, tolerance):
   )
 
 
+FORMATS = {
+  'AIFF': ['aif', 'aifc', 'aiff'], 'AU': ['au', 'snd'], 'AVR': ['avr'],
+  'CAF': ['caf'], 'FLAC': ['flac'], 'IRCAM': ['ircam', 'sf'], 'MP3': ['mp3'],
+  'NIST': ['nist', 'sph'], 'OGG': ['ogg', 'oga'], 'PAF': ['paf'],
+  'PVF': ['pvf'], 'RF64': ['rf64'], 'SVX': ['8svx', 'iff', 'svx'],
+  'VOC': ['voc'], 'W64': ['w64'], 'WAV': ['wav', 'wave'], 'WVE': ['wve'],
+  'HTK': ['htk'], 'SDS': ['sds'], 'XI': ['xi'], 'SD2': ['sd2'],
+}  # fmt: skip
+
+
+def test_every_format_that_is_read_is_known_by_its_extensions(tmp_path):
+  # Others: header-less (RAW), matrices, and one that Musepack shares its
+  # extension with; WAVEX is .wav.
+  others = {'RAW', 'MAT4', 'MAT5', 'MPC2K', 'WAVEX'}
+  assert set(soundfile.available_formats()) == set(FORMATS) | others
+  for form, extensions in FORMATS.items():
+    assert {f'.{each}' for each in extensions} <= set(audio.EXTENSIONS)
+    if form in ('XI', 'SD2', 'WVE'):  # Other rates or a file beside it.
+      continue
+    path = tmp_path / f'a.{extensions[0]}'
+    soundfile.write(path, tone(16000), 16000, format=form)
+    assert len(audio.read(path)) >= 8000
+
+
 def test_content_decides_not_the_name(tmp_path):
   soundfile.write(tmp_path / 'a.flac', tone(16000), 16000)
   (tmp_path / 'a.flac').rename(tmp_path / 'recording.xyz')

@@ -5,7 +5,9 @@ import itertools
 
 import numpy as np
 import pytest
+import soundfile
 from fakes import dataset
+from sonyc_ust_world import python
 
 from configs import base
 from iusp_jax import data, evaluate
@@ -288,3 +290,71 @@ def test_broken_record_is_named(fake, read):
   split = dataclasses.replace(split, source=Broken(split.source))
   with pytest.raises(ValueError, match="record 5 of split 'train' cannot be"):
     read(split)
+
+
+@pytest.mark.parametrize('name', data.BUILDERS)
+def test_every_data_set_says_what_it_is_and_whose(name, tmp_path):
+  rows = ['file,split,dog']
+  for fold, split in enumerate(('train', 'validate', 'test'), 3):
+    for tag in ('dog', 'rain'):
+      (tmp_path / tag).mkdir(exist_ok=True)
+      path = tmp_path / tag / f'{fold}-1.wav'
+      soundfile.write(path, np.ones(9), 16_000)
+      rows.append(f'{tag}/{path.name},{split},1')
+  (tmp_path / 'labels.csv').write_text('\n'.join(rows))
+  own = name in ('folder', 'urban_scenes/clips')
+  builder = data.make_builder(
+    {
+      'name': name,
+      'data_dir': str(tmp_path / 'data'),
+      'manual_dir': str(tmp_path) if own else '',
+      'builder': {},
+    }
+  )
+  licence = builder.info.redistribution_info.license
+  assert builder.info.description
+  assert builder.info.citation
+  assert licence
+  # A user's recordings are not under the terms of somebody else's.
+  assert ('CC BY' in licence) != own
+  assert ('cartwright' in builder.info.citation) != own
+
+
+_FULL = """
+import resource, sys
+from iusp_jax import data
+data_dir, manual_dir = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_FSIZE, (900_000, 900_000))
+config = {'level': 'coarse', 'aggregation': 'any', 'data_dir': data_dir}
+scenes = {f'{split}_scenes': 3 for split in ('train', 'validate', 'test')}
+for more in (
+  {'name': 'urban_scenes/procedural', 'manual_dir': '', 'builder': scenes},
+  {'name': 'folder', 'manual_dir': manual_dir, 'builder': {}},
+):
+  try:
+    data.load(config | more)
+  except OSError as error:
+    print(error)
+"""
+
+
+def test_full_disk_is_one_message_whatever_is_prepared(tmp_path):
+  """A limit on the size of files stands for a full disk."""
+  manual = tmp_path / 'manual'
+  manual.mkdir()
+  rows = ['file,split,dog']
+  rng = np.random.default_rng(0)
+  for split in ('train', 'validate', 'test'):
+    for k in range(3):
+      name = f'{split}{k}.flac'
+      soundfile.write(manual / name, 0.5 * rng.random(160_000), 16_000)
+      rows.append(f'{name},{split},1')
+  (manual / 'labels.csv').write_text('\n'.join(rows))
+  done = python(_FULL, tmp_path / 'data', manual)
+  assert done.returncode == 0, done.stderr
+  lines = [x for x in done.stdout.splitlines() if ' is full' in x]
+  assert len(lines) == 2
+  for line in lines:
+    assert line.startswith(f'The disk of {tmp_path / "data"} is full')
+    assert 'File too large' in line
+    assert 'run again' in line

@@ -25,6 +25,8 @@ FLOORS = (
     'iusp_jax.command_line',
     'tfds_dcase.taxonomy',
     'tfds_dcase.in_order',
+    'tfds_dcase.notes',
+    'tfds_dcase.disk',
     'tfds_dcase.annotation_rows',
     'tfds_dcase.annotations',
     'iusp_jax.similarity',

@@ -1,5 +1,6 @@
 """Tests of the builder of a user's labelled folder."""
 
+import logging as py_logging
 import sys
 
 import numpy as np
@@ -9,7 +10,8 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 import tfds_dcase
-from tfds_dcase import folder
+from iusp_jax import data, logs
+from tfds_dcase import folder, notes
 from tfds_dcase.folder import labels
 
 
@@ -91,16 +93,56 @@ def test_tfds_finds_it_by_name(tmp_path, user_dir):
   assert len(again.as_data_source()['train']) == 2
 
 
-def test_what_was_cut_is_said(tmp_path, user_dir, monkeypatch):
-  said = []
-  monkeypatch.setattr(
-    logging, 'log', lambda level, text, *args: said.append((level, text % args))
-  )
-  build(tmp_path, user_dir)
-  train = [(level, line) for level, line in said if line.startswith('train')]
-  assert train == [
-    (logging.WARNING, 'train: 2 recordings, 1 cut to 10 s, 1 padded to 10 s')
-  ]
+def told(caplog):
+  """The lines of our own builders."""
+  return [r.getMessage() for r in caplog.records if r.name == 'tfds_dcase']
+
+
+def test_what_was_cut_is_said_and_kept(tmp_path, user_dir, caplog):
+  builder, _, _ = build(tmp_path, user_dir)
+  line = 'train: 1 of 2 recordings cut to 10 s: a/two.flac'
+  assert line in told(caplog)
+  assert 'a/two.flac' in (builder.data_path / notes.FILE_NAME).read_text()
+  caplog.clear()
+  config = {
+    'name': 'folder',
+    'level': 'coarse',
+    'aggregation': 'any',
+    'data_dir': str(tmp_path / 'data'),
+    'manual_dir': str(user_dir),
+    'builder': {},
+  }
+  data.load(config)  # Who opens it later is told where that is.
+  (line,) = told(caplog)
+  assert str(builder.data_path / notes.FILE_NAME) in line
+
+
+def test_notes_are_lines_of_the_log(capsys):
+  logger = notes.LOGGER
+  before = logger.handlers, logger.propagate, logger.level
+  try:
+    logs.relay('tfds_dcase')
+    logger.warning('%d recordings', 3)
+  finally:
+    logger.handlers, logger.propagate = before[:2]
+    logger.setLevel(before[2])
+  assert capsys.readouterr().out == '3 recordings\n'
+
+
+def test_errors_of_a_muted_package_are_left_out():
+  handler = logging.get_absl_handler()
+  before = list(handler.filters)
+  logs.mute('orbax')
+  added = handler.filters[len(before) :]
+  for one in added:
+    handler.removeFilter(one)
+
+  def passes(path):
+    record = py_logging.LogRecord('absl', 40, path, 1, 'no room', (), None)
+    return all(bool(one(record)) for one in added)
+
+  assert not passes('/lib/site-packages/orbax/checkpoint/future.py')
+  assert passes('/somewhere/iusp_jax/checkpoint.py')
 
 
 @pytest.mark.parametrize('joined', ['dog;siren', 'dog|siren', '"dog, siren"'])
@@ -179,6 +221,47 @@ def test_unmatched_rows_and_files_are_in_one_message(tmp_path, user_dir):
   message = str(caught.value)
   assert 'three.wav (did you mean THREE.WAV?)' in message
   assert 'extra.wav' in message
+
+
+@pytest.mark.parametrize('unlabelled', [0, 1, 30])
+@pytest.mark.parametrize('missing', [0, 1, 30])
+def test_all_that_does_not_match_is_listed(
+  tmp_path, user_dir, caplog, missing, unlabelled
+):
+  absent = [f'absent{k}.wav' for k in range(missing)]
+  extra = [f'extra{k}.wav' for k in range(unlabelled)]
+  with (user_dir / 'labels.csv').open('a') as file:
+    file.writelines(f'{name},train,0,1\n' for name in absent)
+  for name in extra:
+    (user_dir / name).write_bytes(b'')
+  said = []
+  if missing:
+    with pytest.raises(ValueError, match='without their file') as error:
+      folder.make_builder(tmp_path / 'data', user_dir)
+    said.append(str(error.value))
+  folder.make_builder(tmp_path / 'data', user_dir, on_bad_recording='skip')
+  said.append('\n'.join(told(caplog)))
+  path = tmp_path / 'data' / 'unmatched-user.txt'
+  for text in said:
+    if max(missing, unlabelled) > 10:
+      assert str(path) in text
+      text = path.read_text()
+    assert all(name in text for name in absent + extra)
+  assert len(told(caplog)) == bool(missing) + bool(unlabelled)
+
+
+def test_a_replaced_recording_of_equal_size_is_noticed(tmp_path, user_dir):
+  before = folder.make_builder(tmp_path, user_dir).data_path
+  path = user_dir / 'four.wav'
+  size = path.stat().st_size
+  for seconds in (5.0, 1.0):  # Within the first and the last 64 kB.
+    wave = tone(10)
+    wave[int(seconds * 1000)] = 0.9
+    soundfile.write(path, wave if seconds > 1 else wave[::-1], 16000)
+    assert path.stat().st_size == size
+    after = folder.make_builder(tmp_path, user_dir).data_path
+    assert after != before
+    before = after
 
 
 def test_missing_rows_can_be_skipped(tmp_path, user_dir):

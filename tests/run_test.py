@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import time
 import numpy as np
 import pytest
 import soundfile
+from absl.testing.flagsaver import flagsaver
 
-from configs import iusp, iusp_sp, sp, teacher
-from iusp_jax import checkpoint, experiment, logs
+from configs import base, baseline, iusp, iusp_sp, sp, teacher
+from iusp_jax import checkpoint, command_line, experiment, logs, outcome
+from iusp_jax.teacher import plain
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -111,29 +114,71 @@ def test_other_config_in_the_same_workdir_is_refused(smoke):
   assert 'Traceback' not in wrong.stderr
 
 
+SMOKE = '--config=configs/iusp.py:smoke'
+
+
 @pytest.mark.parametrize(
-  ('flags', 'message'),
+  ('flags', 'messages'),
   [
-    (['--config=configs/iusp.py:smok'], "did you mean 'smoke'"),
-    (['--config=configs/iusp.py:student=crn_64'], "did you mean 'crnn_64'"),
+    (['--config=configs/iusp.py:smok'], ["did you mean 'smoke'"]),
     (
-      ['--config=configs/iusp.py:smoke', '--config.student.trainig.epochs=3'],
-      'Did you mean "training"',
+      ['--config=configs/iusp.py:student=crn_64'],
+      ["did you mean 'crnn_64'"],
     ),
-    (['--config=configs/nothing.py'], 'configs/nothing.py'),
-    ([], '--config is missing'),
+    (
+      [SMOKE, '--config.student.trainig.epochs=3'],
+      [
+        '--config.student.trainig.epochs: config.student has no field',
+        "'trainig': expected one of augment, frontend, model, training;",
+        "did you mean 'training'?",
+      ],
+    ),
+    (
+      [SMOKE, '--config.foo=1'],
+      ["config has no field 'foo': expected one of bootstrap, cache_dir, com"],
+    ),
+    (
+      [SMOKE, '--config.bootstrap=5', '--config.epochs', '3'],
+      ['did you mean --config.student.training.epochs or --config.teacher.tr'],
+    ),
+    (
+      [SMOKE, '--config.seed.foo=1'],
+      ["config.seed has no field 'foo': expected a value"],
+    ),
+    ([SMOKE, '--config.seed=x'], ['--config.seed=x: invalid']),
+    (
+      ['--config=configs/isup.py', '--config.seed=1'],
+      [
+        '--config=configs/isup.py: no such file: expected one of configs/base',
+        "did you mean 'configs/iusp.py'?",
+      ],
+    ),
+    (['--config', 'configs/nothing.py:demo'], ['nothing.py: no such file']),
   ],
 )
-def test_typo_is_one_plain_line(flags, message, tmp_path):
-  wrong = run([sys.executable, 'run.py', f'--workdir={tmp_path}/run', *flags])
-  assert wrong.returncode == 1
-  assert message in wrong.stderr
-  assert 'Traceback' not in wrong.stderr
-  assert not (tmp_path / 'run').exists()
+def test_typo_is_one_plain_line(flags, messages, capsys, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  argv = ['run.py', *flags]
+  monkeypatch.setattr(sys, 'argv', argv)
+  with pytest.raises(SystemExit) as ended, flagsaver():
+    command_line.parse(argv)
+  (said,) = str(ended.value).splitlines()
+  assert '\\' not in said
+  for message in messages:
+    assert message in said
 
 
-def changed(**fields):
-  config = iusp.get_config('smoke')
+def test_typo_ends_the_command_before_anything_is_made(tmp_path):
+  for flags in ([], ['--config=configs/iusp.py:smok']):
+    wrong = run([sys.executable, 'run.py', f'--workdir={tmp_path}/run', *flags])
+    assert wrong.returncode == 1
+    assert 'Traceback' not in wrong.stderr
+    assert not (tmp_path / 'run').exists()
+  assert "did you mean 'smoke'" in wrong.stderr
+
+
+def changed(module=iusp, **fields):
+  config = module.get_config('smoke')
   with config.unlocked():
     config.update_from_flattened_dict(fields)
   return config
@@ -166,12 +211,100 @@ def test_command_that_lacked_its_data_does_not_block_the_right_one(tmp_path):
   assert not (tmp_path / 'run' / 'config.json').exists()
 
 
-def test_workdir_that_cannot_be_written_is_refused(tmp_path):
+def smoke_config(folder, module=iusp, **fields):
+  """The config of the smoke run, or one that shares its data and teacher."""
+  config = changed(module, **fields)
+  config.cache_dir = fields.get('cache_dir', f'{folder}/cache')
+  config.dataset.data_dir = fields.get('dataset.data_dir', f'{folder}/data')
+  return config
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    (
+      {'student.training.batch_size': 64},
+      'config.student.training.batch_size is 64: expected at most 48',
+    ),
+    (
+      {'teacher.training.batch_size': 64},
+      'config.teacher.training.batch_size is 64: expected at most 48',
+    ),
+    (
+      {'teacher.training.batch_size': 64, 'teacher.train_scenes': 50},
+      'config.teacher.training.batch_size is 64: expected at most 50',
+    ),
+    ({'compare_with': '/nowhere'}, "config.compare_with is '/nowhere': .* no"),
+    ({'teacher.checkpoint': '/nowhere'}, "teacher.checkpoint is '/nowhere'"),
+  ],
+)
+def test_wrong_field_does_not_block_the_right_one(
+  smoke, tmp_path, fields, message
+):
+  with pytest.raises(ValueError, match=message):
+    experiment.run(smoke_config(smoke[0], **fields), tmp_path)
+  assert not (tmp_path / 'config.json').exists()
+  assert not (tmp_path / 'checkpoints').exists()
+
+
+@pytest.mark.parametrize(
+  'field', ['--workdir', 'config.dataset.data_dir', 'config.cache_dir']
+)
+def test_place_that_cannot_be_written_is_refused(smoke, tmp_path, field):
   (tmp_path / 'file').write_text('in the way')
-  wrong = run(command(tmp_path, f'--workdir={tmp_path}/file/run'))
-  assert wrong.returncode == 1
-  assert 'file' in wrong.stderr
-  assert 'Traceback' not in wrong.stderr
+  place = tmp_path / 'file' / 'below'
+  workdir = place if field == '--workdir' else tmp_path / 'run'
+  fields = {} if field == '--workdir' else {field[len('config.') :]: str(place)}
+  message = f'{field} is {place}: cannot be written (Not a directory'
+  with pytest.raises(ValueError, match=re.escape(message)) as error:
+    experiment.run(smoke_config(smoke[0], **fields), workdir)
+  assert str(error.value).endswith('choose another')
+
+
+def test_time_is_counted_over_the_processes_of_a_run(tmp_path):
+  for number in (1, 2):
+    with logs.wall_clock(tmp_path, time.monotonic() - 5.0) as spent:
+      seconds = spent()
+    assert seconds['num_processes'] == number
+    assert seconds['this_process'] == pytest.approx(5.0, abs=0.5)
+    assert seconds['all_processes'] == pytest.approx(5.0 * number, abs=1.0)
+
+
+@pytest.mark.slow
+def test_named_runs_and_the_time_of_a_run_in_two_goes(
+  smoke, tmp_path, monkeypatch, capsys
+):
+  """A baseline beside an IUSP run, with a named teacher, stopped once."""
+  folder, _ = smoke
+  (guide,) = (folder / 'cache' / 'teachers').iterdir()
+  fields = {
+    'compare_with': f'{folder}/run',
+    'teacher.checkpoint': str(guide),
+    'teacher.model.width': 16,  # Ignored, and not described either.
+  }
+  config = smoke_config(folder, baseline, **fields)
+
+  def stop(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(outcome, 'draw', stop)
+    with pytest.raises(KeyboardInterrupt):
+      experiment.run(config, tmp_path)
+  results = experiment.run(config, tmp_path)
+  of_smoke = json.loads((folder / 'run' / 'results.json').read_text())
+  for name in ('fingerprint', 'workdir'):
+    assert results['teacher'][name] == of_smoke['teacher'][name]
+  assert results['student'] != of_smoke['student']
+  parameters = of_smoke['teacher']['parameters']
+  line = f'teacher: cnn, {parameters:,} parameters'
+  assert line in capsys.readouterr().out
+  rows = (tmp_path / 'similarities.txt').read_text().splitlines()
+  shown = {row.split()[1] for row in rows[1:-1]}
+  assert shown == {'teacher', 'student', 'run'}
+  seconds = results['wall_seconds']
+  assert seconds['num_processes'] == 2
+  assert seconds['all_processes'] > seconds['this_process'] > 0
 
 
 def test_workdir_in_use_is_refused(tmp_path):
@@ -180,6 +313,20 @@ def test_workdir_in_use_is_refused(tmp_path):
     pytest.raises(ValueError, match='another run works'),
   ):
     experiment.run(iusp.get_config('smoke'), tmp_path)
+
+
+def test_a_run_older_than_the_difficulty_of_scenes_continues(tmp_path):
+  for arg in ('', 'clips'):
+    config = iusp.get_config(arg)
+    earlier = plain(config)
+    later = {'snr_db', 'sources', 'split_by', 'hear_half_db', 'confusion'}
+    for name in later & earlier['dataset']['builder'].keys():
+      del earlier['dataset']['builder'][name]
+    experiment.config_path(tmp_path).write_text(json.dumps(earlier))
+    experiment.refuse_other_config(config, tmp_path)
+    config.dataset.builder.snr_db = (0, 12)
+    with pytest.raises(ValueError, match=r'snr_db: \[-6.0, 12.0\] there'):
+      experiment.refuse_other_config(config, tmp_path)
 
 
 def test_arguments_make_the_config_that_they_say():
@@ -193,6 +340,38 @@ def test_arguments_make_the_config_that_they_say():
   both = iusp_sp.get_config('').objective
   assert both.iusp_weight == iusp.get_config('').objective.iusp_weight
   assert both.sp_weight == sp.get_config('').objective.sp_weight
+
+
+@pytest.mark.parametrize('dataset', base.DATASETS)
+@pytest.mark.parametrize('size', ['', 'demo', 'smoke'])
+@pytest.mark.parametrize('form', ['{0},{1},seed=3', ' seed=3 ,, {1} , {0} ,'])
+def test_arguments_in_any_order(dataset, size, form):
+  argument = form.format(dataset, size)
+  found, plain_one = base.get_config(argument), base.get_config(dataset)
+  assert found.dataset.name == base.DATASETS[dataset]
+  assert found.seed == 3
+  mixed = 'train_scenes' in found.dataset.builder
+  assert mixed == (dataset in ('urban_scenes', 'clips'))
+  if mixed:
+    scenes = {'': 1200, 'demo': 480, 'smoke': 48}[size]
+    assert found.dataset.builder.train_scenes == scenes
+  width = {'': plain_one.teacher.model.width, 'demo': 16, 'smoke': 4}[size]
+  assert found.teacher.model.width == width
+
+
+@pytest.mark.parametrize(
+  ('argument', 'message'),
+  [
+    ('urban_scenes,clips', "'urban_scenes' and 'clips': expected one data set"),
+    ('seed=3,smoke,seed=4', "'seed=3' and 'seed=4': expected one seed"),
+    ('student=cnn_4,student=cnn_8', 'expected one student'),
+    ('clip', "did you mean 'clips'"),
+    ('seed=-1', "'seed=-1' is unknown"),
+  ],
+)
+def test_arguments_that_contradict_or_are_unknown(argument, message):
+  with pytest.raises(ValueError, match=message):
+    base.get_config(argument)
 
 
 def kill_at(arguments, sign, delay=0.0):
@@ -276,6 +455,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(smoke, tmp_path):
   done = run(limited)
   assert done.returncode != 0
   assert 'could not be written' in done.stderr or 'too large' in done.stderr
+  assert '_SignalingThread' not in done.stderr  # Orbax's own words.
   again = run(arguments)
   assert again.returncode == 0, again.stdout + again.stderr
 

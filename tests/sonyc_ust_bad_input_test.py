@@ -34,8 +34,8 @@ def manual(tmp_path):
 
 @pytest.fixture
 def said(caplog):
-  """What is logged; absl's own handler bypasses pytest's otherwise."""
-  caplog.set_level(logging.INFO, logger='absl')
+  """What is logged."""
+  caplog.set_level(logging.INFO, logger='tfds_dcase')
   return caplog
 
 
@@ -114,6 +114,7 @@ def test_extra_recordings_are_left_out_and_named(tmp_path, manual, said):
   assert '1 recordings that the annotations do not name' in said.text
   assert '77_123456.wav' in said.text
   assert builder.info.metadata['build']['extra'] == 1
+  assert '77_123456.wav' in (builder.data_path / 'notes.txt').read_text()
 
 
 def test_the_same_recording_twice_is_counted(tmp_path, manual, said):

@@ -82,6 +82,26 @@ def changed(**fields):
   return config
 
 
+def test_wish_that_a_named_teacher_does_not_meet_is_refused(tmp_path, fake):
+  write_model(tmp_path, fake)
+  config = changed(**{'teacher.checkpoint': str(tmp_path)})
+  # Only what the user asked for counts: defaults may differ.
+  teacher.refuse_other_model(config, ['seed', 'teacher.checkpoint'])
+  config.teacher.frontend.num_mel_bands = 24
+  teacher.refuse_other_model(config, ['teacher.frontend.num_mel_bands'])
+  config.teacher.model.width = 32
+  message = 'config.teacher.model.width is 32, but 4 in the model of'
+  with pytest.raises(ValueError, match=message):
+    teacher.refuse_other_model(config, ['teacher.model.width'])
+
+
+def test_run_of_a_teacher_alone_says_where_its_model_is(tmp_path, fake):
+  results = {'teacher': {'workdir': 'cache/teachers/0'}}
+  (tmp_path / 'results.json').write_text(json.dumps(results))
+  with pytest.raises(ValueError, match='this run is in cache/teachers/0'):
+    teacher.load(tmp_path, fake)
+
+
 @pytest.mark.parametrize(
   'fields',
   [

@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs import base
 from tfds_dcase import taxonomy, urban_scenes
 from tfds_dcase.urban_scenes import clips, mixer, procedural, recordings
 from tfds_dcase.urban_scenes import settings as settings_lib
@@ -534,6 +535,33 @@ def test_other_settings_or_files_other_place(tmp_path, clip_dir):
   assert place(folder=moved) != places[0]
 
 
+def test_a_replaced_recording_of_equal_size_is_noticed(tmp_path, clip_dir):
+  def place():
+    return urban_scenes.make_builder(tmp_path, 'clips', clip_dir).data_path
+
+  before = place()
+  path = clip_dir / '1 - tone/4-4-A.wav'
+  sound = bytearray(path.read_bytes())
+  sound[-2] ^= 1
+  path.write_bytes(sound)
+  assert place() != before
+
+
+def test_what_is_passed_over_or_left_out_is_said(tmp_path, clip_dir, caplog):
+  soundfile.write(clip_dir / '1 - tone/1-1-A.flac', np.zeros(1600), 16000)
+  builder = urban_scenes.make_builder(
+    tmp_path, 'clips', clip_dir, on_bad_recording='skip', **SMALL
+  )
+  builder.download_and_prepare()
+  said = '\n'.join(caplog.messages)
+  assert '2 files of the class folders are no recordings: 1 - tone/n' in said
+  assert '1 of 10 recordings left out: ' in said
+  kept = (builder.data_path / 'notes.txt').read_text()
+  assert '1-1-A' in kept
+  assert '2 - hiss/notes.txt' in kept
+  assert 'README' not in kept
+
+
 @pytest.mark.parametrize(
   ('given_settings', 'message'),
   [
@@ -558,6 +586,35 @@ def test_other_settings_or_files_other_place(tmp_path, clip_dir):
 def test_senseless_settings_are_refused(tmp_path, given_settings, message):
   with pytest.raises(ValueError, match=message):
     urban_scenes.make_builder(tmp_path, **given_settings)
+
+
+@pytest.mark.parametrize(
+  ('argument', 'name'),
+  [
+    ('', 'procedural'),
+    ('demo', 'procedural_94ec6848'),
+    ('smoke', 'procedural_b0db4755'),
+  ],
+)
+def test_configs_name_the_scenes_that_were_prepared(tmp_path, argument, name):
+  """What earlier versions prepared, and the teachers trained on it, serve."""
+  config = base.get_config(argument).dataset
+  made = urban_scenes.make_builder(tmp_path, **config.builder)
+  assert made.builder_config.name == name
+
+
+def test_configs_have_the_builders_own_defaults(tmp_path, clip_dir):
+  for argument, variant, folder in (
+    ('', 'procedural', None),
+    ('clips', 'clips', clip_dir),
+  ):
+    given = base.get_config(argument).dataset.builder
+    # Two classes: fewer than the scenes' default of up to four sources.
+    places = [
+      urban_scenes.make_builder(tmp_path, variant, folder, **each).data_path
+      for each in (given, {}, {**given, 'snr_db': (0, 12)})
+    ]
+    assert places[0] == places[1] != places[2]
 
 
 def test_more_classes_than_there_are_is_refused(tmp_path, clip_dir):

@@ -6,11 +6,10 @@ import os
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from etils import epath
 
 from iusp_jax import audio
-from tfds_dcase import in_order
+from tfds_dcase import in_order, notes
 from tfds_dcase.folder import labels as labels_lib
 from tfds_dcase.urban_scenes import recordings, settings
 
@@ -45,8 +44,8 @@ class FolderConfig(tfds.core.BuilderConfig):
 class Folder(tfds.core.ShardBasedBuilder):
   """A folder of recordings with `labels.csv` (see `labels.EXAMPLE`).
 
-  Its fingerprint (labels, files and their sizes) is in the config's name, so
-  that two folders never share stored data.
+  Its fingerprint (labels, files, their sizes, first and last 64 kB) is in the
+  config's name, so that two folders never share stored data.
 
   Elements:
     audio: int16 [160000], 10 s at 16 kHz, cut or padded with zeros.
@@ -74,7 +73,7 @@ class Folder(tfds.core.ShardBasedBuilder):
     """Makes a builder; see `make_builder`."""
     self._workers = workers or os.cpu_count() or 1
     if not isinstance(config, FolderConfig):
-      config = make_config(manual_dir, **given)
+      config = make_config(manual_dir, data_dir, **given)
     self._config = config
     super().__init__(
       data_dir=data_dir, config=config, version=version, file_format=file_format
@@ -115,22 +114,28 @@ class Folder(tfds.core.ShardBasedBuilder):
   def _examples(self, split):
     config = self._config
     rows = [i for i, s in enumerate(config.labels.splits) if s == split]
-    problems, lengths = [], []
+    problems, cut, padded = [], [], 0
     made = in_order.in_order(self._example, rows, self._workers)
     for example, problem, length in made:
       problems += problem
-      lengths += length
       if example is not None:
+        cut += [example['clip_id']] * (length > NUM_SAMPLES)
+        padded += length < NUM_SAMPLES
         yield example['clip_id'], example
     if len(problems) == len(rows):
       raise ValueError(
         f'{split}: no usable recording.\n'
         f'{audio.summarise_problems(problems, len(rows))}'
       )
-    _report(split, lengths, problems)
+    of = f'of {len(rows)} recordings'
+    notes.LOGGER.info('%s: %d %s padded to 10 s', split, padded, of)
+    for what, names in (('cut to 10 s', cut), ('left out', problems)):
+      if names:
+        what = f'{split}: {len(names)} {of} {what}'
+        notes.tell(what, names, self.data_path)
 
   def _example(self, row: int):
-    """The example of a row or None, problems, length of the recording."""
+    """The example of a row or None, problems, length of what was read."""
     config = self._config
     file, problems = config.labels.files[row], []
     wave_S = audio.read_usable(
@@ -140,7 +145,7 @@ class Folder(tfds.core.ShardBasedBuilder):
       max_seconds=10.1,  # a little more, to see that there is more
     )
     if wave_S is None:
-      return None, problems, []
+      return None, problems, 0
     fitted_S, length = audio.fit_length(audio.to_int16(wave_S), NUM_SAMPLES)
     example = {
       'audio': fitted_S,
@@ -148,25 +153,16 @@ class Folder(tfds.core.ShardBasedBuilder):
       'clip_id': file,
       'coarse': config.labels.tags_NC[row],
     }
-    return example, problems, [len(wave_S)]
+    return example, problems, len(wave_S)
 
 
-def _report(split: str, lengths: list[int], problems: list[str]) -> None:
-  """Says how many recordings were cut, padded and left out."""
-  cut = sum(length > NUM_SAMPLES for length in lengths)
-  padded = sum(length < NUM_SAMPLES for length in lengths)
-  message = f'{split}: {len(lengths)} recordings, {cut} cut to 10 s, {padded} '
-  message += 'padded to 10 s'
-  if problems:
-    total = len(lengths) + len(problems)
-    message += f'; {audio.summarise_problems(problems, total)}'
-  # What was lost is a warning; what was only padded is not.
-  level = logging.WARNING if cut or problems else logging.INFO
-  logging.log(level, '%s', message)
-
-
-def make_config(manual_dir, **given) -> FolderConfig:
+def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
   """Reads labels.csv, matches it with the folder, and names the result.
+
+  Args:
+    manual_dir: the folder.
+    data_dir: for a list of what does not match, where that is long.
+    **given: settings.
 
   Raises:
     ValueError: for an unknown setting, a faulty labels.csv, or rows without
@@ -181,21 +177,25 @@ def make_config(manual_dir, **given) -> FolderConfig:
   exists = [f for f in labels.files if (folder / f).is_file()]
   found = sorted({*recordings.find_sound_files(folder), *exists})
   missing, unlabelled = labels_lib.match(labels, found)
-  if missing or unlabelled:
-    message = f'{folder}: {labels_lib.say_unmatched(missing, unlabelled)}'
-    if missing and on_bad == 'stop':
-      raise ValueError(
-        f"{message}\non_bad_recording='skip' leaves such rows out"
-      )
-    logging.warning('%s', message)
+  lines = _say_unmatched(
+    labels_lib.unmatched(missing, unlabelled), folder, data_dir
+  )
+  if missing and on_bad == 'stop':
+    lines = '\n'.join(lines)
+    raise ValueError(f"{lines}\non_bad_recording='skip' leaves such rows out")
+  for line in lines:
+    notes.LOGGER.warning('%s', line)
   labels = labels_lib.without(labels, missing)
-  sizes = [(folder / f).stat().st_size for f in labels.files]
+  contents = [
+    [(folder / f).stat().st_size, recordings.content(folder / f)]
+    for f in labels.files
+  ]
   name = settings.fingerprint(
     labels.tags,
     labels.files,
     labels.splits,
     labels.tags_NC.tolist(),
-    sizes,
+    contents,
     on_bad,
   )
   return FolderConfig(
@@ -205,6 +205,22 @@ def make_config(manual_dir, **given) -> FolderConfig:
     labels=labels,
     on_bad_recording=on_bad,
   )
+
+
+def _say_unmatched(found, folder, data_dir) -> list[str]:
+  """A line for rows without a file and one for files without a row.
+
+  Where they are too many for a line, a file in `data_dir` has them all.
+  """
+  place = ''
+  if data_dir and any(len(names) > notes.SHOWN for names in found.values()):
+    place = epath.Path(data_dir) / f'unmatched-{folder.name}.txt'
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(''.join(notes.listing(*each) for each in found.items()))
+  return [
+    f'{folder}: {notes.line(what, names, str(place))}'
+    for what, names in found.items()
+  ]
 
 
 def make_builder(

@@ -173,21 +173,23 @@ def match(labels: Labels, found: list[str]) -> tuple[list[str], list[str]]:
   )
 
 
-def say_unmatched(missing: list[str], unlabelled: list[str]) -> str:
-  """One message on both, with a likely spelling for what is missing."""
-  lines = []
-  if missing:
-    lines.append(f'{len(missing)} rows of {FILE_NAME} without their file:')
-    by_name = {f.rsplit('/', 1)[-1].lower(): f for f in unlabelled}
-    for file in missing[:10]:
-      near = by_name.get(file.rsplit('/', 1)[-1].lower())
-      lines.append(f'  {file}' + (f' (did you mean {near}?)' if near else ''))
-    lines += [f'  ... and {len(missing) - 10} more'] * (len(missing) > 10)
-  if unlabelled:
-    lines.append(f'{len(unlabelled)} recordings without a row:')
-    lines += [f'  {file}' for file in unlabelled[:10]]
-    lines += [f'  ... and {len(unlabelled) - 10} more'] * (len(unlabelled) > 10)
-  return '\n'.join(lines)
+def unmatched(
+  missing: list[str], unlabelled: list[str]
+) -> dict[str, list[str]]:
+  """Both in words, with a likely spelling for what is missing."""
+  by_name = {f.rsplit('/', 1)[-1].lower(): f for f in unlabelled}
+
+  def hint(file):
+    near = by_name.get(file.rsplit('/', 1)[-1].lower())
+    return f'{file} (did you mean {near}?)' if near else file
+
+  found = {
+    f'{len(missing)} rows of {FILE_NAME} without their file': [
+      hint(file) for file in missing
+    ],
+    f'{len(unlabelled)} recordings without a row': unlabelled,
+  }
+  return {what: files for what, files in found.items() if files}
 
 
 def without(labels: Labels, files: list[str]) -> Labels:

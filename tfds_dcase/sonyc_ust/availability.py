@@ -3,9 +3,9 @@
 import pathlib
 from typing import Any, NamedTuple
 
-from absl import logging
 from etils import epath
 
+from tfds_dcase.notes import LOGGER
 from tfds_dcase.sonyc_ust import fetch, records, sources
 
 
@@ -95,7 +95,7 @@ def make_plan(
     found = sources.find(pathlib.Path(manual_dir).expanduser())
   downloads = download_dir(data_dir, version)
   if found.annotations[1:]:
-    logging.info('Using %s, not %s', *found.annotations[:2])
+    LOGGER.info('Using %s, not %s', *found.annotations[:2])
   ours = () if found.annotations else (release.annotations,)
   if not (found.archives or found.recordings):
     ours += release.archives
@@ -142,7 +142,7 @@ def _verify_manual(path):
   """A user's own file is judged, but never moved."""
   expected = records.known_md5(path.name)
   if expected is None:
-    logging.info('%s: no md5 is published; its gzip CRC is checked.', path)
+    LOGGER.info('%s: no md5 is published; its gzip CRC is checked.', path)
     return
   found = fetch.file_md5(path)
   if found != expected:

@@ -19,7 +19,8 @@ import urllib.error
 import urllib.request
 
 import tqdm
-from absl import logging
+
+from tfds_dcase.notes import LOGGER
 
 _CHUNK = 1 << 20
 _RECEIPTS = 'checksums.json'
@@ -83,7 +84,7 @@ def fetch(
       problem = f'{type(error).__name__}: {error}'
     idle = 0 if _size(part) > before else idle + 1
     if idle < attempts:
-      logging.warning('%s: %s; trying again.', url, problem)
+      LOGGER.warning('%s: %s; trying again.', url, problem)
       time.sleep(min(pause_seconds * 2**idle, 60.0))
   raise DownloadError(_message(url, part, problem))
 
@@ -120,7 +121,7 @@ def verify(
         f'{bad.name}; run again to download it anew.'
       )
   if not md5 and not recorded:
-    logging.warning(
+    LOGGER.warning(
       '%s: no md5 is published for this file. Recorded size %d and md5 %s; '
       'later runs verify against these.',
       path,
@@ -199,7 +200,7 @@ def _continue(url, part, timeout_seconds) -> int | None:
 
 def _copy(answer, file, url, have, total):
   name = url.rpartition('/')[2]
-  logging.info('%s: downloading from byte %d of %s', name, have, total)
+  LOGGER.info('%s: downloading from byte %d of %s', name, have, total)
   with tqdm.tqdm(
     desc=name,
     initial=have,
@@ -214,7 +215,7 @@ def _copy(answer, file, url, have, total):
       bar.update(len(chunk))
       if bar.disable and time.monotonic() - said > 30:
         said = time.monotonic()
-        logging.info('%s: %d of %s bytes', name, file.tell(), total)
+        LOGGER.info('%s: %d of %s bytes', name, file.tell(), total)
 
 
 def _check_space(part, total, have):

@@ -85,30 +85,24 @@ class Report:
   Attributes:
     skipped: name to reason, of bad and missing ones.
     extra: names that the annotations do not know.
-    duplicates: recordings met again with the same content.
+    twice: names met again with the same content.
   """
 
   skipped: dict[str, str] = dataclasses.field(default_factory=dict)
   extra: list[str] = dataclasses.field(default_factory=list)
-  duplicates: int = 0
+  twice: list[str] = dataclasses.field(default_factory=list)
 
-  def summary(self) -> str:
-    """One line a kind, empty where all went well."""
-    lines = []
+  def summary(self) -> dict[str, list[str]]:
+    """What happened, and to which recordings; empty where all went well."""
     extra = sorted(set(self.extra))
-    if self.skipped:
-      first = '; '.join(list(self.skipped.values())[:5])
-      lines.append(f'{len(self.skipped)} recordings skipped: {first}')
-    if extra:
-      lines.append(
-        f'{len(extra)} recordings that the annotations do not name were left '
-        f'out: {", ".join(extra[:5])}'
-      )
-    if self.duplicates:
-      lines.append(
-        f'{self.duplicates} recordings were there twice with the same content'
-      )
-    return '\n'.join(lines)
+    twice = sorted(self.twice)
+    found = {
+      f'{len(self.skipped)} recordings skipped': list(self.skipped.values()),
+      f'{len(extra)} recordings that the annotations do not name were left '
+      'out': extra,
+      f'{len(twice)} recordings were there twice with the same content': twice,
+    }
+    return {what: names for what, names in found.items() if names}
 
 
 class Gatherer:
@@ -196,7 +190,7 @@ class Gatherer:
       earlier = self._seen.setdefault(name, (digest, recording.where))
       if earlier == (digest, recording.where):
         return True
-      self.report.duplicates += 1
+      self.report.twice.append(name)
     if earlier[0] != digest:
       raise ValueError(
         f'{name} is there twice with different contents: {earlier[1]} and '

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 
 from tfds_dcase import annotations as annotations_lib
+from tfds_dcase import notes as notes_lib
 from tfds_dcase import taxonomy
+from tfds_dcase.notes import LOGGER
 from tfds_dcase.sonyc_ust import availability, decode, fetch, gather, records
 
 PROXIMITY_CODE = {-1: 'not labelled', 0: 'near', 1: 'far', 2: 'notsure'}
@@ -56,11 +57,11 @@ def prepare(
   check_version(annotations, plan.release.version)
   faulty = annotations_lib.faulty_coarse(annotations)
   if faulty.count:
-    logging.warning('%s', faulty.reason)
+    LOGGER.warning('%s', faulty.reason)
   splits = {s: _in_order(c) for s, c in _splits(annotations).items()}
   notes = _notes(splits, plan)
   for note in notes:
-    logging.warning('%s', note)
+    LOGGER.warning('%s', note)
   plan = _without_unneeded(plan, splits)
 
   stores, wanted, place = {}, {}, {}
@@ -79,8 +80,8 @@ def prepare(
   _check_space(folder, len(wanted))
   gatherer = gather.Gatherer(wanted, keep, **settings._asdict())
   report = gather.gather(plan, gatherer)
-  if report.summary():
-    logging.warning('%s', report.summary())
+  for what, names in report.summary().items():
+    notes_lib.tell(what, names, folder)
   shards = {
     split: _shards(annotations, split, clips, stores[split])
     for split, clips in splits.items()
@@ -92,7 +93,7 @@ def prepare(
     'notes': notes,
     'skipped': dict(sorted(report.skipped.items())),
     'extra': len(set(report.extra)),
-    'duplicates': report.duplicates,
+    'duplicates': len(report.twice),
   }
   return {split: s for split, s in shards.items() if s}, build
 

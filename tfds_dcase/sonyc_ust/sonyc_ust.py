@@ -1,16 +1,15 @@
 """The TFDS builder of SONYC-UST, DCASE 2019 and 2020 Task 5."""
 
-import errno
 import pathlib
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
 from iusp_jax import audio
-from tfds_dcase import taxonomy
+from tfds_dcase import disk, taxonomy
+from tfds_dcase.notes import LOGGER
 from tfds_dcase.sonyc_ust import (
   availability,
   decode,
@@ -67,6 +66,26 @@ class SonycUst(tfds.core.ShardBasedBuilder):
 
   A `ShardBasedBuilder`, as a generator based one shuffles in 1 GB of memory
   and, above that, with TensorFlow.
+
+  Configs: `v1` (DCASE 2019) and `v2` (release 2.3).
+
+  Elements (A: volunteers of the clip, mostly 3):
+    audio: int16 [160000], 10 s at 16 kHz, cut or padded with zeros.
+    num_samples: int32 [], samples of real sound before the padding.
+    clip_id: text (bytes when read), the recording's name.
+    split: text, the name of the split.
+    sensor_id: int32 [].
+    has_truth: bool [], whether the tags are the agreed truth, not a vote.
+    coarse: int8 [8], `taxonomy.COARSE`, 0/1, -1 where nobody labelled it.
+    fine: int8 [23], `taxonomy.FINE`, likewise.
+    fine_unknown: int8 [6], `taxonomy.UNKNOWN`, likewise.
+    votes: int8 [A, 29], by `taxonomy.FINE_COLUMNS`, likewise.
+    proximity: int8 [A, 29], coded as `prepare.PROXIMITY_CODE`.
+    annotator_id: int32 [A].
+    v2 only:
+      year, week, day, hour: int32 [], when it was recorded.
+      borough, block: int32 [], where; the release codes them.
+      latitude, longitude: float32 [], degrees, of the block.
   """
 
   VERSION = tfds.core.Version(records.BUILD_VERSION)
@@ -134,22 +153,12 @@ class SonycUst(tfds.core.ShardBasedBuilder):
     manual_dir = getattr(download_config, 'manual_dir', None)
     if manual_dir is not None:
       self._manual_dir = manual_dir
-    try:
+    needed = (
+      f'sonyc_ust/{self._version_name} takes about '
+      f'{_gigabytes(self._version_name)} GB besides its downloads. '
+    )
+    with disk.full_disk_said(self._data_dir_root, needed):
       super()._download_and_prepare(dl_manager, download_config)
-    except (OSError, RuntimeError) as error:
-      # The ArrayRecord writer wraps the system's words in a RuntimeError.
-      words = ('No space left', 'File too large', 'quota exceeded')
-      codes = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-      if getattr(error, 'errno', None) not in codes and not any(
-        word in str(error) for word in words
-      ):
-        raise
-      raise OSError(
-        f'The disk of {self._data_dir_root} is full ({error}). sonyc_ust/'
-        f'{self._version_name} takes about {_gigabytes(self._version_name)} '
-        'GB besides its downloads. Free some space and run again: whole '
-        'downloads are kept, unfinished ones continued.'
-      ) from error
 
   def _example_writer(self):
     return _StableWriter(file_format=self.info.file_format)  # pyright: ignore
@@ -166,7 +175,7 @@ class SonycUst(tfds.core.ShardBasedBuilder):
   def _say_skipped(self):
     build = (self.info.metadata or {}).get('build', {})  # pyright: ignore
     if build.get('skipped'):
-      logging.warning(
+      LOGGER.warning(
         '%s was built without %d recordings, listed in its metadata.json.',
         self.info.full_name,
         len(build['skipped']),

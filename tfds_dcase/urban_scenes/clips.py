@@ -19,7 +19,8 @@ _KEPT_WAVES = 512  # decoded recordings held in memory, at most 1 MB each
 def make_config(manual_dir, **given) -> settings.ClipsConfig:
   """The config of a folder: its name tells folders and settings apart.
 
-  The path of the folder is no part of the name; files and their sizes are.
+  The path of the folder is no part of the name; files, their sizes and their
+  first and last 64 kB are.
 
   Raises:
     ValueError: for unknown or senseless settings or a folder without what the
@@ -39,12 +40,13 @@ def make_config(manual_dir, **given) -> settings.ClipsConfig:
   )
   classes = sorted({r.tag for r in listed})
   if config.sources[1] > len(classes):
-    if 'sources' in given:
+    # The default suits folders of few classes too; a wish has to be possible.
+    if config.sources != settings.ClipsConfig.sources:
       raise ValueError(
         f'sources={config.sources}, but there are only {len(classes)} classes'
       )
     config.sources = (config.sources[0], len(classes))
-  files = [[r.path, r.size] for r in listed]
+  files = [[r.path, r.size, r.content] for r in listed]
   config.name = f'clips_{settings.fingerprint(settings.values(config), files)}'
   config.description = f'Scenes mixed from recordings of {", ".join(classes)}.'
   config.classes = tuple(classes)

@@ -23,12 +23,21 @@ SPLIT_BY = ('auto', 'fold', 'hash', 'balanced')
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-  """One file: path below the folder ('/' between parts), tag, bytes, split."""
+  """One file of the folder.
+
+  Attributes:
+    path: below the folder, '/' between parts.
+    tag: of its class folder.
+    size: in bytes.
+    split: 'train', 'validate' or 'test', once that is known.
+    content: of `content`.
+  """
 
   path: str
   tag: str
   size: int
   split: str = ''
+  content: str = ''
 
 
 def find_sound_files(folder) -> list[str]:
@@ -36,14 +45,41 @@ def find_sound_files(folder) -> list[str]:
 
   Hidden files and folders are passed over.
   """
+  return [f for f in _files(folder) if f.lower().endswith(audio.EXTENSIONS)]
+
+
+def passed_over(folder) -> list[str]:
+  """Files of the class folders that are no recordings by their name."""
+  recordings = set(find_sound_files(folder))
+  return [f for f in _files(folder) if '/' in f and f not in recordings]
+
+
+def _files(folder) -> list[str]:
+  """Sorted relative paths of all files that are not hidden."""
   found = []
   for root, folders, names in os.walk(folder):
     folders[:] = sorted(f for f in folders if not f.startswith(('.', '__')))
-    for name in names:
-      if not name.startswith('.') and name.lower().endswith(audio.EXTENSIONS):
-        path = pathlib.Path(root, name).relative_to(folder)
-        found.append(path.as_posix())
+    found += [
+      pathlib.Path(root, name).relative_to(folder).as_posix()
+      for name in names
+      if not name.startswith('.')
+    ]
   return sorted(found)
+
+
+def content(path) -> str:
+  """A hash of the first and last 64 kB of a file.
+
+  Tells a recording from another of the same size that took its place, without
+  reading all of a large folder.
+  """
+  edge = 1 << 16
+  with open(path, 'rb') as file:
+    digest = hashlib.sha256(file.read(edge))
+    size = os.fstat(file.fileno()).st_size
+    file.seek(max(edge, size - edge))
+    digest.update(file.read())
+  return digest.hexdigest()[:16]
 
 
 def check_folder(manual_dir, what: str) -> pathlib.Path:
@@ -91,7 +127,10 @@ def list_recordings(manual_dir) -> list[Recording]:
   tags = tag_names(classes)
   return [
     Recording(
-      f'{name}/{file}', tags[name], (folder / name / file).stat().st_size
+      f'{name}/{file}',
+      tags[name],
+      (folder / name / file).stat().st_size,
+      content=content(folder / name / file),
     )
     for name in classes
     for file in files[name]

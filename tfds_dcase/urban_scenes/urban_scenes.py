@@ -5,11 +5,16 @@ import os
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from etils import epath
 
-from tfds_dcase import in_order, taxonomy
-from tfds_dcase.urban_scenes import clips, mixer, procedural, settings
+from tfds_dcase import in_order, notes, taxonomy
+from tfds_dcase.urban_scenes import (
+  clips,
+  mixer,
+  procedural,
+  recordings,
+  settings,
+)
 
 _DESCRIPTION = """\
 Ten-second urban sound scenes for multi-label audio tagging, 16 kHz mono.
@@ -33,11 +38,12 @@ _CITATION = """\
 """
 
 _LICENSE = """\
-procedural: holds no recording; made by code under Apache-2.0, with tag
-statistics derived from SONYC-UST (CC BY 4.0). clips: the licences of the
-recordings in manual_dir apply to the scenes (ESC-10: CC BY 3.0).
+Holds no recording; made by code under Apache-2.0, with tag statistics derived
+from SONYC-UST (CC BY 4.0).
 """
 
+_CLIPS_CITATION = 'None: the recordings in manual_dir are your own.'
+_CLIPS_LICENSE = 'That of the recordings in manual_dir.'
 
 _SCENES_PER_SHARD = 1000  # 320 MB.
 
@@ -111,11 +117,13 @@ class UrbanScenes(tfds.core.ShardBasedBuilder):
     )
 
   def _info(self):
+    # What is mixed from a user's recordings is neither SONYC's nor ours.
+    own = isinstance(self.builder_config, settings.ClipsConfig)
     return tfds.core.DatasetInfo(
       builder=self,
       description=_DESCRIPTION,
-      citation=_CITATION,
-      license=_LICENSE,
+      citation=_CLIPS_CITATION if own else _CITATION,
+      license=_CLIPS_LICENSE if own else _LICENSE,
       features=tfds.features.FeaturesDict(_features(self.builder_config)),
       metadata=tfds.core.MetadataDict(_metadata(self.builder_config)),
       supervised_keys=('audio', 'coarse'),
@@ -126,8 +134,7 @@ class UrbanScenes(tfds.core.ShardBasedBuilder):
     config = self.builder_config
     if isinstance(config, settings.ClipsConfig):
       library = clips.Library(config, self._workers)
-      if library.problems:
-        logging.warning('%s', library.summary(len(config.recordings)))
+      self._note(config, library)
       make = functools.partial(clips.scene, config, library)
     else:
       make = functools.partial(procedural.scene, config)
@@ -137,6 +144,16 @@ class UrbanScenes(tfds.core.ShardBasedBuilder):
       )
       for split in procedural.SPLITS
     }
+
+  def _note(self, config, library):
+    other = recordings.passed_over(config.manual_dir)
+    if other:
+      what = f'{len(other)} files of the class folders are no recordings'
+      notes.tell(what, other, self.data_path)
+    if library.problems:
+      total = len(config.recordings)
+      what = f'{len(library.problems)} of {total} recordings left out'
+      notes.tell(what, library.problems, self.data_path)
 
   def _shards(self, make, count: int) -> list:
     starts = range(0, count, _SCENES_PER_SHARD)

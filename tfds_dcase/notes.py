@@ -1,0 +1,34 @@
+"""What was done with a user's recordings without being asked: one line each.
+
+The lines go to the logger of this package; `iusp_jax.logs.relay` shows them.
+All names are kept in a file of the prepared data set.
+"""
+
+import logging
+import pathlib
+from collections.abc import Sequence
+
+LOGGER = logging.getLogger('tfds_dcase')
+FILE_NAME = 'notes.txt'
+SHOWN = 10  # Names in a line of the log.
+
+
+def line(what: str, names: Sequence[str], where: str = '') -> str:
+  """'what: a; b', or the first names and where the others are."""
+  text = f'{what}: {"; ".join(names[:SHOWN])}'
+  if len(names) > SHOWN:
+    text += f'; and {len(names) - SHOWN} more'
+    text += f', all in {where}' if where else ''
+  return text
+
+
+def listing(what: str, names: Sequence[str]) -> str:
+  """All the names, one a line."""
+  return ''.join([f'{what}:\n', *(f'  {name}\n' for name in names)])
+
+
+def tell(what: str, names: Sequence[str], folder) -> None:
+  """Says a note and keeps it in the folder that is being prepared."""
+  LOGGER.warning('%s', line(what, names, FILE_NAME))
+  with (pathlib.Path(folder) / FILE_NAME).open('a', encoding='utf-8') as file:
+    file.write(listing(what, names))
