@@ -188,6 +188,12 @@ def rows(place, count):
   return lambda run: run.rows(f'{place}/metrics.jsonl') >= count
 
 
+def begins(name):
+  """Its first step is compiled or taken."""
+  words = f'{name}: continues', f'{name}: compiled'
+  return lambda run: any(word in run.said for word in words)
+
+
 # In the order of a run's life: what is waited for, and the most seconds that
 # pass then, at random. A validation gives a row, so two steps give three. On a
 # fast machine such a pause may take the run past the next moment.
@@ -196,7 +202,7 @@ MOMENTS = [
   ('first save of the teacher', saving(TEACHER, 'best'), 0.01),
   ('first save of the teacher', saving(TEACHER, 'last'), 0.01),
   ('evaluation of the teacher', 'teacher: compiled', 0.8),
-  ('step of the teacher', 'teacher: continues', 0.2),
+  ('step of the teacher', begins('teacher'), 0.1),
   ('save of the teacher', saving(TEACHER, 'last'), 0.02),
   ('somewhere in the teacher', 'teacher: compiled', 1.5),
   ('last save of the teacher', 'teacher: step 6, validate', 0.05),
@@ -208,7 +214,7 @@ MOMENTS = [
   ('first step of the student', rows(STUDENT, 1), 0.05),
   ('first save of the student', saving(STUDENT, 'last'), 0.01),
   ('evaluation of the student', rows(STUDENT, 2), 0.02),
-  ('step of the student', 'student: continues', 0.2),
+  ('step of the student', begins('student'), 0.1),
   ('save of the student', saving(STUDENT, 'best'), 0.02),
   ('save of the student', saving(STUDENT, 'last'), 0.02),
   ('somewhere in the student', 'student: compiled', 2.0),
