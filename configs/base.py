@@ -2,7 +2,7 @@
 
 Arguments follow the file name, separated by commas, in any order:
 
-  --config=configs/iusp.py:clips,seed=3,student=mobilenet_035
+  --config=configs/iusp.py:clips,seed=3,student=mobilenet_020
 
   urban_scenes   synthesised street scenes, 23 fine tags (the default)
   clips          scenes mixed from your folder of isolated recordings

@@ -55,11 +55,16 @@ def config() -> Any:
   """The config, with what flags of their own set in it.
 
   Raises:
-    ValueError: where --config is missing.
+    ValueError: where --config is missing, or is none of the mode.
   """
-  found = CONFIG.value
+  found, mode = CONFIG.value, MODE.value
   if found is None:
     raise ValueError('--config is missing: try --config=configs/iusp.py:demo')
+  if (mode in ('table', 'tune')) != ('table' in found):
+    table = '--mode=table' if 'table' in found else '--config=configs/table.py'
+    raise ValueError(
+      f'--mode={mode} with the config {found.name!r}: expected {table}'
+    )
   if PROFILE.value:
     found.profile_steps = PROFILE.value
   return found

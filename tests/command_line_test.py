@@ -62,3 +62,17 @@ def test_workdir_is_named_after_config_and_arguments(flags, workdir, seed):
 )
 def test_profile_is_the_number_of_steps_to_trace(flags, steps):
   assert said('--config=configs/iusp.py:smoke', *flags)[2] == steps
+
+
+@pytest.mark.parametrize(
+  ('flags', 'expected'),
+  [
+    (['--mode=table', '--config=configs/iusp.py'], '--config=configs/table.py'),
+    (['--mode=tune', '--config=configs/kd.py'], '--config=configs/table.py'),
+    (['--config=configs/table.py'], '--mode=table'),
+  ],
+)
+def test_mode_and_config_that_do_not_go_together_are_refused(flags, expected):
+  with pytest.raises(subprocess.CalledProcessError) as error:
+    said(*flags)
+  assert f'expected {expected}' in error.value.stderr

@@ -32,12 +32,17 @@ def cnn_sizes(bands=24, width=4, num_blocks=3, tags=8):
 
 
 def test_run_says_parameters_and_macs(tmp_path, monkeypatch, capsys):
+  """Before it does anything."""
   assert fake().num_samples == NUM_SAMPLES
-  config = iusp.get_config('smoke')
-  config = teacher.plain(config) | {'fit': 'teacher', 'student': recipe()}
+  config = teacher.plain(iusp.get_config('smoke')) | {'student': recipe()}
   config['teacher'] = config['teacher'] | teacher_recipe()
-  monkeypatch.setattr(experiment.teacher, 'obtain', lambda *_: None)
-  experiment.models(config, fake(), tmp_path)
+
+  def stop(*_):
+    raise InterruptedError
+
+  monkeypatch.setattr(experiment.teacher, 'obtain', stop)
+  with pytest.raises(InterruptedError):
+    experiment.models(config, fake(), tmp_path)
   said = capsys.readouterr().out.splitlines()
   assert said == [
     f'{part}: {architecture}, {parameters:,} parameters, {macs / 1e6:.1f} M '
