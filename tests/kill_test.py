@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -273,25 +274,32 @@ def struck(process):
   return places
 
 
-def test_run_killed_at_25_moments_ends_as_one_left_alone(world):
+def test_run_killed_again_and_again_ends_as_one_left_alone(world):
+  """A moment that a fast machine runs past may let the run come to its end.
+
+  Then that end is compared, and the next moments are of a new run.
+  """
   chance = random.Random(0)
-  places, missed = set(), []
+  places, kills = set(), 0
   for name, moment, spread in MOMENTS:
     saved = {k: newest(world, 'killed', place) for k, place in PARTS.items()}
     process = world.start('killed')
     past = 'teacher: found' if 'teacher' in name else None
-    came = process.reaches(moment, past=past)
+    process.reaches(moment, past=past)
     time.sleep(chance.uniform(0, spread))
     code = process.end(signal.SIGKILL)
     assert code in (0, -signal.SIGKILL), f'{name}: {code}\n{process.said}'
-    if code == 0 or not came:
-      missed.append(name)
     assert_goes_on(process.said, saved)
+    if code == 0:
+      assert_same(world, 'killed')
+      shutil.rmtree(world.folder / 'killed')
+      continue
+    kills += 1
     places |= struck(process)
   world.finish('killed')
-  assert len(MOMENTS) - len(missed) >= 20, missed
-  assert places == {'step', 'save', 'store', 'evaluation', 'last evaluation'}
   assert_same(world, 'killed')
+  assert kills >= 20
+  assert places == {'step', 'save', 'store', 'evaluation', 'last evaluation'}
 
 
 def assert_same(world, name):
@@ -327,7 +335,8 @@ def test_notice_saves_ends_with_its_code_and_continues(world):
   stop('student: compiled', saves)
   assert newest(world, 'noticed', STUDENT) in (1, 2, 3)
   stop(rows(STUDENT, 10), saves)
-  stop('student: step 12, validate', at_once, 1.0)
+  trained = file(f'{STUDENT}/checkpoints/last/{12:08d}')
+  stop(trained, at_once, 0.1)
   world.finish('noticed', data='other')
   assert_same(world, 'noticed')
 
