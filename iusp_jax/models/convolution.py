@@ -33,6 +33,8 @@ import numpy as np
 
 LOWERINGS = ('auto', 'native', 'cpu')
 
+IN_CACHE = 800_000  # Bytes that a CPU works on at a time.
+
 
 def use_native(lowering: str) -> bool:
   """Whether a layer calls XLA's own convolution and pooling."""
@@ -93,12 +95,13 @@ def _forward(x_BTFH, kernel, strides, padding, depthwise):
   return functools.reduce(operator.add, products)
 
 
-def _input_gradient(x_BTFH, kernel, strides, padding, gradient_BTFH):
-  """Of a convolution that is not depthwise: again a convolution."""
+def _input_gradient(x_BTFH, kernel, strides, padding, depthwise, gradient_BTFH):
+  """Again a convolution."""
   height, width = kernel.shape[:2]
   # Behind the barrier XLA does not fold the transposition into the convolution,
   # which in a loop would leave it to a path 2 to 9 times as slow.
-  back = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+  back = jnp.flip(kernel, (0, 1))
+  back = back if depthwise else back.swapaxes(2, 3)
   back = jax.lax.optimization_barrier(back)
   spread = [
     (size - 1 - low, length + low - 1 - (outputs - 1) * stride, stride - 1)
@@ -115,19 +118,19 @@ def _input_gradient(x_BTFH, kernel, strides, padding, gradient_BTFH):
   gradient_BTFH = jax.lax.pad(
     gradient_BTFH, zero, [(0, 0, 0), *spread, (0, 0, 0)]
   )
-  return _forward(gradient_BTFH, back, (1, 1), ((0, 0), (0, 0)), False)
+  return _forward(gradient_BTFH, back, (1, 1), ((0, 0), (0, 0)), depthwise)
 
 
-def _kernel_gradient(x_TFH, gradient_TFH, shape, strides, padding, depthwise):
-  """One clip's gradient of the kernel, in float32."""
+def _kernel_gradient(x_BTFH, gradient_BTFH, shape, strides, padding, depthwise):
+  """The kernel's gradient, in float32, of a few clips."""
   height, width, inputs, outputs = shape
-  slices = _shifts(x_TFH[None], (height, width), strides, padding)
+  slices = _shifts(x_BTFH, (height, width), strides, padding)
   if depthwise:
     sums = [
-      (x[0] * gradient_TFH).sum((0, 1), dtype=jnp.float32) for x in slices
+      (x * gradient_BTFH).sum((0, 1, 2), dtype=jnp.float32) for x in slices
     ]
     return jnp.stack(sums).reshape(shape)
-  gradient = gradient_TFH.reshape(-1, outputs)
+  gradient = gradient_BTFH.reshape(-1, outputs)
   rows = []
   for i in range(0, height * width, width):
     # A row of the kernel in one product: enough columns for few channels.
@@ -143,38 +146,72 @@ def _kernel_gradient(x_TFH, gradient_TFH, shape, strides, padding, depthwise):
   return jnp.stack(rows).reshape(shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _convolve_cpu(x_BTFH, kernel, strides, padding, depthwise):
-  return _forward(x_BTFH, kernel, strides, padding, depthwise)
+def _merged(x_BTFH):
+  """All bands' channels as the channels of one band."""
+  return x_BTFH.reshape(*x_BTFH.shape[:2], 1, -1)
 
 
-def _convolve_cpu_forward(x_BTFH, kernel, strides, padding, depthwise):
-  result = _forward(x_BTFH, kernel, strides, padding, depthwise)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _convolve_cpu(x_BTFH, kernel, strides, padding, depthwise, bands=0):
+  """Where `bands` are given, the kernel takes merged bands and gives so many.
+
+  Merging here, and clip by clip on the way back, keeps the change of shape out
+  of the loops around it, which XLA would then index number by number.
+  """
+  if not bands:
+    return _forward(x_BTFH, kernel, strides, padding, depthwise)
+  result = _forward(_merged(x_BTFH), kernel, strides, padding, depthwise)
+  return result.reshape(*result.shape[:2], bands, -1)
+
+
+def _convolve_cpu_forward(x_BTFH, kernel, strides, padding, depthwise, bands):
+  result = _convolve_cpu(x_BTFH, kernel, strides, padding, depthwise, bands)
   return result, (x_BTFH, kernel)
 
 
-def _convolve_cpu_backward(strides, padding, depthwise, saved, gradient_BTFH):
+def _convolve_cpu_backward(
+  strides, padding, depthwise, bands, saved, gradient_BTFH
+):
   x_BTFH, kernel = saved
 
-  def of_clip(total, clip):
-    x_TFH, gradient_TFH = clip
-    total += _kernel_gradient(
-      x_TFH, gradient_TFH, kernel.shape, strides, padding, depthwise
-    )
-    x_1TFH, gradient_1TFH = x_TFH[None], gradient_TFH[None]
-    if depthwise or kernel.shape[:2] == (1, 1):
-      _, pull = jax.vjp(
-        lambda x: _forward(x, kernel, strides, padding, depthwise), x_1TFH
-      )
-      (pulled,) = pull(gradient_1TFH)
-    else:
-      pulled = _input_gradient(x_1TFH, kernel, strides, padding, gradient_1TFH)
-    return total, pulled[0]
+  few = _clips_in_cache(x_BTFH, gradient_BTFH)
 
-  # Clip by clip: shifted copies of one clip stay in the cache.
-  total = jnp.zeros(kernel.shape, jnp.float32)
-  total, pulled_BTFH = jax.lax.scan(of_clip, total, (x_BTFH, gradient_BTFH))
+  def of_clips(i, carry):
+    total, pulled_BTFH = carry
+    x_bTFH, gradient_bTFH = (
+      jax.lax.dynamic_slice_in_dim(array, i * few, few)
+      for array in (x_BTFH, gradient_BTFH)
+    )
+    if bands:
+      x_bTFH, gradient_bTFH = _merged(x_bTFH), _merged(gradient_bTFH)
+    total += _kernel_gradient(
+      x_bTFH, gradient_bTFH, kernel.shape, strides, padding, depthwise
+    )
+    if kernel.shape[:2] == (1, 1):
+      _, pull = jax.vjp(
+        lambda x: _forward(x, kernel, strides, padding, depthwise), x_bTFH
+      )
+      (pulled,) = pull(gradient_bTFH)
+    else:
+      pulled = _input_gradient(
+        x_bTFH, kernel, strides, padding, depthwise, gradient_bTFH
+      )
+    pulled_BTFH = jax.lax.dynamic_update_slice_in_dim(
+      pulled_BTFH, pulled.reshape(few, *x_BTFH.shape[1:]), i * few, 0
+    )
+    return total, pulled_BTFH
+
+  start = jnp.zeros(kernel.shape, jnp.float32), jnp.zeros_like(x_BTFH)
+  total, pulled_BTFH = jax.lax.fori_loop(0, len(x_BTFH) // few, of_clips, start)
   return pulled_BTFH, total.astype(kernel.dtype)
+
+
+def _clips_in_cache(x_BTFH, gradient_BTFH) -> int:
+  """Clips at a time whose shifted copies stay in the cache; divides B."""
+  batch = len(x_BTFH)
+  at_most = IN_CACHE * batch // (x_BTFH.nbytes + gradient_BTFH.nbytes)
+  counts = range(1, max(1, min(at_most, batch)) + 1)
+  return max(count for count in counts if batch % count == 0)
 
 
 _convolve_cpu.defvjp(_convolve_cpu_forward, _convolve_cpu_backward)
@@ -195,7 +232,7 @@ def _fold_frequency(x_BTFH, kernel, strides, padding):
   still take a half to a quarter of the time of a convolution with a handful of
   channels.
   """
-  batch, length, bands, inputs = x_BTFH.shape
+  bands, inputs = x_BTFH.shape[2:]
   height, width, _, outputs = kernel.shape
   low, high = padding[1]
   bands_out = (bands + low + high - width) // strides[1] + 1
@@ -204,16 +241,11 @@ def _fold_frequency(x_BTFH, kernel, strides, padding):
   taps_jfg = met[:, None] == np.arange(bands)[:, None]
   taps_jfg = jnp.asarray(taps_jfg, kernel.dtype)
   kernel_fgiho = jnp.tensordot(taps_jfg, kernel, ((0,), (1,)))
-  result: jax.Array = _convolve_cpu(
-    x_BTFH.reshape(batch, length, 1, bands * inputs),
-    kernel_fgiho.transpose(2, 0, 3, 1, 4).reshape(
-      height, 1, bands * inputs, bands_out * outputs
-    ),
-    (strides[0], 1),
-    (padding[0], (0, 0)),
-    False,
+  kernel = kernel_fgiho.transpose(2, 0, 3, 1, 4).reshape(
+    height, 1, bands * inputs, bands_out * outputs
   )
-  return result.reshape(batch, -1, bands_out, outputs)
+  strides, padding = (strides[0], 1), (padding[0], (0, 0))
+  return _convolve_cpu(x_BTFH, kernel, strides, padding, False, bands_out)
 
 
 def convolve(
