@@ -38,9 +38,14 @@ DATASETS = {
 # is the hidden width. The others are our additions: 6 to 84 thousand
 # parameters, 3 to 13 million multiply-accumulates a clip (every run says its
 # own). The MobileNets leave out the two widest stages, which fit no device of
-# that kind, and expand by 3.
+# that kind, and expand by 3; their first convolution strides as the CNNs'.
 _NARROW = {'architecture': 'cnn', 'num_blocks': 4, 'stem_stride': 4}
-_MOBILE = {'architecture': 'mobilenet', 'expansion': 3, 'num_stages': 5}
+_MOBILE = {
+  'architecture': 'mobilenet',
+  'expansion': 3,
+  'num_stages': 5,
+  'stem_stride': 4,
+}
 STUDENTS = {
   'crnn_32': {'architecture': 'crnn', 'width': 16, 'hidden': 32},
   'crnn_64': {'architecture': 'crnn', 'width': 32, 'hidden': 64},

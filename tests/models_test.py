@@ -286,6 +286,7 @@ def test_lowerings_agree(name):
     ('cnn', {'stem_stride': 2, 'block_pool': 'average'}),
     ('cnn', {'convolutions_per_block': 2, 'frequency': 'flatten'}),
     ('mobilenet', {}),
+    ('mobilenet', {'stem_stride': 4}),
   ],
 )
 def test_a_time_reduction_later_is_a_frame_later(name, fields):
@@ -500,6 +501,7 @@ def test_build_takes_a_config_dict():
     ({'architecture': 'mobilenet', 'width_multiplier': 0.0}, 'width_multipl'),
     ({'architecture': 'mobilenet', 'expansion': 0}, 'expansion is 0'),
     ({'architecture': 'mobilenet', 'num_stages': 2}, 'num_stages is 2'),
+    ({'architecture': 'mobilenet', 'stem_stride': 8}, 'stem_stride is 8'),
   ],
 )
 def test_build_refuses(fields, message):

@@ -1,7 +1,7 @@
 """MobileNetV2 for log-mel spectrograms, down to tiny widths.
 
-Frame-rate law: the stem and the first two stages with a stride reduce time by
-8 in all: T log-mel frames become ceil(T / 8) frame embeddings, 998 become 125;
+Frame-rate law: the stem and the first stages with a stride reduce time by 8 in
+all: T log-mel frames become ceil(T / 8) frame embeddings, 998 become 125;
 frame j is centred on the log-mel frames [8 j, 8 j + 8). Later stages reduce
 the frequency axis only (by 32 with all 7 stages) and keep the frames, which
 distillation compares.
@@ -49,6 +49,8 @@ class MobileNet(nn.Module):
     expansion: of the channels inside a block; 6 in the paper.
     num_stages: of the 7 of the paper, from the first on; 3 have all the
       strides in time.
+    stem_stride: of the first convolution along time, 2 or 4; with 4 the second
+      stage with a stride has none along time, and half the work is saved.
     channel_divisor: channels are multiples of this; 8 in the paper.
     frequency: 'pool' (mean over frequency) or 'flatten' of the last map.
     pooling: over time, see `layers.Head`.
@@ -62,6 +64,7 @@ class MobileNet(nn.Module):
   width_multiplier: float = 1.0
   expansion: int = 6
   num_stages: int = len(STAGES)
+  stem_stride: int = 2
   channel_divisor: int = 4
   frequency: str = 'pool'
   pooling: str = 'mean_max'
@@ -80,6 +83,7 @@ class MobileNet(nn.Module):
     for name in ('expansion', 'channel_divisor'):
       layers.check_range(owner, name, getattr(self, name), 1)
     layers.check_range(owner, 'num_stages', self.num_stages, 3, len(STAGES))
+    layers.check_choice(owner, 'stem_stride', self.stem_stride, (2, 4))
     layers.check_choice(owner, 'frequency', self.frequency, layers.FREQUENCIES)
 
   @nn.compact
@@ -91,12 +95,15 @@ class MobileNet(nn.Module):
 
     x_BTF = layers.prepare(mel_BTF, train, self.axis_name, 8)
     x_BTFH = self._convolve(
-      x_BTF[..., None], channels(32), train, strides=(2, 2)
+      x_BTF[..., None], channels(32), train, strides=(self.stem_stride, 2)
     )
+    reduction = self.stem_stride
     for stage, (count, repeats, strides) in enumerate(
       STAGES[: self.num_stages]
     ):
       expansion = self.expansion if stage else 1
+      strides = min(strides[0], 8 // reduction), strides[1]
+      reduction *= strides[0]
       for i in range(repeats):
         x_BTFH = self._bottleneck(
           x_BTFH, channels(count), expansion, (1, 1) if i else strides, train
