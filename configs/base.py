@@ -36,7 +36,7 @@ DATASETS = {
 
 # The paper's student is one convolution and one LSTM on 20 bands; the number
 # is the hidden width. The others are our additions: 6 to 84 thousand
-# parameters, 3 to 13 million multiply-accumulates a clip (every run says its
+# parameters, 2 to 13 million multiply-accumulates a clip (every run says its
 # own). The MobileNets leave out the two widest stages, which fit no device of
 # that kind, and expand by 3; their first convolution strides as the CNNs'.
 _NARROW = {'architecture': 'cnn', 'num_blocks': 4, 'stem_stride': 4}
