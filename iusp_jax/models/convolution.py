@@ -5,7 +5,7 @@ and is computed in one of two ways:
 
   'native'  by XLA's convolution and pooling, gradients included;
   'cpu'     as is fastest on a CPU: the kernel's gradient as matrix products
-            clip by clip (XLA's own takes 2 to 4 times as long), the input's
+            of a few clips (XLA's own takes 2 to 4 times as long), the input's
             gradient as a convolution like the forward one (2 to 9 times), a
             small map with few channels with its bands among the channels, a
             depthwise convolution as a sum of shifted products (10 times), max
@@ -96,7 +96,7 @@ def _forward(x_BTFH, kernel, strides, padding, depthwise):
 
 
 def _input_gradient(x_BTFH, kernel, strides, padding, depthwise, gradient_BTFH):
-  """Again a convolution."""
+  """The input's gradient: again a convolution."""
   height, width = kernel.shape[:2]
   # Behind the barrier XLA does not fold the transposition into the convolution,
   # which in a loop would leave it to a path 2 to 9 times as slow.
@@ -155,7 +155,7 @@ def _merged(x_BTFH):
 def _convolve_cpu(x_BTFH, kernel, strides, padding, depthwise, bands=0):
   """Where `bands` are given, the kernel takes merged bands and gives so many.
 
-  Merging here, and clip by clip on the way back, keeps the change of shape out
+  Merging here, and for a few clips on the way back, keeps the change of shape out
   of the loops around it, which XLA would then index number by number.
   """
   if not bands:
@@ -173,7 +173,6 @@ def _convolve_cpu_backward(
   strides, padding, depthwise, bands, saved, gradient_BTFH
 ):
   x_BTFH, kernel = saved
-
   few = _clips_in_cache(x_BTFH, gradient_BTFH)
 
   def of_clips(i, carry):
@@ -187,15 +186,9 @@ def _convolve_cpu_backward(
     total += _kernel_gradient(
       x_bTFH, gradient_bTFH, kernel.shape, strides, padding, depthwise
     )
-    if kernel.shape[:2] == (1, 1):
-      _, pull = jax.vjp(
-        lambda x: _forward(x, kernel, strides, padding, depthwise), x_bTFH
-      )
-      (pulled,) = pull(gradient_bTFH)
-    else:
-      pulled = _input_gradient(
-        x_bTFH, kernel, strides, padding, depthwise, gradient_bTFH
-      )
+    pulled = _input_gradient(
+      x_bTFH, kernel, strides, padding, depthwise, gradient_bTFH
+    )
     pulled_BTFH = jax.lax.dynamic_update_slice_in_dim(
       pulled_BTFH, pulled.reshape(few, *x_BTFH.shape[1:]), i * few, 0
     )
