@@ -155,8 +155,8 @@ def _merged(x_BTFH):
 def _convolve_cpu(x_BTFH, kernel, strides, padding, depthwise, bands=0):
   """Where `bands` are given, the kernel takes merged bands and gives so many.
 
-  Merging here, and in the loop on the way back, keeps the change of shape out of
-  the operations around it, which XLA would then index number by number.
+  Merging here, and in the loop on the way back, keeps the change of shape out
+  of the operations around it, which XLA would then index number by number.
   """
   if not bands:
     return _forward(x_BTFH, kernel, strides, padding, depthwise)
