@@ -42,7 +42,9 @@ def get_config(arg: str = ''):
     }
   )
   tuned = base.TUNED.get(options['dataset'], {})
-  config.table.tuned = tuple(tuned)  # Students with weights from --mode=tune.
+  config.table.tuned = ConfigDict(  # Which of these are from --mode=tune.
+    {student: tuple(found) for student, found in tuned.items()}
+  )
   # Tuning: each term's weight is a multiple of the one at which its gradient
   # is as long as that of the tags, after an epoch without distillation.
   config.table.tune_ratios = (0.1, 0.3, 1.0, 3.0, 10.0)

@@ -1,6 +1,8 @@
 """The picture of how similar the frames of a clip are, under each model."""
 
 import dataclasses
+import io
+import json
 import math
 import os
 import textwrap
@@ -69,6 +71,41 @@ def plot_similarities(
       _draw_row(figure, spots, bar, clip, models)
     figure.text(left / pictures.WIDTH, 0.07 / height, _LEGEND)
   pictures.save_text(_similarity_table(clips), path)
+
+
+def to_bytes(clips: Sequence[SimilarityPanel]) -> bytes:
+  """What `from_bytes` makes panels of again: an `.npz` of their arrays."""
+  facts, arrays = [], {}
+  for i, clip in enumerate(clips):
+    facts.append(
+      {
+        'title': clip.title,
+        'tags': list(clip.tags),
+        'seconds': clip.seconds,
+        'models': list(clip.similarity),
+      }
+    )
+    arrays[f'{i}/log_mel'] = np.asarray(clip.log_mel_TF, np.float32)
+    for model, matrix in clip.similarity.items():
+      arrays[f'{i}/{model}'] = np.asarray(matrix, np.float32)
+  content = io.BytesIO()
+  np.savez_compressed(content, facts=json.dumps(facts), **arrays)
+  return content.getvalue()
+
+
+def from_bytes(content: bytes) -> list[SimilarityPanel]:
+  """The panels of `to_bytes`."""
+  arrays = np.load(io.BytesIO(content))
+  return [
+    SimilarityPanel(
+      title=facts['title'],
+      tags=tuple(facts['tags']),
+      log_mel_TF=arrays[f'{i}/log_mel'],
+      seconds=facts['seconds'],
+      similarity={model: arrays[f'{i}/{model}'] for model in facts['models']},
+    )
+    for i, facts in enumerate(json.loads(str(arrays['facts'])))
+  ]
 
 
 def _place(figure, x, y, wide, high):

@@ -254,7 +254,7 @@ def _why_withheld(gain_S, gain_KW) -> str:
     return 'a rotation with one pair; at least two are needed in each'
   low, high = _interval(gain_KW[0])
   edges = f'[{low:+.4f}, {high:+.4f}]'
-  text = f"SP's gain {gain:+.4f} is within its 95 % interval {edges}"
+  text = f"the 95 % interval {edges} of SP's gain, {gain:+.4f}, holds 0"
   return '' if low > 0 else text
 
 

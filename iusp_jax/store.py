@@ -9,6 +9,7 @@ batch's rows are normalised over the batch.
 """
 
 import dataclasses
+import os
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
@@ -138,7 +139,7 @@ def obtain(
   precision = 'float32' if wanted == 'auto' else wanted
   key = teacher.fingerprint(
     {
-      'teacher': trained.fingerprint,
+      'teacher': [trained.fingerprint, trained.weights()],
       'dataset': dataset.fingerprint(),
       'precision': precision,
       'split': split_name,
@@ -248,9 +249,17 @@ def _write(partial, outputs, num_clips, precision):
 
 
 def _create(partial, name, shape, dtype='float32'):
-  return np.lib.format.open_memmap(
-    partial / f'{name}.npy', mode='w+', dtype=dtype, shape=shape
-  )
+  """A file that has all its room: a full disk is an error here.
+
+  Of a file with holes it would be found by a write into the map, which ends
+  the process without a word.
+  """
+  path = partial / f'{name}.npy'
+  array = np.lib.format.open_memmap(path, mode='w+', dtype=dtype, shape=shape)
+  if hasattr(os, 'posix_fallocate'):  # Not on a Mac.
+    with path.open('r+b') as file:
+      os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+  return array
 
 
 def _compile(trained: teacher.Trained) -> Callable:

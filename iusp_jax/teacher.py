@@ -34,6 +34,15 @@ class Trained:
   fingerprint: str
   workdir: pathlib.Path
 
+  def weights(self) -> str:
+    """12 hexadecimal digits that name the arrays.
+
+    `fingerprint` names the recipe, by which machines of other cores, or an
+    older version, come to other arrays.
+    """
+    text = json.dumps(checkpoint.checksums(self.variables), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
 
 def facts(config: Mapping[str, Any], dataset: data.Dataset) -> dict[str, Any]:
   """All that a teacher depends on; plain JSON."""

@@ -306,7 +306,7 @@ class TestGainRatio:
     [
       ([-0.02, -0.021, -0.019, -0.02], 'does not gain'),
       ([0.0, 0.0, 0.0, 0.0], 'does not gain'),
-      ([0.02, -0.01, 0.01, -0.005], 'within its 95 % interval'),
+      ([0.02, -0.01, 0.01, -0.005], "of SP's gain, +0.0038, holds 0"),
     ],
   )
   def test_withheld(self, gain_S, reason):

@@ -8,6 +8,7 @@ from table_test import tiny_config
 
 from configs import base
 from configs import table as table_config
+from iusp_jax import store
 from iusp_jax.table import grid
 
 
@@ -89,13 +90,31 @@ def test_impossible_weights_are_refused(weights, expected):
 
 
 def test_weights_that_nobody_tuned_are_known(monkeypatch):
-  tuned = {'urban_scenes/procedural': {'crnn_32': {}}}
+  found = {'kd': {'kd_weight': 2.0}, 'iusp': {'iusp_weight': 2.0}}
+  tuned = {'urban_scenes/procedural': {'crnn_32': found}}
   monkeypatch.setattr(base, 'TUNED', tuned)
   config = table_config.get_config('')
   config.table.students = ('crnn_32', 'cnn_8')
-  assert grid.untuned(config) == ['cnn_8']
+  every = ['kd', 'sp', 'iusp', 'iusp_sp']
+  of_cnn = [f'cnn_8 {name}' for name in every]
+  assert grid.untuned(config) == ['crnn_32 sp', 'crnn_32 iusp_sp', *of_cnn]
   config = table_config.get_config('clips')
-  assert grid.untuned(config) == list(config.table.students)
+  assert len(grid.untuned(config)) == 4 * len(config.table.students)
+
+
+def test_more_clips_than_a_store_takes_are_refused_early(monkeypatch):
+  monkeypatch.setattr(store, 'MAX_CLIPS', 23)
+  with pytest.raises(
+    ValueError, match=r'24 clips are more than 23.*mode=train'
+  ):
+    grid.check_dataset(tiny_config(), dataset('coarse'))
+
+
+def test_one_teacher_of_several_rotations_is_refused():
+  config = table_config.get_config('clips')
+  config.teacher.checkpoint = 'runs/teacher'
+  with pytest.raises(ValueError, match='has heard the test fold'):
+    grid.check(config)
 
 
 @pytest.mark.parametrize(

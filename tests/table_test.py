@@ -154,17 +154,17 @@ def test_cell_that_diverges_stops_no_other(world, tmp_path):
   assert not (folder / 'checkpoints').exists()
 
 
-def part(world, folder, objective, fingerprint='f', dataset='d', weights=None):
+def part(world, folder, objective, dataset='d', cell=None, teacher_facts=None):
   """A table of which one group is done."""
   facts = {'dataset': dataset, 'tags': ['x'], 'command': objective}
   facts['environment'] = {'num_cores': 2, 'git_commit': objective}
   parts.start(world.config, folder, facts)
-  guide = {'rotation': '', 'fingerprint': fingerprint}
-  guide['repetitiveness'] = {'x': 0.5}
+  guide = {'rotation': '', 'fingerprint': 'f', 'weights': 'w', 'dataset': 'd_1'}
+  guide |= {'repetitiveness': {'x': 0.5}, **(teacher_facts or {})}
   logs.write_atomically(folder / 'teachers' / 'a.json', json.dumps(guide))
+  changes = cell or {}
   for cell in cells_of(world, objective):
-    record = {'status': 'done', 'weights': weights}
-    text = json.dumps(cell.facts() | record)
+    text = json.dumps(cell.facts() | {'status': 'done'} | changes)
     logs.write_atomically(grid.folder(folder, cell) / 'cell.json', text)
   return folder
 
@@ -185,9 +185,37 @@ def test_collect_merges_parts_and_names_what_is_missing(world, tmp_path):
     assert sorted(found['environment']['git_commit']) == ['baseline', 'sp']
 
 
+def test_parts_of_two_rotations_are_one_table(world, tmp_path):
+  """Builders name data sets of other folds by other numbers."""
+  first = part(world, tmp_path / 'a', 'baseline')
+  second = part(
+    world,
+    tmp_path / 'b',
+    'sp',
+    teacher_facts={'rotation': 'r', 'dataset': 'd_2'},
+  )
+  found = parts.collect([first, second])
+  assert [facts['dataset'] for facts in found['teachers']] == ['d_1', 'd_2']
+
+
+@pytest.mark.parametrize('field', ['weights', 'dataset'])
+def test_one_rotation_has_one_teacher_and_one_data_set(world, tmp_path, field):
+  first = part(world, tmp_path / 'a', 'baseline')
+  other = part(world, tmp_path / 'b', 'sp', teacher_facts={field: 'g'})
+  with pytest.raises(ValueError, match=r'has the .* g, a part before it'):
+    parts.collect([first, other])
+
+
+def test_students_of_one_name_and_two_models_are_refused(world, tmp_path):
+  first = part(world, tmp_path / 'a', 'baseline', cell={'model': {'width': 1}})
+  other = part(world, tmp_path / 'b', 'sp', cell={'model': {'width': 2}})
+  with pytest.raises(ValueError, match=r"tiny with model \{'width': 2\}"):
+    parts.collect([first, other])
+
+
 def test_parts_that_do_not_belong_together_are_refused(world, tmp_path):
   first = part(world, tmp_path / 'a', 'baseline')
-  other = part(world, tmp_path / 'b', 'sp', fingerprint='g')
+  other = part(world, tmp_path / 'b', 'sp', teacher_facts={'fingerprint': 'g'})
   with pytest.raises(ValueError, match='cannot be compared'):
     parts.collect([first, other])
   other = part(world, tmp_path / 'c', 'sp', dataset='e')
@@ -231,9 +259,9 @@ def keep_config(config, folder):
 
 
 def test_cells_of_one_name_and_two_weights_are_refused(world, tmp_path):
-  first = part(world, tmp_path / 'a', 'iusp', weights={'iusp': 3.0})
-  same = part(world, tmp_path / 'b', 'iusp', weights={'iusp': 3.0})
-  other = part(world, tmp_path / 'c', 'iusp', weights={'iusp': 4.0})
+  first = part(world, tmp_path / 'a', 'iusp', cell={'weights': {'iusp': 3.0}})
+  same = part(world, tmp_path / 'b', 'iusp', cell={'weights': {'iusp': 3.0}})
+  other = part(world, tmp_path / 'c', 'iusp', cell={'weights': {'iusp': 4.0}})
   parts.collect([first, same])
   with pytest.raises(ValueError, match=r'tiny iusp seed 100 .*4.0.*3.0'):
     parts.collect([first, other])
@@ -258,7 +286,7 @@ def test_committed_results_can_be_read():
 def test_cells_of_another_teacher_are_not_continued(world, tmp_path):
   path = tmp_path / 'teachers' / 'teacher.json'
   logs.write_atomically(path, json.dumps({'fingerprint': 'g'}))
-  with pytest.raises(ValueError, match='the teacher g, this command has f'):
+  with pytest.raises(ValueError, match='the fingerprint g, this command has f'):
     runner.save_world(world.config, world, tmp_path)
   assert not (tmp_path / 'grid.json').exists()
 
@@ -286,12 +314,13 @@ def test_cell_that_is_being_written_is_not_drawn(world, tmp_path, monkeypatch):
   (folder / 'cell.json').touch()  # Of SP alone.
   drawn = {}
   monkeypatch.setattr(teacher, 'load', lambda *_: None)
-  monkeypatch.setattr(
-    outcome, 'similarity_panels', lambda _, shown: drawn.update(shown)
-  )
-  plot = 'iusp_jax.similarity_picture.plot_similarities'
-  monkeypatch.setattr(plot, lambda *_: None)
-  runner.draw_similarities(world, tmp_path)
+
+  def panels(_, shown):
+    drawn.update(shown)
+    return []
+
+  monkeypatch.setattr(outcome, 'similarity_panels', panels)
+  runner.keep_similarities(world, tmp_path)
   assert set(drawn) == {'teacher', 'sp'}
 
 

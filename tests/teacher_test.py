@@ -1,6 +1,8 @@
 """Which teacher a run gets, and which it must not get."""
 
+import dataclasses
 import json
+import os
 
 import jax
 import numpy as np
@@ -161,10 +163,40 @@ def test_store_that_is_cut_off_is_not_there(tmp_path, fake, monkeypatch):
     raise OSError(28, 'No space left on device')
 
   with monkeypatch.context() as patch:
-    patch.setattr(store, '_create', full)
+    # Room is asked for before a number is written: a write into a mapped file
+    # without room ends the process.
+    patch.setattr(os, 'posix_fallocate', full)
     with pytest.raises(OSError, match='No space left'):
       store.build(tmp_path / 's', trained, fake.splits['train'], 'float32', 4)
   assert not list(tmp_path.glob('s*'))
+
+
+def test_every_teacher_split_and_precision_has_its_own_store(tmp_path, fake):
+  write_model(tmp_path / 'model', fake)
+  trained = teacher.load(tmp_path / 'model', fake)
+  # Of the same recipe, as another machine or version would train it.
+  twin = dataclasses.replace(
+    trained, variables=jax.tree.map(lambda x: x + 1e-6, trained.variables)
+  )
+  assert twin.fingerprint == trained.fingerprint
+  assert twin.weights() != trained.weights()
+  smaller = dataset('coarse', sizes=(9, 4, 4))
+  plain = changed(cache_dir=str(tmp_path))
+  half = changed(cache_dir=str(tmp_path), **{'teacher.store': 'float16'})
+  for count, arguments in enumerate(
+    [
+      (plain, trained, fake),
+      (plain, twin, fake),
+      (plain, trained, fake, 'test'),
+      (plain, trained, smaller),
+      (half, trained, fake),
+    ],
+    start=1,
+  ):
+    store.obtain(*arguments)
+    store.obtain(*arguments)
+    folders = {path.parent for path in tmp_path.glob('outputs/*/logits.npy')}
+    assert len(folders) == count
 
 
 def test_store_holds_each_clips_own_outputs(tmp_path, fake):

@@ -35,11 +35,19 @@ _SCORES = ('micro_auprc', 'macro_auprc', 'map', 'lwlrap', 'class_auprc')
 
 
 def scores_of(result: Mapping[str, Any]) -> dict[str, Any]:
-  """What the report wants of a results.json's model."""
-  return {
-    split: {name: scores['coarse'][name] for name in _SCORES}
-    for split, scores in result['best'].items()
-  }
+  """What the report wants of a results.json's model.
+
+  A tag without a clip that has it has no AUPRC: None.
+  """
+  found = {}
+  for split, scores in result['best'].items():
+    coarse = scores['coarse']
+    found[split] = {name: coarse[name] for name in _SCORES}
+    found[split]['class_auprc'] = [
+      None if k in coarse['undefined'] else value
+      for k, value in enumerate(coarse['class_auprc'])
+    ]
+  return found
 
 
 def score_members(world: World, model: tagger.Tagger, members):
@@ -107,6 +115,7 @@ def write_cell(
   job = member.job
   record = {
     **cell.facts(),
+    'model': job.recipe['model'],
     'weights': {
       name.removesuffix('_weight'): value
       for name, value in job.objective.items()

@@ -190,6 +190,12 @@ def _check_rotations(config: Mapping[str, Any]) -> None:
       'no folds: expected ()'
     )
   _refuse_repeated('rotations', pairs)
+  if len(pairs) > 1 and config['teacher']['checkpoint']:
+    raise ValueError(
+      f'config.teacher.checkpoint is {config["teacher"]["checkpoint"]!r} for '
+      f'the rotations {pairs}: it has heard the test fold of one of them in '
+      "training; expected '', for a teacher of each"
+    )
   for pair in pairs:
     if len(pair) != 2 or pair[0] == pair[1]:
       raise ValueError(
@@ -246,12 +252,26 @@ def check_dataset(config: Mapping[str, Any], dataset: data.Dataset) -> None:
       f'config.student.training.batch_size is {batch_size}, but the train '
       f'split of {dataset.name} has {size} clips: expected at most that many'
     )
+  for name in ('train', 'test'):
+    count = len(dataset.splits[name])
+    if reason := store.obstacle(config, count):
+      raise ValueError(
+        f'the {name} split of {dataset.name}: a table stores the outputs of '
+        f'the teacher, and {reason}. Distil run by run with --mode=train, '
+        'which does without'
+      )
 
 
 def untuned(config: Mapping[str, Any]) -> list[str]:
-  """The students whose weights are defaults, for want of a tuning."""
+  """Students and objectives whose weights are defaults that nobody tuned."""
   table = config['table']
-  return [name for name in table['students'] if name not in table['tuned']]
+  return [
+    f'{student} {name}'
+    for student in table['students']
+    for name in table['objectives']
+    if terms(config, student, name)
+    and name not in table['tuned'].get(student, ())
+  ]
 
 
 def keep_config(config: Mapping[str, Any], workdir: pathlib.Path) -> None:

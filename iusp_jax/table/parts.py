@@ -49,6 +49,7 @@ def collect(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
   known: dict[str, Any] = {}
   cells: dict[tuple, dict] = {}
   teachers: dict[str, dict] = {}
+  models: dict[str, dict] = {}
   for path, part in zip(paths, found, strict=True):
     for field in ('dataset', 'tags'):
       if table and part[field] != table[field]:
@@ -60,15 +61,12 @@ def collect(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
     known |= part.get('recipe') or {}
     for facts in part['teachers']:
       first = teachers.setdefault(facts['rotation'], facts)
-      if first['fingerprint'] != facts['fingerprint']:
-        raise ValueError(
-          f'{path} has the teacher {facts["fingerprint"]}, {paths[0]} has '
-          f'{first["fingerprint"]}: their students cannot be compared'
-        )
+      _refuse_other_teacher(path, facts, first)
     for cell in part['cells']:
       key = _key(cell)
       if cell['status'] != 'missing' or key not in cells:
         _refuse_other_weights(path, cell, cells.get(key, {}))
+        _refuse_other_model(path, cell, models)
         cells[key] = cell
     table = table or part
   means = [facts['repetitiveness'] for facts in teachers.values()]
@@ -78,7 +76,7 @@ def collect(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
     'cells': list(cells.values()),
     'teachers': list(teachers.values()),
     'repetitiveness': {
-      tag: sum(mean[tag] for mean in means) / len(means)
+      tag: _mean(mean[tag] for mean in means)
       for tag in (means[0] if means else {})
     },
   }
@@ -97,7 +95,14 @@ def recipe(config: Mapping[str, Any]) -> dict[str, Any]:
   stored = config['teacher']['store']
   return experiment.flat(
     {
-      'dataset': {k: config['dataset'][k] for k in ('level', 'aggregation')},
+      'dataset': {
+        **{k: config['dataset'][k] for k in ('level', 'aggregation')},
+        'builder': {
+          name: value
+          for name, value in config['dataset']['builder'].items()
+          if name not in ('validate_fold', 'test_fold', 'on_bad_recording')
+        },
+      },
       'student': {
         'frontend': student['frontend'],
         # An older config lacks what it could not yet do otherwise.
@@ -124,6 +129,39 @@ def _refuse_other_recipe(path, own, known) -> None:
     )
 
 
+def _refuse_other_teacher(path, own, known) -> None:
+  """Raises ValueError for another teacher or other data of a rotation.
+
+  An older part does not say which arrays and which data.
+  """
+  for field, what in (
+    ('fingerprint', 'teacher'),
+    ('weights', 'trained arrays of the teacher'),
+    ('dataset', 'data set'),
+  ):
+    if field in own and own[field] != known.get(field, own[field]):
+      raise ValueError(
+        f'{path} has the {what} {own[field]}, a part before it '
+        f'{known[field]}: their students cannot be compared; machines that '
+        'share a table need the same config.cache_dir/teachers'
+      )
+
+
+def _refuse_other_model(path, cell, models) -> None:
+  """Raises ValueError where two students are of one name only."""
+  fields = ('model', 'parameters', 'macs')
+  own = {name: cell[name] for name in fields if name in cell}
+  known = models.setdefault(cell['student'], {})
+  for name in own.keys() & known.keys():
+    if own[name] != known[name]:
+      raise ValueError(
+        f'{path} has a {cell["student"]} with {name} {own[name]}, a part '
+        f'before it with {known[name]}: expected one student of a name; '
+        'report the parts apart'
+      )
+  known |= own
+
+
 def _refuse_other_weights(path, cell, known) -> None:
   """Raises ValueError where two finished cells are of one name only."""
   both = all(one.get('status') == 'done' for one in (cell, known))
@@ -134,6 +172,12 @@ def _refuse_other_weights(path, cell, known) -> None:
       f'with the weights {own}, a part before it with {earlier}: expected one '
       'run of a cell; report the parts apart'
     )
+
+
+def _mean(values) -> float | None:
+  """Of the numbers among them; None where there are none."""
+  found = [value for value in values if value is not None]
+  return sum(found) / len(found) if found else None
 
 
 def _origin(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

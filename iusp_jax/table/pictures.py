@@ -125,7 +125,8 @@ def _label_tags(axes, order, repetitiveness) -> None:
   axes.grid(axis='x')
   axes.set_axisbelow(True)
   axes.set_xlabel(
-    'gain in AUPRC over no KD: mean over students and seeds, 95 % interval'
+    'gain in AUPRC over no KD: mean over students and seeds, 95 % interval '
+    'over seeds alone'
   )
   side = axes.secondary_yaxis('right')
   numbers = [f'{repetitiveness[t]:.2f}' for t in order]

@@ -26,6 +26,8 @@ from iusp_jax.table import cells, grid, parts, pictures, tables
 from iusp_jax.table.grid import Cell
 from iusp_jax.table.world import World, repetitiveness
 
+PANELS = 'similarities.npz'
+
 
 def run(config: Any, workdir: pathlib.Path, shard_text: str = '') -> None:
   """Runs the cells of a table that are not there yet.
@@ -73,21 +75,29 @@ def run_groups(
     if world is None or world.rotation != group[0].rotation:
       world = World(config, group[0].rotation)
       save_world(config, world, workdir)
-    seconds = run_group(world, group, workdir)
+    # Shards of other counts, i/2 and i/3, share groups.
+    name = group[0].name.rpartition('-')[0]
+    with logs.lock(
+      workdir / 'groups' / name, 'another process runs this group'
+    ):
+      seconds = run_group(world, group, workdir)
     left = (time.monotonic() - started) / (number + 1) * len(todo[number + 1 :])
     logs.say(
       f'table: {number + 1}/{len(todo)} {group[0].student} '
       f'{group[0].objective}, {len(group)} seeds in {seconds:.0f} s; '
       f'{left / 60:.0f} min to go'
     )
+  if world is None and not (workdir / PANELS).exists():
+    world = World(config, groups[-1][0].rotation)  # Of a killed table.
   if world is not None:
-    draw_similarities(world, workdir)
+    keep_similarities(world, workdir)
 
 
-def draw_similarities(world: World, workdir: pathlib.Path) -> None:
+def keep_similarities(world: World, workdir: pathlib.Path) -> None:
   """Frame similarities of the same test clips: teacher and one student's runs.
 
-  Of the first student and its first seed, in the rotation that was run last.
+  Of the first student and its first seed, in the rotation that was run last;
+  the report draws them.
   """
   table = world.config['table']
   shown = {'teacher': world.guide}
@@ -99,9 +109,8 @@ def draw_similarities(world: World, workdir: pathlib.Path) -> None:
     if name in ('baseline', 'sp', 'iusp') and ready:
       shown[name] = teacher.load(folder, world.dataset)
   panels = outcome.similarity_panels(world.dataset, shown)
-  path = workdir / 'similarities.png'
-  similarity_picture.plot_similarities(panels, path)
-  logs.say(f'Picture: {path}')
+  content = similarity_picture.to_bytes(panels)
+  logs.write_atomically(workdir / PANELS, content)
 
 
 def save_world(config: Any, world: World, workdir: pathlib.Path) -> None:
@@ -112,16 +121,21 @@ def save_world(config: Any, world: World, workdir: pathlib.Path) -> None:
   """
   name = grid.describe(world.rotation)
   path = workdir / 'teachers' / f'{name or "teacher"}.json'
-  known = json.loads(path.read_text())['fingerprint'] if path.exists() else ''
-  if known and known != world.guide.fingerprint:
-    raise ValueError(
-      f'{path} is of the teacher {known}, this command has '
-      f'{world.guide.fingerprint}: students of two teachers cannot be '
-      'compared; expected the first one (see config.teacher.checkpoint), or '
-      'another --workdir'
-    )
+  own = {
+    'fingerprint': world.guide.fingerprint,
+    'weights': world.guide.weights(),
+  }
+  known = json.loads(path.read_text()) if path.exists() else {}
+  for field, value in own.items():
+    if value != known.get(field, value):
+      raise ValueError(
+        f'{path} is of a teacher with the {field} {known[field]}, this command '
+        f'has {value}: students of two teachers cannot be compared; expected '
+        'the first one (see config.teacher.checkpoint), or another --workdir'
+      )
   facts = {
-    'dataset': world.dataset.name,
+    # Builders name data sets of other folds by other numbers.
+    'dataset': config['dataset']['name'] if name else world.dataset.name,
     'tags': list(world.dataset.coarse),
     'environment': outcome.environment(),
     'command': shlex.join(['python', *sys.argv]),
@@ -132,6 +146,8 @@ def save_world(config: Any, world: World, workdir: pathlib.Path) -> None:
   result, _ = outcome.measure(config, world.dataset, world.guide)
   facts = {
     'rotation': name,
+    'dataset': world.dataset.name,
+    'weights': own['weights'],
     **{key: result[key] for key in _MODEL_FACTS},
     **cells.scores_of(result),
     'repetitiveness': repetitiveness(world),
@@ -147,6 +163,8 @@ def run_group(
 ) -> float:
   """Trains and scores the cells of a group; gives the seconds it took."""
   started = time.monotonic()
+  if all(grid.done(workdir, cell) for cell in group):
+    return 0.0
   first = group[0]
   weights = grid.objective(world.config, first.student, first.objective)
   jobs = [world.job(first.student, weights, cell.seed) for cell in group]
@@ -191,11 +209,25 @@ def report(paths: Sequence[pathlib.Path], place: pathlib.Path | None) -> None:
       '--mode=report of several parts, or of a cells.json, needs a folder for '
       'the report: --workdir=runs/report'
     )
-  found = parts.collect(paths)
   place = place or paths[0]
-  text = json.dumps(found, separators=(',', ':')) + '\n'
-  logs.write_atomically(place / 'cells.json', text)
-  logs.say(tables.write(found, place))
-  for name in pictures.draw(found, place):
-    logs.say(f'Picture: {place / name}')
-  logs.say(f'Table: {place}/table.md, table.csv, table.json; cells.json')
+  with logs.lock(place / 'report', 'another process writes this report'):
+    found = parts.collect(paths)
+    text = json.dumps(found, separators=(',', ':')) + '\n'
+    logs.write_atomically(place / 'cells.json', text)
+    logs.say(tables.write(found, place))
+    for name in [
+      *_draw_similarities(paths, place),
+      *pictures.draw(found, place),
+    ]:
+      logs.say(f'Picture: {place / name}')
+    logs.say(f'Table: {place}/table.md, table.csv, table.json; cells.json')
+
+
+def _draw_similarities(paths, place) -> list[str]:
+  """From the first part that has the panels; a `cells.json` has none."""
+  kept = [path / PANELS for path in paths if (path / PANELS).is_file()]
+  if not kept:
+    return []
+  panels = similarity_picture.from_bytes(kept[0].read_bytes())
+  similarity_picture.plot_similarities(panels, place / 'similarities.png')
+  return ['similarities.png']

@@ -28,8 +28,9 @@ _DIFFERENCE_NOTE = """\
 Differences are paired: same seed, same clips. 95 % interval of the mean by
 bootstrap over seeds and test clips together (what seeds add widened to
 Student's t); **bold** where it does not hold 0. sd: of the paired differences.
-won: pairs above 0, of n. p: exact two-sided sign test, and sign-flip
-permutation test of the mean; neither is corrected for the number of rows.
+won: pairs above 0, of n. p: two-sided sign test, and sign-flip permutation test
+of the mean (exact up to 16 pairs); both look at pairs alone, not at the choice
+of test clips, and neither is corrected for the number of rows.
 "all students": the mean over the students of the pairs that none of them lacks;
 "a of b students": b - a of them have no run of an objective that the row needs.
 Students share seeds and clips, so a seed counts once and is drawn whole."""

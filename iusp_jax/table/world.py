@@ -67,12 +67,12 @@ class World:
     return ensemble.fit(jobs, resident, self.features(model, 'validate'))
 
 
-def repetitiveness(world: World) -> dict[str, float]:
+def repetitiveness(world: World) -> dict[str, float | None]:
   """How alike the frames of a tag's training clips are, by the teacher.
 
   The mean cosine of two different frames of a clip, padding left out, then the
   mean over the clips that have the tag: 1 for a steady hum, lower for what
-  changes.
+  changes. None for a tag that no training clip has.
   """
   split = world.dataset.splits['train']
   gram_NTT = np.asarray(world.outputs['train'].frame_gram, np.float32)
@@ -94,6 +94,6 @@ def repetitiveness(world: World) -> dict[str, float]:
   mean_N = total_N / np.maximum(1, frames_N * (frames_N - 1))
   tags_NC = data.truth(split)['coarse'] > 0
   return {
-    tag: float(mean_N[tags_N].mean()) if tags_N.any() else 0.0
+    tag: float(mean_N[tags_N].mean()) if tags_N.any() else None
     for tag, tags_N in zip(world.dataset.coarse, tags_NC.T, strict=True)
   }
