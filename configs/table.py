@@ -50,7 +50,7 @@ def get_config(arg: str = ''):
   config.table.tune_ratios = (0.1, 0.3, 1.0, 3.0, 10.0)
   config.table.tune_seeds = 2  # From 0 on.
   if options['dataset'] == 'urban_scenes/clips':
-    config.table.students = ('crnn_32', 'cnn_8', 'mobilenet_010')
+    config.table.students = ('crnn_32', 'crnn_64', 'cnn_4')
     config.table.seeds = 5
     config.table.rotations = ((4, 5), (1, 2))
   if options['smoke']:
