@@ -3,7 +3,7 @@ r"""The student alone: cross-entropy with the tags, no teacher.
   python run.py --config=configs/baseline.py:clips \
     --config.dataset.manual_dir=DIR
 
-ESC-10 scenes, seed 0, 2 shared cores: test micro-AUPRC .643 in 7 minutes.
+ESC-10 scenes, seed 0, 2 shared cores: test micro-AUPRC .653 in 4 minutes.
 """
 
 from configs import base

@@ -82,7 +82,7 @@ def _save(folder, step, arrays, facts, keep):
           ),
         ),
       )
-  except Exception as error:
+  except Exception as error:  # Of a full disk Orbax raises several types.
     older = steps(folder)
     raise OSError(
       f'checkpoint {path} could not be written ({error}); '
@@ -135,7 +135,7 @@ def restore(path: pathlib.Path) -> tuple[Tree, dict[str, Any]]:
       )
     arrays, stored = restored['arrays'], restored['facts']
     facts, expected = stored['facts'], stored['checksums']
-  except Exception as error:
+  except Exception as error:  # What is damaged decides the type.
     raise DamagedCheckpoint(
       f'checkpoint {path} cannot be read ({type(error).__name__}: {error})'
     ) from error

@@ -230,7 +230,7 @@ def _read(split: Split, index: int) -> Mapping[str, Any]:
   """Example `index` of a split."""
   try:
     return split.source[int(index)]
-  except Exception as error:
+  except Exception as error:  # The reader, the decoder: types of their own.
     raise ValueError(
       f'record {index} of split {split.name!r} cannot be read ({error}): '
       'delete the prepared data set, so that it is built again'

@@ -77,6 +77,18 @@ def three_clips(tmp_path_factory):
   return path
 
 
+def test_similarities_come_back_from_a_file():
+  panels = [clip(title='a'), clip(title='b', tags=())]
+  found = similarity_picture.from_bytes(similarity_picture.to_bytes(panels))
+  for own, other in zip(found, panels, strict=True):
+    assert (own.title, own.tags) == (other.title, other.tags)
+    assert own.seconds == other.seconds
+    np.testing.assert_allclose(own.log_mel_TF, other.log_mel_TF, 1e-6)
+    assert list(own.similarity) == list(other.similarity)
+    for model, matrix_TT in other.similarity.items():
+      np.testing.assert_allclose(own.similarity[model], matrix_TT, 1e-6)
+
+
 class TestLearningCurves:
   def test_picture_and_numbers(self, curves):
     assert names(curves.parent) == ['curves.png', 'curves.txt']

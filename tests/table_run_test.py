@@ -33,6 +33,7 @@ def test_table_is_tuned_run_and_reported(tmp_path):
 
   before = json.loads((place / 'table.json').read_text())
   (place / 'table.json').unlink()
+  (place / 'similarities.png').unlink()
   report = run([*table[:2], '--mode=report', str(place)])
   assert report.returncode == 0, report.stdout + report.stderr
   assert 'crnn_32' in report.stdout

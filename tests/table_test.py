@@ -324,6 +324,13 @@ def test_cell_that_is_being_written_is_not_drawn(world, tmp_path, monkeypatch):
   assert set(drawn) == {'teacher', 'sp'}
 
 
+def test_tag_that_no_clip_has_has_no_score():
+  coarse = dict.fromkeys(('micro_auprc', 'macro_auprc', 'map', 'lwlrap'), 0.5)
+  coarse |= {'class_auprc': [0.5, 0.0, 0.0], 'undefined': [2]}
+  found = cells.scores_of({'best': {'test': {'coarse': coarse}}})
+  assert found['test']['class_auprc'] == [0.5, 0.0, None]
+
+
 def test_repetitiveness_is_the_mean_cosine(world):
   found = repetitiveness(world)
   model, variables = world.guide.model, world.guide.variables

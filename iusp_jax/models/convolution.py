@@ -151,6 +151,14 @@ def _merged(x_BTFH):
   return x_BTFH.reshape(*x_BTFH.shape[:2], 1, -1)
 
 
+def _clips_in_cache(x_BTFH, gradient_BTFH) -> int:
+  """Clips at a time whose shifted copies stay in the cache; divides B."""
+  batch = len(x_BTFH)
+  at_most = IN_CACHE * batch // (x_BTFH.nbytes + gradient_BTFH.nbytes)
+  counts = range(1, max(1, min(at_most, batch)) + 1)
+  return max(count for count in counts if batch % count == 0)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def _convolve_cpu(x_BTFH, kernel, strides, padding, depthwise, bands=0):
   """Where `bands` are given, the kernel takes merged bands and gives so many.
@@ -197,14 +205,6 @@ def _convolve_cpu_backward(
   start = jnp.zeros(kernel.shape, jnp.float32), jnp.zeros_like(x_BTFH)
   total, pulled_BTFH = jax.lax.fori_loop(0, len(x_BTFH) // few, of_clips, start)
   return pulled_BTFH, total.astype(kernel.dtype)
-
-
-def _clips_in_cache(x_BTFH, gradient_BTFH) -> int:
-  """Clips at a time whose shifted copies stay in the cache; divides B."""
-  batch = len(x_BTFH)
-  at_most = IN_CACHE * batch // (x_BTFH.nbytes + gradient_BTFH.nbytes)
-  counts = range(1, max(1, min(at_most, batch)) + 1)
-  return max(count for count in counts if batch % count == 0)
 
 
 _convolve_cpu.defvjp(_convolve_cpu_forward, _convolve_cpu_backward)

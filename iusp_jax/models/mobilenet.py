@@ -50,7 +50,7 @@ class MobileNet(nn.Module):
     num_stages: of the 7 of the paper, from the first on; 3 have all the
       strides in time.
     stem_stride: of the first convolution along time, 2 or 4; with 4 the second
-      stage with a stride has none along time, and half the work is saved.
+      stage with a stride has none along time.
     channel_divisor: channels are multiples of this; 8 in the paper.
     frequency: 'pool' (mean over frequency) or 'flatten' of the last map.
     pooling: over time, see `layers.Head`.
