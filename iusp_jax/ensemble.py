@@ -123,11 +123,12 @@ def with_targets(
     similarities `[N, T, T]`, clip similarities `[N, N]`.
   """
   stored = {
-    'kd': outputs.logits,
-    'sp': outputs.batch_gram,
-    'iusp': outputs.frame_gram,
+    'teacher_logits': outputs.logits,
+    'teacher_batch_gram': outputs.batch_gram,
+    'teacher_frame_gram': outputs.frame_gram,
   }
-  added = {TARGETS[term]: np.asarray(stored[term]) for term in terms}
+  wanted = {TARGETS[term] for term in terms}
+  added = {key: np.asarray(stored[key]) for key in stored if key in wanted}
   return {**resident, **added}
 
 

@@ -5,6 +5,8 @@ one value a clip, from which the train step takes the mean over the global
 batch, wherever its clips are; `*_loss` is that mean for a batch in one place.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -146,6 +148,7 @@ def iusp_per_clip(
   student_BTD: jax.Array,
   teacher_gram_BTT: jax.Array,
   mask_BT: jax.Array | None = None,
+  centred: bool = False,
 ) -> jax.Array:
   """See `iusp_loss`; from the teacher's unnormalised `[B, T_R, T_R]`."""
   num_frames = min(student_BTD.shape[1], teacher_gram_BTT.shape[1])
@@ -156,23 +159,27 @@ def iusp_per_clip(
       'clips and the frames of the coarser model'
     )
   if mask_BT is None:
-    return jax.vmap(_iusp_of_clip)(student_BTD, teacher_gram_BTT)
-  return jax.vmap(_iusp_of_clip)(student_BTD, teacher_gram_BTT, mask_BT)
+    mask_BT = jnp.ones(expected)
+  of_clip = functools.partial(_iusp_of_clip, centred)
+  return jax.vmap(of_clip)(student_BTD, teacher_gram_BTT, mask_BT)
 
 
-def _iusp_of_clip(student_TD, teacher_gram_TT, mask_T=None):
+def _iusp_of_clip(centred, student_TD, teacher_gram_TT, mask_T):
   num_frames = min(student_TD.shape[0], teacher_gram_TT.shape[0])
   if num_frames == 1:  # A single similarity is 1, whatever the model.
     return jnp.zeros(())
   student_TD = similarity.align_frames(student_TD, num_frames)
   teacher_TT = similarity.align_gram(teacher_gram_TT, num_frames)
-  if mask_T is None:
-    mask_T = jnp.ones(num_frames)
   mask_T = mask_T.astype(jnp.float32)
   pair_TT = mask_T[:, None] * mask_T[None]
   # `where` and not a product: padding may hold any number, NaN included.
+  teacher_TT = jnp.where(pair_TT > 0, teacher_TT, 0.0)
+  if centred:
+    teacher_TT = similarity.centre_gram(teacher_TT, mask_T)
+    student_TD = jnp.where(mask_T[:, None] > 0, student_TD, 0.0)
+    student_TD = similarity.centre_frames(student_TD, mask_T)
   difference_TT = similarity.normalise_rows(
-    jnp.where(pair_TT > 0, teacher_TT, 0.0), mask_T
+    teacher_TT, mask_T
   ) - similarity.frame_similarity(student_TD, mask_T)
   mean = jnp.sum(jnp.square(difference_TT)) / jnp.maximum(jnp.sum(pair_TT), 1)
   return jnp.where(jnp.sum(mask_T) > 1, mean, 0.0)  # As for T = 1 above.
@@ -182,6 +189,7 @@ def iusp_loss(
   student_BTD: jax.Array,
   teacher_BTD: jax.Array,
   mask_BT: jax.Array | None = None,
+  centred: bool = False,
 ) -> jax.Array:
   """Intra-utterance similarity preserving distillation.
 
@@ -193,6 +201,8 @@ def iusp_loss(
     student_BTD: `[B, T_S, D_S]`, in time order.
     teacher_BTD: `[B, T_R, D_R]`.
     mask_BT: 1 for frames of the recording, 0 for padding, `[B, min(T)]`.
+    centred: whether each clip's mean frame is taken off beforehand (our
+      variant, see `similarity.centre_frames`; not the paper's).
 
   Returns:
     A float32 scalar; a clip of one frame, padding aside, counts as 0.
@@ -207,7 +217,7 @@ def iusp_loss(
   """
   _same_batch(student_BTD, teacher_BTD)
   teacher_BTT = jax.vmap(similarity.gram)(teacher_BTD)
-  return jnp.mean(iusp_per_clip(student_BTD, teacher_BTT, mask_BT))
+  return jnp.mean(iusp_per_clip(student_BTD, teacher_BTT, mask_BT, centred))
 
 
 def _same_batch(student_BTD, teacher_BTD):

@@ -19,7 +19,9 @@ import numpy as np
 
 from iusp_jax import logs, report
 
-TERMS = ('loss', 'tagging', 'kd', 'sp', 'iusp', 'gradient_norm')
+TERMS = (
+  'loss', 'tagging', 'kd', 'sp', 'iusp', 'iusp_centred', 'gradient_norm'
+)  # fmt: skip
 WIDTH = 7.0  # inches: the two columns of a paper
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = (

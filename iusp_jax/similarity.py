@@ -107,6 +107,43 @@ def frame_similarity(
   return normalise_rows(gram(frames_TD), mask_T)
 
 
+def centre_frames(frames_TD: jax.Array, mask_T: jax.Array) -> jax.Array:
+  """Takes the mean frame of a clip off each of its frames.
+
+  What all frames share, be it a steady background or the mean of a ReLU's
+  positive outputs, makes all pairs alike; what is left says how the clip
+  changes.
+
+  Args:
+    frames_TD: frame embeddings, `[T, D]`; 0 where they are padding.
+    mask_T: 1 for frames of the recording, 0 for padding, `[T]`.
+
+  Returns:
+    float32 `[T, D]`, 0 where they are padding.
+  """
+  frames_TD = frames_TD.astype(jnp.float32)
+  mean_D = jnp.sum(frames_TD, axis=0) / jnp.maximum(jnp.sum(mask_T), 1.0)
+  return mask_T[:, None] * (frames_TD - mean_D[None])
+
+
+def centre_gram(gram_TT: jax.Array, mask_T: jax.Array) -> jax.Array:
+  """The Gram matrix of the centred frames, from that of the frames.
+
+  Args:
+    gram_TT: of `frames_TD`, float32 `[T, T]`; 0 where either is padding.
+    mask_T: as for `centre_frames`.
+
+  Returns:
+    float32 `[T, T]`: `gram(centre_frames(frames_TD, mask_T))`.
+  """
+  count = jnp.maximum(jnp.sum(mask_T), 1.0)
+  mean_T = jnp.sum(gram_TT, axis=1) / count  # Of each frame with all frames.
+  centred_TT = gram_TT - mean_T[:, None] - mean_T[None] + (
+    jnp.sum(mean_T) / count
+  )
+  return mask_T[:, None] * mask_T[None] * centred_TT
+
+
 def batch_similarity(frames_BTD: jax.Array) -> jax.Array:
   """How similar every clip of a batch is to every other (SP).
 

@@ -31,6 +31,7 @@ TARGETS = {
   'kd': 'teacher_logits',
   'sp': 'teacher_batch_gram',
   'iusp': 'teacher_frame_gram',
+  'iusp_centred': 'teacher_frame_gram',
 }
 DISTILLATION_TERMS = tuple(TARGETS)
 
@@ -115,12 +116,12 @@ class Job:
 
 def teacher_outputs(output, terms) -> dict[str, jax.Array]:
   """What the objectives need of a teacher's `TaggerOutput`, inside a step."""
-  needed = {}
-  if 'kd' in terms:
+  wanted, needed = {TARGETS[term] for term in terms}, {}
+  if 'teacher_logits' in wanted:
     needed['teacher_logits'] = output.logits_BC
-  if 'iusp' in terms:
+  if 'teacher_frame_gram' in wanted:
     needed['teacher_frame_gram'] = jax.vmap(similarity.gram)(output.frames_BTD)
-  if 'sp' in terms:
+  if 'teacher_batch_gram' in wanted:
     own = similarity.flatten_clips(output.frames_BTD)
     needed['teacher_batch_gram'] = similarity.gram(own, parallel.gather(own))
   return needed
@@ -146,12 +147,14 @@ def distillation_per_clip(
     values['sp'] = objectives.sp_per_clip(
       output.frames_BTD, batch['teacher_batch_gram'], parallel.AXIS
     )
-  if 'iusp' in terms:
+  for term, centred in (('iusp', False), ('iusp_centred', True)):
+    if term not in terms:
+      continue
     teacher_BTT = batch['teacher_frame_gram']
     num_frames = min(output.frames_BTD.shape[1], teacher_BTT.shape[1])
     mask_BT = frame_mask(batch['length'], job.dataset.num_samples, num_frames)
-    values['iusp'] = objectives.iusp_per_clip(
-      output.frames_BTD, teacher_BTT, mask_BT
+    values[term] = objectives.iusp_per_clip(
+      output.frames_BTD, teacher_BTT, mask_BT, centred
     )
   return values
 

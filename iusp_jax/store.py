@@ -24,6 +24,7 @@ from iusp_jax import (
   parallel,
   processes,
   similarity,
+  step,
   tagger,
   teacher,
 )
@@ -56,13 +57,13 @@ class Store:
     """What `step.teacher_outputs` would give for a batch, float32."""
     index_B = batch['index']
     columns = batch.get('global_index', index_B)  # Of all hosts.
-    found = {}
-    if 'kd' in terms:
+    wanted, found = {step.TARGETS[term] for term in terms}, {}
+    if 'teacher_logits' in wanted:
       found['teacher_logits'] = self.logits[index_B]
-    if 'iusp' in terms:
+    if 'teacher_frame_gram' in wanted:
       # The scale of a clip's matrix is lost on its normalised rows.
       found['teacher_frame_gram'] = self.frame_gram[index_B].astype(np.float32)
-    if 'sp' in terms:
+    if 'teacher_batch_gram' in wanted:
       found['teacher_batch_gram'] = self.batch_gram[index_B][:, columns]
     return found
 

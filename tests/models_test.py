@@ -501,7 +501,7 @@ def test_build_takes_a_config_dict():
     ({'architecture': 'mobilenet', 'width_multiplier': 0.0}, 'width_multipl'),
     ({'architecture': 'mobilenet', 'expansion': 0}, 'expansion is 0'),
     ({'architecture': 'mobilenet', 'num_stages': 2}, 'num_stages is 2'),
-    ({'architecture': 'mobilenet', 'stem_stride': 8}, 'stem_stride is 8'),
+    ({'architecture': 'mobilenet', 'stem_stride': 16}, 'stem_stride is 16'),
   ],
 )
 def test_build_refuses(fields, message):

@@ -46,11 +46,14 @@ class MobileNet(nn.Module):
   Attributes:
     num_tags: outputs.
     width_multiplier: scales the channels of every layer, the last included.
+    depth_multiplier: scales how often the block of a stage is repeated (as
+      EfficientNet's, arXiv 1905.11946); at least once.
     expansion: of the channels inside a block; 6 in the paper.
     num_stages: of the 7 of the paper, from the first on; 3 have all the
       strides in time.
-    stem_stride: of the first convolution along time, 2 or 4; with 4 the second
-      stage with a stride has none along time.
+    stem_stride: of the first convolution along time, 2, 4 or 8; its kernel is
+      one longer, so that no frame is passed over. With 4 the second stage with
+      a stride has none along time, with 8 the first neither.
     channel_divisor: channels are multiples of this; 8 in the paper.
     frequency: 'pool' (mean over frequency) or 'flatten' of the last map.
     pooling: over time, see `layers.Head`.
@@ -62,6 +65,7 @@ class MobileNet(nn.Module):
 
   num_tags: int
   width_multiplier: float = 1.0
+  depth_multiplier: float = 1.0
   expansion: int = 6
   num_stages: int = len(STAGES)
   stem_stride: int = 2
@@ -77,13 +81,12 @@ class MobileNet(nn.Module):
     super().__post_init__()
     layers.check_common(self)
     owner = 'MobileNet'
-    layers.check_range(
-      owner, 'width_multiplier', self.width_multiplier, 0.01, 8.0
-    )
+    for name in ('width_multiplier', 'depth_multiplier'):
+      layers.check_range(owner, name, getattr(self, name), 0.01, 8.0)
     for name in ('expansion', 'channel_divisor'):
       layers.check_range(owner, name, getattr(self, name), 1)
     layers.check_range(owner, 'num_stages', self.num_stages, 3, len(STAGES))
-    layers.check_choice(owner, 'stem_stride', self.stem_stride, (2, 4))
+    layers.check_choice(owner, 'stem_stride', self.stem_stride, (2, 4, 8))
     layers.check_choice(owner, 'frequency', self.frequency, layers.FREQUENCIES)
 
   @nn.compact
@@ -95,7 +98,11 @@ class MobileNet(nn.Module):
 
     x_BTF = layers.prepare(mel_BTF, train, self.axis_name, 8)
     x_BTFH = self._convolve(
-      x_BTF[..., None], channels(32), train, strides=(self.stem_stride, 2)
+      x_BTF[..., None],
+      channels(32),
+      train,
+      size=(self.stem_stride + 1, 3),  # It hears all that it strides over.
+      strides=(self.stem_stride, 2),
     )
     reduction = self.stem_stride
     for stage, (count, repeats, strides) in enumerate(
@@ -104,7 +111,7 @@ class MobileNet(nn.Module):
       expansion = self.expansion if stage else 1
       strides = min(strides[0], 8 // reduction), strides[1]
       reduction *= strides[0]
-      for i in range(repeats):
+      for i in range(max(1, round(repeats * self.depth_multiplier))):
         x_BTFH = self._bottleneck(
           x_BTFH, channels(count), expansion, (1, 1) if i else strides, train
         )

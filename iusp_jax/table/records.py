@@ -16,6 +16,7 @@ OBJECTIVES = {
   'sp': 'SP',
   'iusp': 'IUSP',
   'iusp_sp': 'IUSP + SP',
+  'iusp_centred': 'centred IUSP',
 }
 STATUSES = ('done', 'diverged', 'missing')
 METRICS = ('micro_auprc', 'macro_auprc', 'map', 'lwlrap')
@@ -62,6 +63,7 @@ def comparisons(names: Sequence[str]) -> list[tuple[str, str]]:
   """(own, other) of the differences that a table shows."""
   wanted = [(name, 'baseline') for name in names if name != 'baseline']
   wanted += [('iusp', 'sp'), ('iusp', 'kd')]
+  wanted += [('iusp_centred', 'iusp'), ('iusp_centred', 'kd')]
   return [pair for pair in wanted if {*pair} <= {*names}]
 
 

@@ -17,8 +17,9 @@ _LOOK = {
   'sp': ('#0072B2', 'D'),
   'iusp': ('#D55E00', '^'),
   'iusp_sp': ('#CC79A7', 'v'),
+  'iusp_centred': ('#009E73', 'P'),
 }
-_OTHERS = (('#009E73', 'P'), ('#56B4E9', 'X'), ('#777777', '*'))
+_OTHERS = (('#56B4E9', 'X'), ('#F0E442', 'p'), ('#777777', '*'))
 
 
 def looks(table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
