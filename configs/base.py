@@ -66,6 +66,7 @@ WEIGHTS = {
   'sp': {'sp_weight': 30.0},
   'iusp': {'iusp_weight': 300.0},
   'iusp_sp': {'iusp_weight': 300.0, 'sp_weight': 30.0},
+  'iusp_centred': {'iusp_centred_weight': 30.0},  # See study_centred.py.
 }
 TUNED = json.loads(pathlib.Path(__file__).with_name('tuned.json').read_text())
 

@@ -21,7 +21,7 @@ def get_config(arg: str = ''):
   if not options['smoke']:
     config.bootstrap = 300  # Resamples of the test clips, for every cell.
   config.table = ConfigDict()
-  config.table.objectives = tuple(base.WEIGHTS)
+  config.table.objectives = ('baseline', 'kd', 'sp', 'iusp', 'iusp_sp')
   config.table.students = tuple(base.STUDENTS)
   config.table.seeds = 8  # Of the students, from first_seed on.
   config.table.first_seed = 100  # Seeds below are for tuning.

@@ -34,6 +34,7 @@ LATER_FIELDS = {
   'dataset.builder.split_by': 'auto',
   'dataset.builder.hear_half_db': -2.0,
   'dataset.builder.confusion': 0.1,
+  'objective.iusp_centred_weight': 0.0,
   **{
     f'{part}.training.{name}': value
     for part in ('student', 'teacher')

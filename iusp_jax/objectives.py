@@ -174,13 +174,12 @@ def _iusp_of_clip(centred, student_TD, teacher_gram_TT, mask_T):
   pair_TT = mask_T[:, None] * mask_T[None]
   # `where` and not a product: padding may hold any number, NaN included.
   teacher_TT = jnp.where(pair_TT > 0, teacher_TT, 0.0)
+  student_TD = jnp.where(mask_T[:, None] > 0, student_TD, 0.0)
+  student_TT = similarity.gram(student_TD)
+  normalise = similarity.normalise_rows
   if centred:
-    teacher_TT = similarity.centre_gram(teacher_TT, mask_T)
-    student_TD = jnp.where(mask_T[:, None] > 0, student_TD, 0.0)
-    student_TD = similarity.centre_frames(student_TD, mask_T)
-  difference_TT = similarity.normalise_rows(
-    teacher_TT, mask_T
-  ) - similarity.frame_similarity(student_TD, mask_T)
+    normalise = similarity.centred_similarity
+  difference_TT = normalise(teacher_TT, mask_T) - normalise(student_TT, mask_T)
   mean = jnp.sum(jnp.square(difference_TT)) / jnp.maximum(jnp.sum(pair_TT), 1)
   return jnp.where(jnp.sum(mask_T) > 1, mean, 0.0)  # As for T = 1 above.
 
@@ -202,7 +201,7 @@ def iusp_loss(
     teacher_BTD: `[B, T_R, D_R]`.
     mask_BT: 1 for frames of the recording, 0 for padding, `[B, min(T)]`.
     centred: whether each clip's mean frame is taken off beforehand (our
-      variant, see `similarity.centre_frames`; not the paper's).
+      variant, see `similarity.centred_similarity`; not the paper's).
 
   Returns:
     A float32 scalar; a clip of one frame, padding aside, counts as 0.

@@ -19,6 +19,10 @@ import numpy as np
 # Relative, so that a similarity does not depend on the scale of the frames.
 ROW_FLOOR = 0.1
 
+# A clip whose frames differ by less than a hundredth of their length is steady:
+# in squares, as Gram matrices are.
+STEADY = 1e-4
+
 
 def gram(rows_ND: jax.Array, columns_MD: jax.Array | None = None) -> jax.Array:
   """Inner products of every row with every column.
@@ -45,6 +49,7 @@ def normalise_rows(
   gram_NM: jax.Array,
   mask_N: jax.Array | None = None,
   axis_name: str | None = None,
+  least: jax.Array | float = 0.0,
 ) -> jax.Array:
   """Divides every row by its Euclidean length, or by the floor if longer.
 
@@ -53,6 +58,8 @@ def normalise_rows(
     mask_N: 1 for the rows that count in the floor, `[N]`; all by default.
     axis_name: the pmapped axis over which the rows of one matrix are spread,
       if they are.
+    least: a root-mean-square row length; a matrix whose own is shorter has
+      rows shorter than 1.
 
   Returns:
     float32 `[N, M]`. Rows at or above `ROW_FLOOR` times the root-mean-square
@@ -64,13 +71,16 @@ def normalise_rows(
   scale = jax.lax.stop_gradient(jnp.max(jnp.abs(gram_NM)))
   if axis_name is not None:
     scale = jax.lax.pmax(scale, axis_name)
-  gram_NM = gram_NM / jnp.where(scale > 0, scale, 1.0)
+  scale = jnp.maximum(scale, jax.lax.stop_gradient(least))
+  scale = jnp.where(scale > 0, scale, 1.0)
+  gram_NM = gram_NM / scale
   square_N = jnp.sum(jnp.square(gram_NM), axis=1)
   weight_N = jnp.ones_like(square_N) if mask_N is None else mask_N
   total, count = jnp.sum(square_N * weight_N), jnp.sum(weight_N)
   if axis_name is not None:
     total, count = jax.lax.psum((total, count), axis_name)
   mean_square = total / jnp.maximum(count, 1.0)
+  mean_square = jnp.maximum(mean_square, jnp.square(least / scale))
   floor = ROW_FLOOR**2 * jnp.where(mean_square > 0, mean_square, 1.0)
   return gram_NM * jax.lax.rsqrt(jnp.maximum(square_N, floor))[:, None]
 
@@ -107,41 +117,48 @@ def frame_similarity(
   return normalise_rows(gram(frames_TD), mask_T)
 
 
-def centre_frames(frames_TD: jax.Array, mask_T: jax.Array) -> jax.Array:
-  """Takes the mean frame of a clip off each of its frames.
-
-  What all frames share, be it a steady background or the mean of a ReLU's
-  positive outputs, makes all pairs alike; what is left says how the clip
-  changes.
+def centre_gram(gram_TT: jax.Array, mask_T: jax.Array) -> jax.Array:
+  """The Gram matrix of the frames less their mean, from that of the frames.
 
   Args:
-    frames_TD: frame embeddings, `[T, D]`; 0 where they are padding.
+    gram_TT: of a clip's frames, float32 `[T, T]`; 0 where either is padding.
     mask_T: 1 for frames of the recording, 0 for padding, `[T]`.
 
   Returns:
-    float32 `[T, D]`, 0 where they are padding.
-  """
-  frames_TD = frames_TD.astype(jnp.float32)
-  mean_D = jnp.sum(frames_TD, axis=0) / jnp.maximum(jnp.sum(mask_T), 1.0)
-  return mask_T[:, None] * (frames_TD - mean_D[None])
-
-
-def centre_gram(gram_TT: jax.Array, mask_T: jax.Array) -> jax.Array:
-  """The Gram matrix of the centred frames, from that of the frames.
-
-  Args:
-    gram_TT: of `frames_TD`, float32 `[T, T]`; 0 where either is padding.
-    mask_T: as for `centre_frames`.
-
-  Returns:
-    float32 `[T, T]`: `gram(centre_frames(frames_TD, mask_T))`.
+    float32 `[T, T]`; 0 where either frame is padding.
   """
   count = jnp.maximum(jnp.sum(mask_T), 1.0)
   mean_T = jnp.sum(gram_TT, axis=1) / count  # Of each frame with all frames.
-  centred_TT = gram_TT - mean_T[:, None] - mean_T[None] + (
-    jnp.sum(mean_T) / count
-  )
+  mean = jnp.sum(mean_T) / count
+  centred_TT = gram_TT - mean_T[:, None] - mean_T[None] + mean
   return mask_T[:, None] * mask_T[None] * centred_TT
+
+
+def centred_similarity(gram_TT: jax.Array, mask_T: jax.Array) -> jax.Array:
+  """How alike frames are in what they do not share with all of their clip.
+
+  What all frames share, a steady background or the mean of a ReLU's positive
+  outputs, makes all pairs alike; what is left says how the clip changes.
+
+  Args:
+    gram_TT: of a clip's frames, float32 `[T, T]`; 0 where either is padding.
+    mask_T: 1 for frames of the recording, 0 for padding, `[T]`.
+
+  Returns:
+    float32 `[T, T]`: rows of the centred Gram matrix, normalised as those of
+    `frame_similarity`. Of a clip that hardly changes (`STEADY`) they are
+    shorter than 1: else rounding would be blown up to a similarity.
+  """
+  scale = jax.lax.stop_gradient(jnp.max(jnp.abs(gram_TT)))
+  scale = jnp.where(scale > 0, scale, 1.0)  # Squares stay within float32.
+  gram_TT = gram_TT / scale
+  count = jnp.maximum(jnp.sum(mask_T), 1.0)
+  row = jnp.sqrt(jnp.sum(jnp.square(gram_TT)) / count)
+  return normalise_rows(
+    centre_gram(gram_TT, mask_T),
+    mask_T,
+    least=jax.lax.stop_gradient(STEADY * row),
+  )
 
 
 def batch_similarity(frames_BTD: jax.Array) -> jax.Array:

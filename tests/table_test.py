@@ -388,6 +388,7 @@ def test_units_make_gradients_equally_long(world):
       'kd': objectives.kd_loss(*logits, temperature),
       'sp': objectives.sp_loss(*frames),
       'iusp': objectives.iusp_loss(*frames, mask_BT),
+      'iusp_centred': objectives.iusp_loss(*frames, mask_BT, centred=True),
     }
 
   lengths = {term: [] for term in ('tagging', *step.DISTILLATION_TERMS)}

@@ -27,7 +27,13 @@ WEIGHTS = {
   'kd': {'kd_weight': 1.0},
   'sp': {'sp_weight': 30.0},
   'iusp': {'iusp_weight': 100.0},
-  'all': {'kd_weight': 1.0, 'sp_weight': 30.0, 'iusp_weight': 100.0},
+  'iusp_centred': {'iusp_centred_weight': 10.0},
+  'all': {
+    'kd_weight': 1.0,
+    'sp_weight': 30.0,
+    'iusp_weight': 100.0,
+    'iusp_centred_weight': 10.0,
+  },
 }
 AUGMENT = {
   'mixup_alpha': 0.5,
@@ -167,6 +173,9 @@ def test_step_agrees_with_the_objectives_of_the_whole_batch():
     'kd': objectives.kd_loss(own.logits_BC, guide.logits_BC, 2.0),
     'sp': objectives.sp_loss(own.frames_BTD, guide.frames_BTD),
     'iusp': objectives.iusp_loss(own.frames_BTD, guide.frames_BTD, mask_BT),
+    'iusp_centred': objectives.iusp_loss(
+      own.frames_BTD, guide.frames_BTD, mask_BT, centred=True
+    ),
   }
   for name, value in expected.items():
     np.testing.assert_allclose(row[name], value, 2e-5, err_msg=name)

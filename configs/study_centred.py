@@ -1,0 +1,25 @@
+r"""Study: IUSP on frames less their clip's mean, where IUSP gains little.
+
+After a ReLU all frames are positive, and what they share makes most of a
+teacher's similarities. Taken off, similarities say how the clip changes. A
+table of its own, with weights tuned as for the others:
+
+  python run.py --mode=tune --config=configs/study_centred.py:clips \
+    --config.dataset.manual_dir=DIR --workdir=runs/tune-centred
+  python run.py --mode=table --config=configs/study_centred.py:clips \
+    --config.dataset.manual_dir=DIR --workdir=runs/study-centred
+
+docs/reproduction.md has what was found.
+"""
+
+from configs import base, table
+
+
+def get_config(arg: str = ''):
+  """The table, of no distillation, IUSP and centred IUSP alone."""
+  config = table.get_config(arg)
+  config.name = 'study_centred'
+  config.table.objectives = ('baseline', 'iusp', 'iusp_centred')
+  if 'student=' not in arg and not base.parse(arg)['smoke']:
+    config.table.students = ('crnn_32', 'cnn_4')
+  return config
