@@ -48,7 +48,8 @@ def frozen():
 
 def states(parts, num_devices=2, plain=True, num_steps=10, **weights):
   """Losses and parameters after the steps, from the train step alone."""
-  weights = {'kd_weight': 0.0, 'sp_weight': 0.0, 'iusp_weight': 0.0} | weights
+  none = {f'{term}_weight': 0.0 for term in step.DISTILLATION_TERMS}
+  weights = none | weights
   job = step.Job(
     name='student',
     recipe=recipe(TINY, bands=8, accumulate_steps=parts),

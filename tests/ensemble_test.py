@@ -106,6 +106,10 @@ def test_what_does_not_fit_on_a_device_is_brought_in_parts(
 ):
   """One step at a time, of two members at most, in the same numbers."""
   job = make_job('all', augmented=False, epochs=5.0, log_every_steps=1)
+  # Centring takes like numbers from like: how a program of other shapes rounds
+  # them shows in the sixth digit. It is brought what IUSP is brought.
+  plain = job.objective | {'iusp_centred_weight': 0.0}
+  job = dataclasses.replace(job, objective=plain)
   jobs = [dataclasses.replace(job, seed=seed) for seed in (5, 6, 7)]
   train_split, validate = residents(job, outputs)
   size = bytes_of(train_split)

@@ -44,7 +44,8 @@ def prepared(bands, batch, **hearing):
   """
   made = recipe(bands=bands)
   made['augment'] |= hearing
-  objective = {'kd_weight': 0.0, 'sp_weight': 0.0, 'iusp_weight': 1.0}
+  objective = {f'{term}_weight': 0.0 for term in step.DISTILLATION_TERMS}
+  objective |= {'iusp_weight': 1.0}
   job = step.Job('student', made, objective, fake(), 5, None, frozen())
   student = tagger.build(made, 8)
 

@@ -287,6 +287,7 @@ def test_lowerings_agree(name):
     ('cnn', {'convolutions_per_block': 2, 'frequency': 'flatten'}),
     ('mobilenet', {}),
     ('mobilenet', {'stem_stride': 4}),
+    ('mobilenet', {'stem_stride': 8, 'depth_multiplier': 0.3}),
   ],
 )
 def test_a_time_reduction_later_is_a_frame_later(name, fields):
