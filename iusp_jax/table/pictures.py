@@ -51,7 +51,7 @@ def _draw_tags(table, path) -> bool:
   repetitiveness = table.get('repetitiveness') or {}
   order = [t for t in table['tags'] if report.is_number(repetitiveness.get(t))]
   order.sort(key=lambda t: -repetitiveness[t])
-  names = [o for o in ('sp', 'iusp') if o in records.objectives(table)]
+  names = [o for o in records.SIMILARITIES if o in records.objectives(table)]
   gains = {(o, t): g for o in names for t in order if (g := _gain(table, o, t))}
   if not gains:
     return False
@@ -64,7 +64,8 @@ def _draw_tags(table, path) -> bool:
     for i, o in enumerate(names):
       rows = [y for y, t in enumerate(order) if (o, t) in gains]
       found = [gains[o, order[y]] for y in rows]
-      _intervals(axes, np.array(rows) + 0.3 * (i - 0.5), found, looks[o])
+      shifted = np.array(rows) + 0.3 * (i - (len(names) - 1) / 2)
+      _intervals(axes, shifted, found, looks[o])
     _label_tags(axes, order, repetitiveness)
     style.legend(page, axes)
   lines = [['tag', 'repetitiveness', 'objective', 'gain', 'low', 'high', 'n']]

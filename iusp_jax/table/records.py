@@ -18,6 +18,8 @@ OBJECTIVES = {
   'iusp_sp': 'IUSP + SP',
   'iusp_centred': 'centred IUSP',
 }
+# Those of one term that compares similarities, for the pictures about them.
+SIMILARITIES = ('sp', 'iusp', 'iusp_centred')
 STATUSES = ('done', 'diverged', 'missing')
 METRICS = ('micro_auprc', 'macro_auprc', 'map', 'lwlrap')
 POOLED = 'all students'

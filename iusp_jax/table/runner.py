@@ -22,7 +22,7 @@ from iusp_jax import (
   tagger,
   teacher,
 )
-from iusp_jax.table import cells, grid, parts, pictures, tables
+from iusp_jax.table import cells, grid, parts, pictures, records, tables
 from iusp_jax.table.grid import Cell
 from iusp_jax.table.world import World, repetitiveness
 
@@ -106,7 +106,7 @@ def keep_similarities(world: World, workdir: pathlib.Path) -> None:
     folder = grid.folder(workdir, cell)
     # Another shard may be writing it; one that diverged has no checkpoints.
     ready = grid.done(workdir, cell) and (folder / 'checkpoints').exists()
-    if name in ('baseline', 'sp', 'iusp') and ready:
+    if name in ('baseline', *records.SIMILARITIES) and ready:
       shown[name] = teacher.load(folder, world.dataset)
   panels = outcome.similarity_panels(world.dataset, shown)
   content = similarity_picture.to_bytes(panels)
