@@ -185,6 +185,7 @@ def start(
     # here: gloo gives them 30 s, and the first step may find hosts far apart.
     ones = np.ones((jax.local_device_count(), 1), np.float32)
     total = parallel.pmap(parallel.gather)(ones)
+    total.block_until_ready()  # Or gloo still speaks while we do.
     assert total.addressable_data(0).size == jax.device_count()
   return party
 

@@ -340,7 +340,7 @@ def test_command_gives_the_scores_of_one_process(tmp_path):
     ]
     children = start_all(folder, command, processes, devices)
     finish(children, 400)
-    said = [child.said() for child in children]
+    said = [child.output.read_text() for child in children]
     for k, text in enumerate(said):
       first = f'process {k} of {processes}, backend cpu'
       assert text.splitlines()[0].startswith(first)

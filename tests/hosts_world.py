@@ -27,13 +27,15 @@ def free_port():
 
 @dataclasses.dataclass
 class Child:
-  """A process, and the file of all it says."""
+  """A process, and the files of what it writes to stdout and stderr."""
 
   process: subprocess.Popen
-  path: pathlib.Path
+  output: pathlib.Path
+  errors: pathlib.Path
 
   def said(self):
-    return self.path.read_text(errors='replace')
+    paths = self.output, self.errors
+    return ''.join(path.read_text(errors='replace') for path in paths)
 
   def wait(self, seconds=180):
     """Its exit code; kills it if it does not end in time."""
@@ -53,8 +55,9 @@ class Child:
 
 def start(folder, arguments, devices=2, number=0, **variables):
   """A Python process with so many CPU devices."""
-  path = folder / f'process_{number}.txt'
-  path.parent.mkdir(parents=True, exist_ok=True)
+  folder.mkdir(parents=True, exist_ok=True)
+  output = folder / f'process_{number}.txt'
+  errors = folder / f'process_{number}_errors.txt'
   flags = (
     f'--xla_force_host_platform_device_count={devices} '
     '--xla_backend_optimization_level=0'
@@ -64,15 +67,15 @@ def start(folder, arguments, devices=2, number=0, **variables):
     'XLA_FLAGS': flags,
     'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests"}',
   }
-  with path.open('w') as file:
+  with output.open('w') as stdout, errors.open('w') as stderr:
     process = subprocess.Popen(
       [sys.executable, *map(str, arguments)],
       cwd=ROOT,
       env=environment | variables,
-      stdout=file,
-      stderr=subprocess.STDOUT,
+      stdout=stdout,
+      stderr=stderr,
     )
-  return Child(process, path)
+  return Child(process, output, errors)
 
 
 def start_all(folder, arguments, num_processes, devices=2, port=None):
