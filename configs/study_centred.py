@@ -1,4 +1,4 @@
-r"""Study: IUSP on frames less their clip's mean, where IUSP gains little.
+r"""Study: IUSP on frames less their clip's mean.
 
 After a ReLU all frames are positive, and what they share makes most of a
 teacher's similarities. Taken off, similarities say how the clip changes. A
@@ -12,7 +12,7 @@ table of its own, with weights tuned as for the others:
 docs/reproduction.md has what was found.
 """
 
-from configs import base, table
+from configs import table
 
 
 def get_config(arg: str = ''):
@@ -20,6 +20,4 @@ def get_config(arg: str = ''):
   config = table.get_config(arg)
   config.name = 'study_centred'
   config.table.objectives = ('baseline', 'iusp', 'iusp_centred')
-  if 'student=' not in arg and not base.parse(arg)['smoke']:
-    config.table.students = ('crnn_32', 'cnn_4')
   return config

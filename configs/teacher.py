@@ -3,7 +3,8 @@ r"""The teacher alone, with its scores; later runs find it in the cache.
   python run.py --config=configs/teacher.py:clips \
     --config.dataset.manual_dir=DIR
 
-ESC-10 scenes: test micro-AUPRC .773 in 49 minutes on one core.
+Test micro-AUPRC: street scenes .812, ESC-10 scenes .775, in 21 to 26 minutes
+on one core.
 """
 
 from configs import base

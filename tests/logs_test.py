@@ -14,19 +14,28 @@ from iusp_jax import logs
 
 @contextlib.contextmanager
 def terminal():
-  """Standard error as a terminal; gives a function that reads it.
+  """Standard error as a terminal; gives a function that ends and reads it.
 
   No fixture: between set-up and test pytest puts its own in place again.
   """
   ours, theirs = os.openpty()
-  os.set_blocking(ours, False)
   termios.tcsetwinsize(theirs, (24, 80))
   with (
     open(theirs, 'w', buffering=1) as stream,
     contextlib.redirect_stderr(stream),
   ):
-    yield lambda: os.read(ours, 100_000).decode()
+    yield lambda: read_to_end(stream, ours)
   os.close(ours)
+
+
+def read_to_end(stream, ours):
+  """All that was written: a busy kernel hands it over piece by piece."""
+  stream.close()
+  said = b''
+  with contextlib.suppress(OSError):  # Linux's end of a closed terminal.
+    while piece := os.read(ours, 100_000):
+      said += piece
+  return said.decode()
 
 
 def test_terminal_gets_a_bar_and_no_lines(capsys):

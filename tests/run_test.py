@@ -424,7 +424,9 @@ def test_killed_run_ends_in_the_same_bits(smoke):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['baseline', 'kd', 'sp', 'iusp_sp', 'teacher'])
+@pytest.mark.parametrize(
+  'name', ['baseline', 'kd', 'sp', 'iusp_sp', 'iusp_centred', 'teacher']
+)
 def test_every_config_runs(smoke, name):
   folder, _ = smoke
   config = f'configs/{name}.py:smoke'
