@@ -15,6 +15,7 @@ from iusp_jax import (
   logs,
   outcome,
   parallel,
+  preparation,
   processes,
   step,
   store,
@@ -274,20 +275,9 @@ def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def load_dataset(config: Mapping[str, Any]) -> data.Dataset:
-  """The prepared data set; one process prepares it while others wait.
-
-  The other processes of a run find what process 0 prepared; where each has a
-  disk of its own, they prepare it again.
-  """
-  folder = logs.place(config['dataset']['data_dir'])
+  """The prepared data set of a config; says what is in it."""
   started = time.monotonic()
-
-  def load():
-    busy = 'another process prepares a data set'
-    with logs.lock(folder, busy, name=f'config.dataset.data_dir is {folder}'):
-      return data.load(config['dataset'])
-
-  dataset = processes.primary_first(load)
+  dataset = preparation.load(config['dataset'])
   sizes = ', '.join(
     f'{len(split)} {name}' for name, split in dataset.splits.items()
   )

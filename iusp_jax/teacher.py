@@ -16,7 +16,16 @@ from typing import Any
 
 import jax
 
-from iusp_jax import checkpoint, data, logs, processes, step, tagger, train
+from iusp_jax import (
+  checkpoint,
+  data,
+  logs,
+  preparation,
+  processes,
+  step,
+  tagger,
+  train,
+)
 from tfds_dcase import sonyc_ust
 
 RECIPE = ('model', 'frontend', 'training', 'augment')
@@ -89,7 +98,7 @@ def own_dataset(
   check_scenes(config)
   settings = plain(config['dataset'])
   settings['builder']['train_scenes'] = scenes
-  return processes.primary_first(lambda: data.load(settings))
+  return preparation.load(settings)
 
 
 def check_scenes(config: Mapping[str, Any]) -> None:

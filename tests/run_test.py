@@ -496,13 +496,16 @@ def test_own_labelled_folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_data_set_is_prepared_once_by_processes_that_start_together(tmp_path):
+def test_data_sets_are_prepared_once_by_processes_that_start_together(tmp_path):
   code = (
     'import sys, pathlib; from configs import base; '
-    'from iusp_jax import experiment; '
+    'from iusp_jax import experiment, teacher; '
     'config = base.get_config("smoke"); '
     'config.dataset.data_dir = sys.argv[1]; '
-    'experiment.load_dataset(config)'
+    'config.teacher.train_scenes = 60; '
+    'dataset = experiment.load_dataset(config); '
+    'own = teacher.own_dataset(config, dataset); '
+    'print(len(own.splits["train"]), "scenes for the teacher")'
   )
   processes = [
     subprocess.Popen(
@@ -517,6 +520,7 @@ def test_data_set_is_prepared_once_by_processes_that_start_together(tmp_path):
   ]
   said = [process.communicate()[0] for process in processes]
   assert [process.returncode for process in processes] == [0, 0, 0], said
-  assert sum('Downloading and preparing' in text for text in said) == 1
+  assert ''.join(said).count('Downloading and preparing') == 2, said
   assert sum('waiting' in text for text in said) >= 1
+  assert all('60 scenes for the teacher' in text for text in said)
   assert all('48 train, 24 validate, 24 test clips' in text for text in said)
