@@ -84,6 +84,7 @@ FLOORS = (
     'iusp_jax.hosts',
     'iusp_jax.optim',
     'iusp_jax.logs',
+    'iusp_jax.preparation',
     'iusp_jax.preemption',
     'iusp_jax.checkpoint',
     # The rooms of the metric on the host; they write their files with logs.
