@@ -45,7 +45,7 @@ def main(argv):
       teacher.refuse_other_model(config, command_line.overrides())
       workdir = logs.place(command_line.workdir())
       if mode == 'table':
-        runner.run(config, workdir, command_line.SHARD.value)
+        runner.run(config, workdir, **command_line.values(command_line.TABLE))
       elif mode == 'tune':
         tuning.run(config, workdir)
       else:

@@ -23,7 +23,16 @@ MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
 PROFILE = flags.DEFINE_integer(
   'profile', 0, 'train: steps to trace into WORKDIR/profile.'
 )
-SHARD = flags.DEFINE_string('shard', '', 'table: i/n, a part of the grid.')
+TABLE = (
+  flags.DEFINE_string('shard', '', 'table: i/n, a part of the grid.'),
+  flags.DEFINE_integer(
+    'jobs',
+    1,
+    'table: processes that share the cores of a CPU; 0: is one of them, and '
+    'leaves the report to others.',
+    lower_bound=0,
+  ),
+)
 SCORE = (
   flags.DEFINE_string('predictions', '', 'score: a CSV file.'),
   flags.DEFINE_string('annotations', '', 'score: a CSV file.'),
@@ -65,6 +74,11 @@ def config() -> Any:
     raise ValueError(
       f'--mode={mode} with the config {found.name!r}: expected {table}'
     )
+  for flag in TABLE:
+    if mode != 'table' and flag.value != flag.default:
+      raise ValueError(
+        f'--{flag.name}={flag.value} with --mode={mode}: expected --mode=table'
+      )
   if PROFILE.value:
     found.profile_steps = PROFILE.value
   return found

@@ -329,10 +329,11 @@ class Run:
   def order(self, first: int, last: int) -> np.ndarray:
     """Clips of the steps from `first` to `last` of every member, [M, K, B]."""
     size = self._jobs[0].recipe['training']['batch_size']
-    places = range(first * size, last * size)
-    orders = [data.train_order(self._num_clips, job.seed) for job in self._jobs]
-    index = [[order[k] for k in places] for order in orders]
-    return np.array(index, np.int32).reshape(len(orders), last - first, size)
+    index = [
+      _order(self._num_clips, job.seed, first * size, last * size)
+      for job in self._jobs
+    ]
+    return np.array(index).reshape(len(index), last - first, size)
 
   def members(self, clips_MKB: np.ndarray):
     """What `advance` takes, with the member axis in front."""
@@ -447,6 +448,13 @@ class Run:
       member.best, member.best_step = variables, step
       member.best_score = score
     member.last = variables
+
+
+@functools.lru_cache(maxsize=1024)  # Groups of cells have the same seeds.
+def _order(num_clips: int, seed: int, first: int, last: int) -> np.ndarray:
+  """Clips of a run's stream from the place `first` to `last`."""
+  order = data.train_order(num_clips, seed)
+  return np.array([order[k] for k in range(first, last)], np.int32)
 
 
 def _advance(step, member, resident):

@@ -109,6 +109,10 @@ def is_remote(path: Any) -> bool:
   return '://' in str(path)
 
 
+class Busy(ValueError):
+  """Another process holds a lock."""
+
+
 @contextlib.contextmanager
 def lock(
   folder: pathlib.Path, busy: str, wait: bool = True, name: str = ''
@@ -118,11 +122,11 @@ def lock(
   Args:
     folder: made if it is not there.
     busy: what to say where another process holds it.
-    wait: until it is free; otherwise ValueError is raised at once.
+    wait: until it is free; otherwise Busy is raised at once.
     name: what to call it where it cannot be written, '--workdir is runs/a'.
 
   Raises:
-    ValueError: where it cannot be written, or is held.
+    ValueError: where it cannot be written, or, as Busy, is held.
   """
   if is_remote(folder):  # Object stores have no locks.
     yield
@@ -140,7 +144,7 @@ def lock(
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       if not wait:
-        raise ValueError(f'{folder}: {busy}') from None
+        raise Busy(f'{folder}: {busy}') from None
       say(f'{folder}: {busy}; waiting')
       fcntl.flock(file, fcntl.LOCK_EX)
     yield

@@ -121,6 +121,7 @@ FLOORS = (
     'iusp_jax.table.parts',
     'iusp_jax.table.world',
     'iusp_jax.table.cells',
+    'iusp_jax.table.workers',
     'iusp_jax.table.runner',
     'iusp_jax.table.tuning',
   ),

@@ -1,11 +1,17 @@
 """Cells of a table, its parts and its tuning, on students of a test's size."""
 
+import contextlib
 import json
+import os
 import pathlib
+import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from fakes import dataset, recipe, teacher_recipe
 
 from configs import base
@@ -21,7 +27,7 @@ from iusp_jax import (
   tagger,
   teacher,
 )
-from iusp_jax.table import cells, grid, parts, runner, tuning
+from iusp_jax.table import cells, grid, parts, runner, tuning, workers
 from iusp_jax.table.world import World, repetitiveness
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -296,15 +302,130 @@ def test_shard_without_groups_ends_well(tmp_path, capsys):
   assert 'no group of cells is left for shard 7/8' in capsys.readouterr().out
 
 
-def test_two_commands_do_not_run_one_shard(tmp_path, monkeypatch):
-  monkeypatch.setattr(runner, 'report', lambda *_: None)
+def make_undone(groups):
+  """Marks of cells that `run_group` of a test leaves, and their order."""
+  order = []
 
-  def run_groups(config, groups, workdir):
-    with pytest.raises(ValueError, match='another process runs this shard'):
-      runner.run(config, workdir, '1/2')
+  def run_group(world, group, workdir):
+    del world
+    order.append(group[0].objective)
+    for cell in group:
+      path = grid.folder(workdir, cell) / 'cell.json'
+      logs.write_atomically(path, '{}')
+    return 0.0
 
-  monkeypatch.setattr(runner, 'run_groups', run_groups)
-  runner.run(tiny_config(), tmp_path, '1/2')
+  return order, run_group
+
+
+def test_group_that_another_process_runs_comes_last(tmp_path, monkeypatch):
+  groups = grid.groups(tiny_config())[:3]
+  order, run_group = make_undone(groups)
+  monkeypatch.setattr(runner, 'run_group', run_group)
+  name = groups[0][0].name.rpartition('-')[0]
+  with contextlib.ExitStack() as other:
+    other.enter_context(logs.lock(tmp_path / 'groups' / name, 'busy'))
+
+    def world_of(rotation):
+      if len(order) == 1:
+        other.close()  # The other process has died without a result.
+      return rotation
+
+    runner.run_groups(groups, world_of, tmp_path)
+  first, *others = [group[0].objective for group in groups]
+  assert order == [*others, first]
+  assert not runner.undone(groups, tmp_path)
+
+
+def test_group_that_another_process_has_run_is_not_run_again(
+  tmp_path, monkeypatch
+):
+  groups = grid.groups(tiny_config())[:2]
+  order, run_group = make_undone(groups)
+  run_group(None, groups[0], tmp_path)
+  monkeypatch.setattr(runner, 'run_group', run_group)
+  runner.run_groups(groups, lambda rotation: rotation, tmp_path)
+  assert order == [group[0].objective for group in groups]
+
+
+def test_groups_that_workers_leave_are_an_error(tmp_path, monkeypatch):
+  groups = grid.groups(tiny_config())
+  order, run_group = make_undone(groups)
+  seen = []
+
+  def run(jobs):
+    assert seen == [None]  # The teacher is there before workers start.
+    run_group(None, groups[0], tmp_path)
+    return [0] * (jobs - 1) + [1]
+
+  monkeypatch.setattr(workers, 'run', run)
+  with pytest.raises(ValueError, match=r'were not run.*exit codes \[0, 1\]'):
+    runner.share_groups(groups, seen.append, tmp_path, 2)
+  assert order == [groups[0][0].objective]
+
+
+def test_workers_share_the_cores_and_have_one_command(monkeypatch, tmp_path):
+  cores = os.sched_getaffinity(0)
+  script = tmp_path / 'script.py'
+  script.write_text(
+    'import os, pathlib, sys\n'
+    'name = "-".join(map(str, os.sched_getaffinity(0)))\n'
+    'pathlib.Path(sys.argv[1], name).write_text(" ".join(sys.argv[2:]))\n'
+    'sys.exit(3)\n'
+  )
+  place = tmp_path / 'cores'
+  place.mkdir()
+  jobs = min(2, len(cores))
+  monkeypatch.setattr(sys, 'argv', [str(script), str(place), '--jobs=2'])
+  assert workers.run(jobs) == [3] * jobs
+  found = [set(map(int, path.name.split('-'))) for path in place.iterdir()]
+  assert len(found) == jobs
+  assert set.union(*found) == cores
+  assert sum(map(len, found)) == len(cores)
+  assert {path.read_text() for path in place.iterdir()} == {'--jobs=2 --jobs=0'}
+  assert os.sched_getaffinity(0) == cores
+  monkeypatch.setattr(sys, 'argv', ['run.py', '--jobs=2', '--jobs=0'])
+  assert workers.command() == ['run.py', '--jobs=2']
+
+
+def test_workers_end_with_the_process_that_started_them(monkeypatch, tmp_path):
+  script, place = tmp_path / 'script.py', tmp_path / 'alive'
+  script.write_text(
+    'import pathlib, sys, time\n'
+    f'pathlib.Path({str(place)!r}).touch()\n'
+    'time.sleep(60)\n'
+  )
+  monkeypatch.setattr(sys, 'argv', [str(script)])
+  started = []
+  start = subprocess.Popen
+
+  class Interrupted(start):
+    def wait(self, timeout=None):
+      if self not in started:
+        started.append(self)
+        raise KeyboardInterrupt
+      return super().wait(timeout)
+
+  monkeypatch.setattr(subprocess, 'Popen', Interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    workers.run(1)
+  assert started[0].returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+  ('jobs', 'workdir', 'backend', 'message'),
+  [
+    (2, 'runs/a', 'gpu', r'--jobs is 2 and the backend gpu'),
+    (10_000, 'runs/a', 'cpu', r'--jobs is 10000 and there are \d+ cores'),
+    (2, 'gs://bucket/a', 'cpu', r'--workdir gs:/.*: processes share a table'),
+  ],
+)
+def test_jobs_that_cannot_be_are_refused(
+  monkeypatch, jobs, workdir, backend, message
+):
+  monkeypatch.setattr(workers.jax, 'default_backend', lambda: backend)
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {0, 1})
+  with pytest.raises(ValueError, match=message):
+    workers.check(jobs, epath.Path(workdir))
 
 
 def test_cell_that_is_being_written_is_not_drawn(world, tmp_path, monkeypatch):

@@ -5,12 +5,12 @@ runs that differ in their seed alone are one program (`ensemble`). What a
 killed table has finished is kept; the rest is the same when it goes on.
 """
 
+import functools
 import json
 import pathlib
 import shlex
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from iusp_jax import (
@@ -22,27 +22,41 @@ from iusp_jax import (
   tagger,
   teacher,
 )
-from iusp_jax.table import cells, grid, parts, pictures, records, tables
+from iusp_jax.table import (
+  cells,
+  grid,
+  parts,
+  pictures,
+  records,
+  tables,
+  workers,
+)
 from iusp_jax.table.grid import Cell
 from iusp_jax.table.world import World, repetitiveness
 
 PANELS = 'similarities.npz'
 
 
-def run(config: Any, workdir: pathlib.Path, shard_text: str = '') -> None:
+def run(
+  config: Any, workdir: pathlib.Path, shard: str = '', jobs: int = 1
+) -> None:
   """Runs the cells of a table that are not there yet.
+
+  Several processes with one workdir share the groups of cells between them.
 
   Args:
     config: as configs/table.py makes it.
-    workdir: for the cells and what is made of them; shards may share it.
-    shard_text: 'i/n', to run every n-th group of cells, the i-th first.
+    workdir: for the cells and what is made of them.
+    shard: 'i/n', to run every n-th group of cells, the i-th first.
+    jobs: processes at a time; 0 for one of them, which leaves no report.
 
   Raises:
-    ValueError: for a config, a workdir or data that cannot be right.
+    ValueError: for a config, a workdir, flags or data that cannot be right.
   """
   experiment.check(config)
   grid.check(config)
-  number, count = grid.parse_shard(shard_text)
+  number, count = grid.parse_shard(shard)
+  workers.check(jobs, workdir)
   logs.say(parallel.describe())
   grid.keep_config(config, workdir)
   if names := grid.untuned(config):
@@ -54,43 +68,89 @@ def run(config: Any, workdir: pathlib.Path, shard_text: str = '') -> None:
   if not mine:
     logs.say(f'table: no group of cells is left for shard {number}/{count}')
     return
-  busy = 'another process runs this shard; --shard=i/n shares a table'
-  with logs.lock(workdir / 'shards' / f'{number}-of-{count}', busy, wait=False):
-    run_groups(config, mine, workdir)
-  report([workdir], workdir)
+  todo = undone(mine, workdir)
+  logs.say(f'table: {len(mine)} groups of cells, {len(todo)} to run')
+
+  @functools.lru_cache(maxsize=1)
+  def world_of(rotation: grid.Rotation | None) -> World:
+    world = World(config, rotation)
+    save_world(config, world, workdir)
+    return world
+
+  if jobs > 1 and todo:
+    share_groups(todo, world_of, workdir, jobs)
+  else:
+    run_groups(todo, world_of, workdir)
+  if jobs:
+    if todo or not (workdir / PANELS).exists():  # Of a killed table.
+      keep_similarities(world_of(mine[-1][0].rotation), workdir)
+    report([workdir], workdir)
 
 
-def run_groups(
-  config: Any, groups: Sequence[Sequence[Cell]], workdir: pathlib.Path
-) -> None:
-  """Runs groups of cells, those of a rotation after each other."""
-  todo = [
+def undone(
+  groups: Sequence[Sequence[Cell]], workdir: pathlib.Path
+) -> list[Sequence[Cell]]:
+  """The groups that have a cell to run."""
+  return [
     group
     for group in groups
     if not all(grid.done(workdir, cell) for cell in group)
   ]
-  logs.say(f'table: {len(groups)} groups of cells, {len(todo)} to run')
-  world, started = None, time.monotonic()
-  for number, group in enumerate(todo):
-    if world is None or world.rotation != group[0].rotation:
-      world = World(config, group[0].rotation)
-      save_world(config, world, workdir)
-    # Shards of other counts, i/2 and i/3, share groups.
-    name = group[0].name.rpartition('-')[0]
-    with logs.lock(
-      workdir / 'groups' / name, 'another process runs this group'
-    ):
-      seconds = run_group(world, group, workdir)
-    left = (time.monotonic() - started) / (number + 1) * len(todo[number + 1 :])
-    logs.say(
-      f'table: {number + 1}/{len(todo)} {group[0].student} '
-      f'{group[0].objective}, {len(group)} seeds in {seconds:.0f} s; '
-      f'{left / 60:.0f} min to go'
+
+
+def share_groups(
+  groups: Sequence[Sequence[Cell]],
+  world_of: Callable[[grid.Rotation | None], World],
+  workdir: pathlib.Path,
+  jobs: int,
+) -> None:
+  """Has groups of cells run by several processes.
+
+  Raises:
+    ValueError: if a group was not run.
+  """
+  for rotation in dict.fromkeys(group[0].rotation for group in groups):
+    world_of(rotation)  # Its teacher is trained with all the cores.
+  ended = workers.run(jobs)
+  if left := undone(groups, workdir):
+    raise ValueError(
+      f'{len(left)} of {len(groups)} groups of cells were not run: the '
+      f'processes of --jobs={jobs} ended with the exit codes {ended}, what '
+      'they said stands above; the same command continues'
     )
-  if world is None and not (workdir / PANELS).exists():
-    world = World(config, groups[-1][0].rotation)  # Of a killed table.
-  if world is not None:
-    keep_similarities(world, workdir)
+
+
+def run_groups(
+  groups: Sequence[Sequence[Cell]],
+  world_of: Callable[[grid.Rotation | None], World],
+  workdir: pathlib.Path,
+) -> None:
+  """Runs groups of cells, first those that no other process is at."""
+  started, busy = time.monotonic(), []
+
+  def attempt(group, wait: bool) -> None:
+    first = group[0]
+    folder = workdir / 'groups' / first.name.rpartition('-')[0]
+    with logs.lock(folder, 'another process runs this group', wait):
+      if not undone([group], workdir):
+        return
+      seconds = run_group(world_of(first.rotation), group, workdir)
+    left = len(undone(groups, workdir))
+    # Others' groups count as well: they are of the same pace.
+    each = (time.monotonic() - started) / max(1, len(groups) - left)
+    logs.say(
+      f'table: {len(groups) - left}/{len(groups)} {first.student} '
+      f'{first.objective}, {len(group)} seeds in {seconds:.0f} s; '
+      f'{each * left / 60:.0f} min to go'
+    )
+
+  for group in groups:
+    try:
+      attempt(group, wait=False)
+    except logs.Busy:
+      busy.append(group)
+  for group in busy:  # In case the process that was at it has died.
+    attempt(group, wait=True)
 
 
 def keep_similarities(world: World, workdir: pathlib.Path) -> None:
@@ -138,7 +198,7 @@ def save_world(config: Any, world: World, workdir: pathlib.Path) -> None:
     'dataset': config['dataset']['name'] if name else world.dataset.name,
     'tags': list(world.dataset.coarse),
     'environment': outcome.environment(),
-    'command': shlex.join(['python', *sys.argv]),
+    'command': shlex.join(['python', *workers.command()]),
   }
   parts.start(config, workdir, facts)
   if known:
@@ -162,10 +222,7 @@ def run_group(
   world: World, group: Sequence[Cell], workdir: pathlib.Path
 ) -> float:
   """Trains and scores the cells of a group; gives the seconds it took."""
-  started = time.monotonic()
-  if all(grid.done(workdir, cell) for cell in group):
-    return 0.0
-  first = group[0]
+  started, first = time.monotonic(), group[0]
   weights = grid.objective(world.config, first.student, first.objective)
   jobs = [world.job(first.student, weights, cell.seed) for cell in group]
   members = world.fit(jobs)
