@@ -1,6 +1,7 @@
 r"""The paper's table: objectives by students by seeds, one teacher.
 
-  python run.py --mode=table --config=configs/table.py --workdir=runs/table
+  python run.py --mode=table --config=configs/table.py --workdir=runs/table \
+    --jobs=2
   python run.py --mode=table --config=configs/table.py:clips \
     --config.dataset.manual_dir=DIR --workdir=runs/table-clips
 

@@ -405,8 +405,10 @@ class Run:
   def _progress(self, members, step) -> str:
     scores = [m.best_score for m in members if not m.diverged]
     best = f'{np.mean(scores):.4f}' if scores else 'none, all diverged'
+    job = members[0].job
     return (
-      f'{members[0].job.name} and {len(members) - 1} more: '
+      f'{job.name} and {len(members) - 1} more, '
+      f'{" + ".join(job.terms()) or "no distillation"}: '
       f'step {step}/{self.plan.num_steps}, mean of best scores {best}'
     )
 

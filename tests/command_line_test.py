@@ -70,6 +70,11 @@ def test_profile_is_the_number_of_steps_to_trace(flags, steps):
     (['--mode=table', '--config=configs/iusp.py'], '--config=configs/table.py'),
     (['--mode=tune', '--config=configs/kd.py'], '--config=configs/table.py'),
     (['--config=configs/table.py'], '--mode=table'),
+    (['--config=configs/iusp.py', '--jobs=2'], '--mode=table'),
+    (
+      ['--mode=tune', '--config=configs/table.py', '--shard=0/2'],
+      '--mode=table',
+    ),
   ],
 )
 def test_mode_and_config_that_do_not_go_together_are_refused(flags, expected):

@@ -1,6 +1,7 @@
 """The table's commands as they are typed, from nothing to the report."""
 
 import json
+import os
 
 import pytest
 from run_test import command, run
@@ -20,11 +21,22 @@ def test_table_is_tuned_run_and_reported(tmp_path):
 
   place = tmp_path / 'table'
   table += ['--mode=table', f'--workdir={place}']
-  for shard, left in (('0/2', 4), ('1/2', 0)):
-    done = run([*table, f'--shard={shard}'])
+  jobs = min(2, len(os.sched_getaffinity(0)))
+  for flag, left in (('--shard=0/2', 4), (f'--jobs={jobs}', 0)):
+    done = run([*table, flag])
     assert done.returncode == 0, done.stdout + done.stderr
     cells = json.loads((place / 'cells.json').read_text())['cells']
     assert [c['status'] for c in cells].count('missing') == left
+    assert 'ended with exit code' not in done.stdout
+  for name, share in (('baseline', 1), ('kd', jobs)):  # Of which command.
+    found = place / 'cells' / f'crnn_32-{name}-seed100' / 'results.json'
+    environment = json.loads(found.read_text())['environment']
+    assert environment['num_cores'] == len(os.sched_getaffinity(0)) // share
+  commands = json.loads((place / 'grid.json').read_text())['command']
+  assert [line.split()[-1] for line in commands.splitlines()] == [
+    '--shard=0/2',
+    f'--jobs={jobs}',
+  ]
   again = run(table)
   assert '5 groups of cells, 0 to run' in again.stdout
   other = run([*table, '--config.table.seeds=3'])

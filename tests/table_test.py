@@ -2,16 +2,11 @@
 
 import contextlib
 import json
-import os
 import pathlib
-import signal
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
-from etils import epath
 from fakes import dataset, recipe, teacher_recipe
 
 from configs import base
@@ -302,130 +297,82 @@ def test_shard_without_groups_ends_well(tmp_path, capsys):
   assert 'no group of cells is left for shard 7/8' in capsys.readouterr().out
 
 
-def make_undone(groups):
-  """Marks of cells that `run_group` of a test leaves, and their order."""
+@pytest.fixture
+def ran(monkeypatch):
+  """Objectives of the groups that `run_group` ran; it leaves empty cells."""
   order = []
 
   def run_group(world, group, workdir):
     del world
     order.append(group[0].objective)
     for cell in group:
-      path = grid.folder(workdir, cell) / 'cell.json'
-      logs.write_atomically(path, '{}')
+      logs.write_atomically(grid.folder(workdir, cell) / 'cell.json', '{}')
     return 0.0
 
-  return order, run_group
-
-
-def test_group_that_another_process_runs_comes_last(tmp_path, monkeypatch):
-  groups = grid.groups(tiny_config())[:3]
-  order, run_group = make_undone(groups)
   monkeypatch.setattr(runner, 'run_group', run_group)
-  name = groups[0][0].name.rpartition('-')[0]
-  with contextlib.ExitStack() as other:
-    other.enter_context(logs.lock(tmp_path / 'groups' / name, 'busy'))
+  return order
 
-    def world_of(rotation):
-      if len(order) == 1:
-        other.close()  # The other process has died without a result.
-      return rotation
 
-    runner.run_groups(groups, world_of, tmp_path)
-  first, *others = [group[0].objective for group in groups]
-  assert order == [*others, first]
+@pytest.mark.parametrize('dies', [False, True])
+def test_group_of_another_process_comes_last_and_again_if_that_dies(
+  dies, ran, tmp_path, monkeypatch
+):
+  first, second = groups = grid.groups(tiny_config())[:2]
+  folder = tmp_path / 'groups' / first[0].name.rpartition('-')[0]
+  other = contextlib.ExitStack()
+  other.enter_context(logs.lock(folder, 'held'))
+
+  def say(text):
+    if text.endswith('waiting'):  # From here on it would wait for ever.
+      assert ran == [second[0].objective]
+      if not dies:
+        runner.run_group(None, first, tmp_path)
+      other.close()
+
+  monkeypatch.setattr(logs, 'say', say)
+  runner.run_groups(groups, lambda rotation: rotation, tmp_path)
+  # If it lives, its own run of the group is the only one.
+  assert ran == [second[0].objective, first[0].objective]
   assert not runner.undone(groups, tmp_path)
 
 
-def test_group_that_another_process_has_run_is_not_run_again(
-  tmp_path, monkeypatch
-):
-  groups = grid.groups(tiny_config())[:2]
-  order, run_group = make_undone(groups)
-  run_group(None, groups[0], tmp_path)
-  monkeypatch.setattr(runner, 'run_group', run_group)
-  runner.run_groups(groups, lambda rotation: rotation, tmp_path)
-  assert order == [group[0].objective for group in groups]
-
-
-def test_groups_that_workers_leave_are_an_error(tmp_path, monkeypatch):
+def test_groups_that_no_process_runs_are_an_error(ran, tmp_path, monkeypatch):
   groups = grid.groups(tiny_config())
-  order, run_group = make_undone(groups)
   seen = []
 
   def run(jobs):
-    assert seen == [None]  # The teacher is there before workers start.
-    run_group(None, groups[0], tmp_path)
+    assert seen == [None]  # The teacher is there before they start.
+    runner.run_group(None, groups[0], tmp_path)
     return [0] * (jobs - 1) + [1]
 
   monkeypatch.setattr(workers, 'run', run)
   with pytest.raises(ValueError, match=r'were not run.*exit codes \[0, 1\]'):
     runner.share_groups(groups, seen.append, tmp_path, 2)
-  assert order == [groups[0][0].objective]
-
-
-def test_workers_share_the_cores_and_have_one_command(monkeypatch, tmp_path):
-  cores = os.sched_getaffinity(0)
-  script = tmp_path / 'script.py'
-  script.write_text(
-    'import os, pathlib, sys\n'
-    'name = "-".join(map(str, os.sched_getaffinity(0)))\n'
-    'pathlib.Path(sys.argv[1], name).write_text(" ".join(sys.argv[2:]))\n'
-    'sys.exit(3)\n'
-  )
-  place = tmp_path / 'cores'
-  place.mkdir()
-  jobs = min(2, len(cores))
-  monkeypatch.setattr(sys, 'argv', [str(script), str(place), '--jobs=2'])
-  assert workers.run(jobs) == [3] * jobs
-  found = [set(map(int, path.name.split('-'))) for path in place.iterdir()]
-  assert len(found) == jobs
-  assert set.union(*found) == cores
-  assert sum(map(len, found)) == len(cores)
-  assert {path.read_text() for path in place.iterdir()} == {'--jobs=2 --jobs=0'}
-  assert os.sched_getaffinity(0) == cores
-  monkeypatch.setattr(sys, 'argv', ['run.py', '--jobs=2', '--jobs=0'])
-  assert workers.command() == ['run.py', '--jobs=2']
-
-
-def test_workers_end_with_the_process_that_started_them(monkeypatch, tmp_path):
-  script, place = tmp_path / 'script.py', tmp_path / 'alive'
-  script.write_text(
-    'import pathlib, sys, time\n'
-    f'pathlib.Path({str(place)!r}).touch()\n'
-    'time.sleep(60)\n'
-  )
-  monkeypatch.setattr(sys, 'argv', [str(script)])
-  started = []
-  start = subprocess.Popen
-
-  class Interrupted(start):
-    def wait(self, timeout=None):
-      if self not in started:
-        started.append(self)
-        raise KeyboardInterrupt
-      return super().wait(timeout)
-
-  monkeypatch.setattr(subprocess, 'Popen', Interrupted)
-  with pytest.raises(KeyboardInterrupt):
-    workers.run(1)
-  assert started[0].returncode == -signal.SIGTERM
+  assert ran == [groups[0][0].objective]
 
 
 @pytest.mark.parametrize(
-  ('jobs', 'workdir', 'backend', 'message'),
-  [
-    (2, 'runs/a', 'gpu', r'--jobs is 2 and the backend gpu'),
-    (10_000, 'runs/a', 'cpu', r'--jobs is 10000 and there are \d+ cores'),
-    (2, 'gs://bucket/a', 'cpu', r'--workdir gs:/.*: processes share a table'),
-  ],
+  ('jobs', 'shares', 'reports'), [(0, 0, 0), (1, 0, 1), (2, 1, 1)]
 )
-def test_jobs_that_cannot_be_are_refused(
-  monkeypatch, jobs, workdir, backend, message
+def test_one_process_leaves_the_report(
+  jobs, shares, reports, ran, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(workers.jax, 'default_backend', lambda: backend)
-  monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {0, 1})
-  with pytest.raises(ValueError, match=message):
-    workers.check(jobs, epath.Path(workdir))
+  calls = []
+  for name in ('save_world', 'keep_similarities', 'report'):
+    monkeypatch.setattr(runner, name, lambda *_, name=name: calls.append(name))
+  monkeypatch.setattr(runner, 'World', lambda config, rotation: rotation)
+  monkeypatch.setattr(workers, 'check', lambda *_: None)
+
+  def run(jobs):
+    calls.append('run')
+    runner.run(tiny_config(), tmp_path, jobs=0)
+    return [0] * jobs
+
+  monkeypatch.setattr(workers, 'run', run)
+  runner.run(tiny_config(), tmp_path, jobs=jobs)
+  assert len(ran) == 5
+  assert calls.count('run') == shares
+  assert calls.count('report') == calls.count('keep_similarities') == reports
 
 
 def test_cell_that_is_being_written_is_not_drawn(world, tmp_path, monkeypatch):

@@ -48,7 +48,8 @@ def run(
     config: as configs/table.py makes it.
     workdir: for the cells and what is made of them.
     shard: 'i/n', to run every n-th group of cells, the i-th first.
-    jobs: processes at a time; 0 for one of them, which leaves no report.
+    jobs: processes at a time, of this very command: more than one are for
+      run.py alone. 0: this is one of them, and leaves the report to others.
 
   Raises:
     ValueError: for a config, a workdir, flags or data that cannot be right.
@@ -57,19 +58,16 @@ def run(
   grid.check(config)
   number, count = grid.parse_shard(shard)
   workers.check(jobs, workdir)
-  logs.say(parallel.describe())
+  if jobs:
+    logs.say(parallel.describe())
   grid.keep_config(config, workdir)
-  if names := grid.untuned(config):
-    logs.say(
-      f'table: weights of {", ".join(names)} were not tuned for '
-      f'{config["dataset"]["name"]}, see --mode=tune'
-    )
   mine = grid.groups(config)[number::count]
   if not mine:
     logs.say(f'table: no group of cells is left for shard {number}/{count}')
     return
   todo = undone(mine, workdir)
-  logs.say(f'table: {len(mine)} groups of cells, {len(todo)} to run')
+  if jobs:
+    _say_plan(config, len(mine), len(todo))
 
   @functools.lru_cache(maxsize=1)
   def world_of(rotation: grid.Rotation | None) -> World:
@@ -85,6 +83,15 @@ def run(
     if todo or not (workdir / PANELS).exists():  # Of a killed table.
       keep_similarities(world_of(mine[-1][0].rotation), workdir)
     report([workdir], workdir)
+
+
+def _say_plan(config: Any, num_groups: int, num_todo: int) -> None:
+  if names := grid.untuned(config):
+    logs.say(
+      f'table: weights of {", ".join(names)} were not tuned for '
+      f'{config["dataset"]["name"]}, see --mode=tune'
+    )
+  logs.say(f'table: {num_groups} groups of cells, {num_todo} to run')
 
 
 def undone(
@@ -156,8 +163,8 @@ def run_groups(
 def keep_similarities(world: World, workdir: pathlib.Path) -> None:
   """Frame similarities of the same test clips: teacher and one student's runs.
 
-  Of the first student and its first seed, in the rotation that was run last;
-  the report draws them.
+  Of the first student and its first seed in the world's rotation; the report
+  draws them.
   """
   table = world.config['table']
   shown = {'teacher': world.guide}

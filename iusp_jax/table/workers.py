@@ -8,12 +8,14 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import jax
 
-from iusp_jax import logs
+from iusp_jax import logs, preemption
 
 _WORKER = '--jobs=0'
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def check(jobs: int, workdir: pathlib.Path) -> None:
@@ -28,8 +30,8 @@ def check(jobs: int, workdir: pathlib.Path) -> None:
     )
   if jobs > num_cores:
     raise ValueError(
-      f'--jobs is {jobs} and there are {num_cores} cores: expected at most one '
-      'process a core'
+      f'--jobs is {jobs}, and {num_cores} is the number of cores: expected at '
+      'most one process a core'
     )
   if logs.is_remote(workdir):
     raise ValueError(
@@ -42,31 +44,65 @@ def check(jobs: int, workdir: pathlib.Path) -> None:
 def run(jobs: int) -> list[int]:
   """Runs this process's command in several, each on its share of the cores.
 
+  The shares are equal, since the number of cores decides how sums are rounded;
+  cores that are left over stay idle.
+
   Args:
     jobs: how many.
 
   Returns:
     Their exit codes, when all have ended.
+
+  Raises:
+    ValueError: in a process that is one of such.
   """
-  cores = sorted(os.sched_getaffinity(0))
+  if _WORKER in sys.argv:
+    raise ValueError(f'{sys.argv} asks for --jobs={jobs}: expected {_WORKER}')
   processes: list[subprocess.Popen] = []
   try:
-    for number in range(jobs):
-      # A process inherits the cores of the thread that starts it; XLA makes as
-      # many threads as it finds there.
-      os.sched_setaffinity(0, cores[number::jobs])
-      command = [sys.executable, *sys.argv, _WORKER]
-      processes.append(subprocess.Popen(command))
-    os.sched_setaffinity(0, cores)
-    return [process.wait() for process in processes]
+    with preemption.deferred():  # Not with one that is in no list.
+      _start(jobs, processes)
+    return _wait(processes)
   finally:
-    os.sched_setaffinity(0, cores)
     for process in processes:
-      process.terminate()  # No-op for one that has ended.
+      process.terminate()  # Nothing, for one that has ended.
     for process in processes:
       process.wait()
 
 
+def _start(jobs: int, processes: list[subprocess.Popen]) -> None:
+  """Adds processes, one by one, to those that have begun."""
+  cores = sorted(os.sched_getaffinity(0))
+  each = len(cores) // jobs
+  try:
+    for number in range(jobs):
+      # A process inherits the cores of the thread that starts it; XLA makes as
+      # many threads as it finds there.
+      os.sched_setaffinity(0, cores[number * each : (number + 1) * each])
+      words = [sys.executable, *sys.argv, _WORKER]
+      processes.append(subprocess.Popen(words))
+  finally:
+    os.sched_setaffinity(0, cores)
+
+
+def _wait(processes: list[subprocess.Popen]) -> list[int]:
+  """Exit codes of all; says at once where one has failed."""
+  codes: dict[int, int] = {}
+  while len(codes) < len(processes):
+    for number, process in enumerate(processes):
+      code = process.poll()
+      if code is None or number in codes:
+        continue
+      codes[number] = code
+      if code:
+        logs.say(
+          f'table: process {number + 1} of {len(processes)} ended with exit '
+          f'code {code}; {len(processes) - len(codes)} go on with its work'
+        )
+    time.sleep(_SECONDS_BETWEEN_LOOKS)
+  return [codes[number] for number in range(len(processes))]
+
+
 def command() -> list[str]:
-  """The command that a person typed, in this process and in a worker."""
+  """The command that a person typed, here and in the processes of `run`."""
   return [word for word in sys.argv if word != _WORKER]
