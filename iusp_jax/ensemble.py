@@ -350,7 +350,7 @@ class Run:
     for first, last in itertools.pairwise(stops):
       outputs = self.take_steps(first, last, feed)
       logits_MNC = np.asarray(self.predict(self.state.variables(), mel))
-      variables = jax.tree.map(np.asarray, self.state.variables())
+      variables = self.state.variables()
       for m, member in enumerate(members):
         self._log(member, first, {k: v[m] for k, v in outputs.items()})
         own = jax.tree.map(lambda x, m=m: x[m], variables)
@@ -397,8 +397,15 @@ class Run:
     """
     found = []
     for clips_MKB, arrays in feed(self.order(first, last)):
-      self.state, outputs = self.advance(self.members(clips_MKB), arrays)
-      found.append({key: np.asarray(value) for key, value in outputs.items()})
+      count = clips_MKB.shape[1]
+      # The last steps before a validation are fewer: no second program for it.
+      room = ((0, 0), (0, max(0, self.plan.eval_every_steps - count)), (0, 0))
+      members = self.members(np.pad(clips_MKB, room))
+      shared = arrays, np.int32(count)
+      state, outputs = self.advance(members, shared)
+      # On the host, as at the start: from elsewhere it would be compiled anew.
+      self.state = jax.tree.map(np.asarray, state)
+      found.append({k: np.asarray(v)[:, :count] for k, v in outputs.items()})
       del arrays  # Before the next part comes: there is room for one.
     return {key: np.concatenate([f[key] for f in found], 1) for key in found[0]}
 
@@ -459,11 +466,12 @@ def _order(num_clips: int, seed: int, first: int, last: int) -> np.ndarray:
   return np.array([order[k] for k in range(first, last)], np.int32)
 
 
-def _advance(step, member, resident):
-  """One member through the steps whose clips are given."""
+def _advance(step, member, shared):
+  """One member through the first `count` of the steps whose clips are given."""
   state, settings, index_KB = member
+  resident, count = shared
 
-  def scanned(state, index_B):
+  def one(state, index_B):
     # The batch is in one place: an axis of one device for its collectives.
     # Only the batch has it; convolutions with mapped kernels are twice as slow.
     batch = jax.tree.map(lambda x: x[None], take(resident, index_B))
@@ -475,7 +483,16 @@ def _advance(step, member, resident):
     )
     return one_device(state, {}, settings, batch)
 
-  return jax.lax.scan(scanned, state, index_KB)
+  _, outputs = jax.eval_shape(one, state, index_KB[0])
+  nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), outputs)
+
+  def scanned(state, at):
+    k, index_B = at
+    return jax.lax.cond(
+      k < count, one, lambda state, _: (state, nothing), state, index_B
+    )
+
+  return jax.lax.scan(scanned, state, (jnp.arange(len(index_KB)), index_KB))
 
 
 def _predict(model, variables, mel_NTF, batch_size=64):

@@ -124,7 +124,7 @@ def test_what_does_not_fit_on_a_device_is_brought_in_parts(
   assert 'in 2 groups' in said[0]
   assert 'clips of 2 steps' in said[1]  # Of one member, ...
   assert sum('clips of 1 steps' in line for line in said) == 1  # ... of two.
-  assert 'and 1 more: step 15/15' in said[-1]
+  assert 'and 1 more, kd + sp + iusp: step 15/15' in said[-1]
   assert max(brought) < size
   for one, other in zip(whole, parts, strict=True):
     assert one.best_score == other.best_score
