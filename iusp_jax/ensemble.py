@@ -323,6 +323,7 @@ class Run:
     self.predict = _compile_predict_members(plain, together)
     states = [initial_state(student, optimizer, job) for job in jobs]
     self.state = jax.tree.map(lambda *x: np.stack(x), *states)
+    self._rounds = 0  # Most steps that `advance` was called for.
     settings = [job.settings() for job in jobs]
     self._settings = jax.tree.map(lambda *x: np.stack(x), *settings)
 
@@ -398,11 +399,11 @@ class Run:
     found = []
     for clips_MKB, arrays in feed(self.order(first, last)):
       count = clips_MKB.shape[1]
-      # The last steps before a validation are fewer: no second program for it.
-      room = ((0, 0), (0, max(0, self.plan.eval_every_steps - count)), (0, 0))
-      members = self.members(np.pad(clips_MKB, room))
-      shared = arrays, np.int32(count)
-      state, outputs = self.advance(members, shared)
+      # The last validation comes after fewer steps: no second program for them.
+      self._rounds = max(self._rounds, count)
+      padding = ((0, 0), (0, self._rounds - count), (0, 0))
+      members = self.members(np.pad(clips_MKB, padding))
+      state, outputs = self.advance(members, (arrays, np.int32(count)))
       # On the host, as at the start: from elsewhere it would be compiled anew.
       self.state = jax.tree.map(np.asarray, state)
       found.append({k: np.asarray(v)[:, :count] for k, v in outputs.items()})
@@ -461,13 +462,23 @@ class Run:
 
 @functools.lru_cache(maxsize=1024)  # Groups of cells have the same seeds.
 def _order(num_clips: int, seed: int, first: int, last: int) -> np.ndarray:
-  """Clips of a run's stream from the place `first` to `last`."""
+  """Clips of a run's stream from the place `first` to `last`, int32 `[K·B]`."""
   order = data.train_order(num_clips, seed)
   return np.array([order[k] for k in range(first, last)], np.int32)
 
 
 def _advance(step, member, shared):
-  """One member through the first `count` of the steps whose clips are given."""
+  """One member through the first steps of those whose clips are given.
+
+  Args:
+    step: from `make_step`.
+    member: state, settings and the clips of K steps, int32 `[K, B]`.
+    shared: the split on the device, and how many of the K steps are taken.
+
+  Returns:
+    The state after them, and what they gave, `[K]` each; 0 for those that were
+    not taken.
+  """
   state, settings, index_KB = member
   resident, count = shared
 
