@@ -84,6 +84,37 @@ def test_members_are_the_runs_by_themselves(tmp_path, outputs, together):
     )
 
 
+def test_shorter_last_steps_share_the_program(outputs, monkeypatch):
+  """6 + 6 + 3 steps end as 5 times 3 do, and the step is traced once."""
+  job = make_job('all', augmented=False, epochs=5.0, log_every_steps=1)
+  split = residents(job, outputs)
+  advance, traced = ensemble._advance, []
+
+  def watched(step, member, shared):
+    traced.append(member[2].shape)
+    return advance(step, member, shared)
+
+  monkeypatch.setattr(ensemble, '_advance', watched)
+  found = []
+  for every in (1.0, 2.0):
+    training = job.recipe['training'] | {'eval_every_epochs': every}
+    own = dataclasses.replace(job, recipe=job.recipe | {'training': training})
+    found += ensemble.fit([own], *split)
+  batch_size = job.recipe['training']['batch_size']
+  assert traced == [(3, batch_size), (6, batch_size)]
+  even, uneven = (
+    [row['train/loss'] for row in member.rows if 'train/loss' in row]
+    for member in found
+  )
+  assert len(even) == 15
+  np.testing.assert_allclose(uneven, even, 1e-5)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, 1e-3, 1e-4),
+    found[0].last['params'],
+    found[1].last['params'],
+  )
+
+
 def bytes_of(resident):
   return sum(array.nbytes for array in resident.values())
 
