@@ -16,9 +16,8 @@ Members are spread over the devices, each of which works through its share,
 import dataclasses
 import functools
 import itertools
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,17 +28,15 @@ from iusp_jax import (
   accumulate,
   data,
   evaluate,
-  frontend,
+  in_memory,
   logs,
   optim,
   parallel,
-  store,
   tagger,
   train,
 )
-from iusp_jax.step import TARGETS, Job, initial_state, make_step
-
-Resident = Mapping[str, Any]
+from iusp_jax.in_memory import Resident
+from iusp_jax.step import Job, initial_state, make_step
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -67,31 +64,6 @@ class Member:
   diverged: str = ''
 
 
-def features(model: tagger.Tagger, split: data.Split) -> dict[str, np.ndarray]:
-  """Log-mel, tags and masks of a whole split.
-
-  Args:
-    model: whose front end hears.
-    split: to read.
-
-  Returns:
-    float32 `mel` `[N, T, F]`, `tags` and `mask` `[N, C]`; int32 `length` and
-    `index` `[N]`.
-  """
-  hear = _compile_hear(model.frontend)
-  batches = [
-    {
-      'mel': hear(batch['wave']),
-      **{key: batch[key] for key in ('tags', 'mask', 'length', 'index')},
-    }
-    for batch in data.eval_batches(split, min(32, len(split)))
-  ]
-  return {
-    key: np.concatenate([np.asarray(b[key]) for b in batches])[: len(split)]
-    for key in batches[0]
-  }
-
-
 @functools.cache
 def compile_predict(model: tagger.Tagger) -> Callable:
   """`predict(variables, mel_NTF)`: logits `[N, C]` of a whole split."""
@@ -101,46 +73,6 @@ def compile_predict(model: tagger.Tagger) -> Callable:
 @functools.cache
 def _compile_predict_members(model: tagger.Tagger, together: int) -> Callable:
   return parallel.map_members(functools.partial(_predict, model), together)
-
-
-@functools.cache
-def _compile_hear(config: frontend.FrontendConfig) -> Callable:
-  return jax.jit(lambda wave_BS: frontend.log_mel(wave_BS, config))
-
-
-def with_targets(
-  resident: Resident, outputs: store.Store, terms: Sequence[str]
-) -> dict[str, Any]:
-  """Features and what the terms need of the teacher's outputs.
-
-  Args:
-    resident: from `features`.
-    outputs: of the same split.
-    terms: of the objective.
-
-  Returns:
-    `resident` and, by the names of `step.TARGETS`, logits `[N, C]`, frame
-    similarities `[N, T, T]`, clip similarities `[N, N]`.
-  """
-  stored = {
-    'teacher_logits': outputs.logits,
-    'teacher_batch_gram': outputs.batch_gram,
-    'teacher_frame_gram': outputs.frame_gram,
-  }
-  wanted = {TARGETS[term] for term in terms}
-  added = {key: np.asarray(stored[key]) for key in stored if key in wanted}
-  return {**resident, **added}
-
-
-def take(resident: Resident, index_B: jax.Array) -> dict[str, jax.Array]:
-  """One batch of what stays on the device; `[B, B]` of clip similarities."""
-  batch = {key: array[index_B] for key, array in resident.items()}
-  if 'teacher_batch_gram' in batch:
-    batch['teacher_batch_gram'] = batch['teacher_batch_gram'][:, index_B]
-  if 'teacher_frame_gram' in batch:
-    gram = batch['teacher_frame_gram']
-    batch['teacher_frame_gram'] = gram.astype(jnp.float32)
-  return batch
 
 
 def fit(
@@ -154,8 +86,8 @@ def fit(
 
   Args:
     jobs: of one recipe, data set and set of terms; `workdir` is not used.
-    resident: from `with_targets`, of the training split.
-    validate: from `features`, of the validation split.
+    resident: from `in_memory.with_targets`, of the training split.
+    validate: from `in_memory.features`, of the validation split.
     together: members under one `vmap`; by default as is fastest.
     room: bytes of a device for features and teacher outputs of the training
       split; by default half of its memory, and no limit on a CPU. Jobs whose
@@ -170,7 +102,7 @@ def fit(
   """
   _check(jobs)
   if room is None:
-    room = device_room()
+    room = in_memory.device_room()
   members = []
   for few in groups(jobs, resident, room):
     run = Run(few, together or best_together())
@@ -181,7 +113,7 @@ def fit(
 def first_epoch(job: Job, resident: Resident) -> tuple[Any, np.ndarray]:
   """Variables of one job after an epoch, and the clips of the next `[K, B]`."""
   _check([job])
-  room = device_room()
+  room = in_memory.device_room()
   groups([job], resident, room)  # Raises where a batch exceeds the room.
   run = Run([job], 1)
   steps = max(1, round(run.plan.steps_per_epoch))
@@ -195,12 +127,6 @@ def best_together() -> int:
   return 1 if jax.default_backend() == 'cpu' else 64
 
 
-def device_room() -> int:
-  """Bytes of a device that may hold what stays there."""
-  stats = jax.local_devices()[0].memory_stats() or {}
-  return stats.get('bytes_limit', 2 * sys.maxsize) // 2
-
-
 def groups(
   jobs: Sequence[Job], resident: Resident, room: int
 ) -> list[Sequence[Job]]:
@@ -208,7 +134,7 @@ def groups(
 
   Args:
     jobs: to share a program.
-    resident: a split on the host, from `with_targets`.
+    resident: a split on the host, from `in_memory.with_targets`.
     room: bytes of a device.
 
   Returns:
@@ -217,12 +143,14 @@ def groups(
   Raises:
     ValueError: where one job's batch exceeds the room.
   """
-  if _size(resident) <= room:
+  if in_memory.size(resident) <= room:
     return [jobs]
   batch_size = jobs[0].recipe['training']['batch_size']
-  at_once = _clips_in(resident, room) // batch_size
+  at_once = in_memory.clips_in(resident, room) // batch_size
   if not at_once:
-    megabytes = _size(resident) / len(resident['index']) * batch_size / 1e6
+    megabytes = (
+      in_memory.size(resident) / len(resident['index']) * batch_size / 1e6
+    )
     raise ValueError(
       f'{jobs[0].name}: batch_size is {batch_size}, and the features and '
       f'teacher outputs of so many clips are {megabytes:.1f} MB, more than the '
@@ -237,40 +165,6 @@ def groups(
     )
   ends = [len(jobs) * k // count for k in range(count + 1)]
   return [jobs[i:j] for i, j in itertools.pairwise(ends)]
-
-
-def _size(resident: Resident) -> int:
-  """Bytes of a split."""
-  return sum(array.nbytes for array in resident.values())
-
-
-def _clips_in(resident: Resident, room: int) -> int:
-  """How many clips of a split have room."""
-  return room * len(resident['index']) // _size(resident)
-
-
-def part(
-  resident: Resident, clips_MKB: np.ndarray
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """What some steps need of a split, and their clips by its new numbers.
-
-  Args:
-    resident: a split on the host, from `with_targets`.
-    clips_MKB: by their places in the split.
-
-  Returns:
-    Arrays as in `resident` for U clips, of which U depends on shapes alone,
-    and the places among them, `[M, K, B]`.
-  """
-  needed = np.unique(clips_MKB)
-  size = min(clips_MKB.size, len(resident['index']))
-  kept_U = np.pad(needed, (0, size - len(needed)), mode='edge')
-  arrays = {key: np.asarray(array[kept_U]) for key, array in resident.items()}
-  if 'teacher_batch_gram' in arrays:
-    gram_UN = arrays['teacher_batch_gram']
-    arrays['teacher_batch_gram'] = gram_UN[:, kept_U]
-  places = np.searchsorted(needed, clips_MKB).astype(np.int32)
-  return arrays, places
 
 
 def _check(jobs: Sequence[Job]) -> None:
@@ -368,10 +262,10 @@ class Run:
     otherwise one for every few steps, with what these need. One step must have
     room; see `groups`.
     """
-    if (size := _size(resident)) <= room:
+    if (size := in_memory.size(resident)) <= room:
       arrays = jax.device_put(dict(resident))
       return lambda clips_MKB: [(clips_MKB, arrays)]
-    steps = _clips_in(resident, room) // self.order(0, 1).size
+    steps = in_memory.clips_in(resident, room) // self.order(0, 1).size
     logs.say(
       f'{self._jobs[0].name}: features and teacher outputs of the split are '
       f'{size / 1e6:.0f} MB, more than the {room / 1e6:.0f} MB for them on a '
@@ -380,7 +274,7 @@ class Run:
 
     def feed(clips_MKB):
       for k in range(0, clips_MKB.shape[1], steps):
-        arrays, places = part(resident, clips_MKB[:, k : k + steps])
+        arrays, places = in_memory.part(resident, clips_MKB[:, k : k + steps])
         yield places, jax.device_put(arrays)
 
     return feed
@@ -485,7 +379,7 @@ def _advance(step, member, shared):
   def one(state, index_B):
     # The batch is in one place: an axis of one device for its collectives.
     # Only the batch has it; convolutions with mapped kernels are twice as slow.
-    batch = jax.tree.map(lambda x: x[None], take(resident, index_B))
+    batch = jax.tree.map(lambda x: x[None], in_memory.take(resident, index_B))
     one_device = jax.vmap(
       step,
       in_axes=(None, None, None, 0),

@@ -8,7 +8,16 @@ import pytest
 from fakes import TINY, recipe
 from train_test import fake, frozen, make_job
 
-from iusp_jax import checkpoint, ensemble, logs, parallel, store, tagger, train
+from iusp_jax import (
+  checkpoint,
+  ensemble,
+  in_memory,
+  logs,
+  parallel,
+  store,
+  tagger,
+  train,
+)
 from iusp_jax import teacher as teachers
 
 
@@ -23,10 +32,10 @@ def outputs(tmp_path_factory):
 def residents(job, outputs):
   model = tagger.build(job.recipe, len(job.dataset.tags))
   splits = job.dataset.splits
-  train_split = ensemble.features(model, splits['train'])
+  train_split = in_memory.features(model, splits['train'])
   return (
-    ensemble.with_targets(train_split, outputs, job.terms()),
-    ensemble.features(model, splits['validate']),
+    in_memory.with_targets(train_split, outputs, job.terms()),
+    in_memory.features(model, splits['validate']),
   )
 
 
@@ -121,14 +130,14 @@ def bytes_of(resident):
 
 def watch_parts(monkeypatch):
   """A list that gets the bytes of every part of a split that is made."""
-  part, brought = ensemble.part, []
+  part, brought = in_memory.part, []
 
   def watched(*given):
     arrays, places = part(*given)
     brought.append(bytes_of(arrays))
     return arrays, places
 
-  monkeypatch.setattr(ensemble, 'part', watched)
+  monkeypatch.setattr(in_memory, 'part', watched)
   return brought
 
 
@@ -170,13 +179,13 @@ def test_a_part_has_the_batches_of_the_whole(outputs):
   resident, _ = residents(job, outputs)
   clips_MKB = np.array([[[3, 7, 7], [0, 3, 23]], [[7, 1, 0], [2, 2, 5]]])
   for chosen in (clips_MKB, clips_MKB[:, :1]):
-    arrays, places = ensemble.part(resident, chosen)
+    arrays, places = in_memory.part(resident, chosen)
     assert len(arrays['index']) == min(chosen.size, 24)
     for own, new in zip(
       chosen.reshape(-1, 3), places.reshape(-1, 3), strict=True
     ):
       expected, found = (
-        ensemble.take(jax.tree.map(jax.numpy.asarray, dict(tree)), index_B)
+        in_memory.take(jax.tree.map(jax.numpy.asarray, dict(tree)), index_B)
         for tree, index_B in ((resident, own), (arrays, new))
       )
       assert expected.keys() == found.keys()
@@ -188,12 +197,12 @@ def test_first_epoch_keeps_to_the_room(monkeypatch):
     make_job('baseline'), recipe=recipe(TINY, bands=8, log_every_steps=1)
   )
   model = tagger.build(job.recipe, len(job.dataset.tags))
-  split = ensemble.features(model, job.dataset.splits['train'])
+  split = in_memory.features(model, job.dataset.splits['train'])
   brought = watch_parts(monkeypatch)
   expected, order_KB = ensemble.first_epoch(job, split)
   assert not brought
   room = bytes_of(split) // 2
-  monkeypatch.setattr(ensemble, 'device_room', lambda: room)
+  monkeypatch.setattr(in_memory, 'device_room', lambda: room)
   found, same_KB = ensemble.first_epoch(job, split)
   assert len(brought) == 3
   assert max(brought) <= room

@@ -115,6 +115,7 @@ FLOORS = (
     'iusp_jax.table.pictures',
     'iusp_jax.outcome',
     'iusp_jax.experiment',
+    'iusp_jax.in_memory',
     'iusp_jax.ensemble',
     'iusp_jax.table',
     'iusp_jax.table.grid',

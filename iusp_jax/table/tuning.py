@@ -20,6 +20,7 @@ import optax
 from iusp_jax import (
   ensemble,
   experiment,
+  in_memory,
   logs,
   objectives,
   parallel,
@@ -188,7 +189,7 @@ def gradient_units(world: World, student: str) -> dict[str, float]:
   """
   job = world.job(student, grid.with_weights(world.config, {}), 0)
   model = tagger.build(job.recipe, len(world.dataset.tags))
-  resident = ensemble.with_targets(
+  resident = in_memory.with_targets(
     world.features(model, 'train'),
     world.outputs['train'],
     step.DISTILLATION_TERMS,
@@ -197,7 +198,7 @@ def gradient_units(world: World, student: str) -> dict[str, float]:
   resident = jax.device_put(resident)
   norms = jax.jit(functools.partial(_gradient_norms, model, job))
   found = [
-    norms(variables, ensemble.take(resident, index_B))
+    norms(variables, in_memory.take(resident, index_B))
     for index_B in order_KB[:4]
   ]
   mean = {name: np.mean([row[name] for row in found]) for name in found[0]}

@@ -11,6 +11,7 @@ from iusp_jax import (
   data,
   ensemble,
   experiment,
+  in_memory,
   step,
   store,
   tagger,
@@ -35,13 +36,15 @@ class World:
       found = store.obtain(own, self.guide, self.dataset, split)
       assert found is not None  # `grid.check` has refused 'off'.
       self.outputs[split] = found
-    self._features: dict[Any, ensemble.Resident] = {}
+    self._features: dict[Any, in_memory.Resident] = {}
 
-  def features(self, model: tagger.Tagger, split: str) -> ensemble.Resident:
+  def features(self, model: tagger.Tagger, split: str) -> in_memory.Resident:
     """Log-mel and tags of a split, made once a front end."""
     key = model.frontend, split
     if key not in self._features:
-      self._features[key] = ensemble.features(model, self.dataset.splits[split])
+      self._features[key] = in_memory.features(
+        model, self.dataset.splits[split]
+      )
     return self._features[key]
 
   def job(self, student: str, weights: Mapping[str, float], seed: int):
@@ -61,7 +64,7 @@ class World:
     """Trains jobs of one student and one set of terms together."""
     first = jobs[0]
     model = tagger.build(first.recipe, len(self.dataset.tags))
-    resident = ensemble.with_targets(
+    resident = in_memory.with_targets(
       self.features(model, 'train'), self.outputs['train'], first.terms()
     )
     return ensemble.fit(jobs, resident, self.features(model, 'validate'))
