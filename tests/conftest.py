@@ -24,6 +24,14 @@ SHARED = ROOT.parent / 'shared' / 'data'
 
 
 @pytest.fixture(scope='session')
+def world(tmp_path_factory):
+  """What the cells of a small table share; nothing in it may be changed."""
+  from tables import tiny_world
+
+  return tiny_world(tmp_path_factory.mktemp('world'))
+
+
+@pytest.fixture(scope='session')
 def esc10_dir():
   """The 400 ESC-10 recordings, where this checkout has them beside it."""
   path = SHARED / 'esc10'

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 from fakes import dataset
-from table_test import tiny_config
+from tables import tiny_config
 
 from configs import base
 from configs import table as table_config

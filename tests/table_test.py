@@ -1,66 +1,23 @@
-"""Cells of a table, its parts and its tuning, on students of a test's size."""
+"""Cells of a table and what runs them, on students of a test's size."""
 
 import contextlib
 import json
-import pathlib
 
-import jax
 import numpy as np
 import pytest
-from fakes import dataset, recipe, teacher_recipe
+from tables import cells_of, tiny_config
 
-from configs import base
-from configs import table as table_config
 from iusp_jax import (
-  data,
   ensemble,
   logs,
   objectives,
   outcome,
   step,
-  store,
   tagger,
   teacher,
 )
-from iusp_jax.table import cells, grid, parts, runner, tuning, workers
-from iusp_jax.table.world import World, repetitiveness
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-
-
-def tiny_config():
-  config = table_config.get_config('smoke')
-  made = recipe(epochs=3.0, log_every_steps=1)
-  with config.unlocked():
-    config.student.update(made)
-    config.table.models = {'tiny': made['model']}
-    config.table.students = ('tiny',)
-    config.table.weights = {'tiny': base.WEIGHTS}
-    config.bootstrap = 10
-  return config
-
-
-@pytest.fixture(scope='module')
-def world(tmp_path_factory):
-  """A rotation over the fake data; its teacher is not trained."""
-  folder = tmp_path_factory.mktemp('world')
-  made = World.__new__(World)
-  made.config, made.rotation = tiny_config(), None
-  made.dataset = dataset('coarse')
-  model = tagger.build(teacher_recipe(), len(made.dataset.tags))
-  variables = model.initialise(3, 16_000)
-  made.guide = teacher.Trained(model, variables, 'f', folder)
-  made.outputs, made._features = {}, {}
-  for name in ('train', 'test'):
-    split = made.dataset.splits[name]
-    store.build(folder / name, made.guide, split, 'float32')
-    made.outputs[name] = store.open_store(folder / name)
-  return made
-
-
-def cells_of(world, objective):
-  groups = grid.groups(world.config)
-  return next(g for g in groups if g[0].objective == objective)
+from iusp_jax.table import cells, grid, runner, workers
+from iusp_jax.table.world import repetitiveness
 
 
 def test_cell_is_a_run_whose_scores_its_checkpoints_give(world, tmp_path):
@@ -98,8 +55,6 @@ def test_cell_is_a_run_whose_scores_its_checkpoints_give(world, tmp_path):
 
 
 def test_frame_distance_is_the_iusp_loss_of_the_test_split(world):
-  from iusp_jax import objectives
-
   job = world.job('tiny', grid.objective(world.config, 'tiny', 'baseline'), 1)
   model = tagger.build(job.recipe, len(world.dataset.tags))
   variables = model.initialise(1, 16_000)
@@ -153,135 +108,6 @@ def test_cell_that_diverges_stops_no_other(world, tmp_path):
   assert record['status'] == 'diverged'
   assert 'nan' in record['reason']
   assert not (folder / 'checkpoints').exists()
-
-
-def part(world, folder, objective, dataset='d', cell=None, teacher_facts=None):
-  """A table of which one group is done."""
-  facts = {'dataset': dataset, 'tags': ['x'], 'command': objective}
-  facts['environment'] = {'num_cores': 2, 'git_commit': objective}
-  parts.start(world.config, folder, facts)
-  guide = {'rotation': '', 'fingerprint': 'f', 'weights': 'w', 'dataset': 'd_1'}
-  guide |= {'repetitiveness': {'x': 0.5}, **(teacher_facts or {})}
-  logs.write_atomically(folder / 'teachers' / 'a.json', json.dumps(guide))
-  changes = cell or {}
-  for cell in cells_of(world, objective):
-    text = json.dumps(cell.facts() | {'status': 'done'} | changes)
-    logs.write_atomically(grid.folder(folder, cell) / 'cell.json', text)
-  return folder
-
-
-def test_collect_merges_parts_and_names_what_is_missing(world, tmp_path):
-  first = part(world, tmp_path / 'a', 'baseline')
-  second = part(world, tmp_path / 'b', 'sp')
-  one = parts.collect([first])
-  (tmp_path / 'one.json').write_text(json.dumps(one))
-  for paths in ([first, second], [second, tmp_path / 'one.json']):
-    found = parts.collect(paths)
-    status = [cell['status'] for cell in found['cells']]
-    assert status.count('done') == 4
-    assert status.count('missing') == len(status) - 4 == 6
-    assert found['repetitiveness'] == {'x': 0.5}
-    assert sorted(found['command'].splitlines()) == ['baseline', 'sp']
-    assert found['environment']['num_cores'] == 2
-    assert sorted(found['environment']['git_commit']) == ['baseline', 'sp']
-
-
-def test_parts_of_two_rotations_are_one_table(world, tmp_path):
-  """Builders name data sets of other folds by other numbers."""
-  first = part(world, tmp_path / 'a', 'baseline')
-  second = part(
-    world,
-    tmp_path / 'b',
-    'sp',
-    teacher_facts={'rotation': 'r', 'dataset': 'd_2'},
-  )
-  found = parts.collect([first, second])
-  assert [facts['dataset'] for facts in found['teachers']] == ['d_1', 'd_2']
-
-
-@pytest.mark.parametrize('field', ['weights', 'dataset'])
-def test_one_rotation_has_one_teacher_and_one_data_set(world, tmp_path, field):
-  first = part(world, tmp_path / 'a', 'baseline')
-  other = part(world, tmp_path / 'b', 'sp', teacher_facts={field: 'g'})
-  with pytest.raises(ValueError, match=r'has the .* g, a part before it'):
-    parts.collect([first, other])
-
-
-def test_students_of_one_name_and_two_models_are_refused(world, tmp_path):
-  first = part(world, tmp_path / 'a', 'baseline', cell={'model': {'width': 1}})
-  other = part(world, tmp_path / 'b', 'sp', cell={'model': {'width': 2}})
-  with pytest.raises(ValueError, match=r"tiny with model \{'width': 2\}"):
-    parts.collect([first, other])
-
-
-def test_parts_that_do_not_belong_together_are_refused(world, tmp_path):
-  first = part(world, tmp_path / 'a', 'baseline')
-  other = part(world, tmp_path / 'b', 'sp', teacher_facts={'fingerprint': 'g'})
-  with pytest.raises(ValueError, match='cannot be compared'):
-    parts.collect([first, other])
-  other = part(world, tmp_path / 'c', 'sp', dataset='e')
-  with pytest.raises(ValueError, match='parts of one table'):
-    parts.collect([first, other])
-  with pytest.raises(ValueError, match='holds no table'):
-    parts.collect([tmp_path])
-  with pytest.raises(ValueError, match='needs the --workdir'):
-    runner.report([], tmp_path)
-  with pytest.raises(ValueError, match='needs a folder for the report'):
-    runner.report([first, other], None)
-
-
-def test_parts_of_students_trained_otherwise_are_refused(world, tmp_path):
-  """A field that one part lacks, as those of older versions do, is none."""
-  first = part(world, tmp_path / 'a', 'baseline')
-  second = part(world, tmp_path / 'b', 'sp')
-  keep_config(world.config, first)
-  parts.collect([first, second])
-  other = tiny_config()
-  other.student.training.compute_dtype = 'bfloat16'
-  other.objective.kd_temperature = 3.0
-  keep_config(other, second)
-  with pytest.raises(ValueError, match='expected parts of one') as error:
-    parts.collect([first, second])
-  for text in ('compute_dtype bfloat16, not float32', 'temperature 3.0, not 2'):
-    assert text in str(error.value)
-  (tmp_path / 'one.json').write_text(json.dumps(parts.collect([first])))
-  with pytest.raises(ValueError, match='expected parts of one'):
-    parts.collect([tmp_path / 'one.json', second])
-  old = json.loads((second / 'config.json').read_text())
-  del old['student']['training']['compute_dtype']  # It was float32.
-  old['objective']['kd_temperature'] = 2.0
-  (second / 'config.json').write_text(json.dumps(old))
-  parts.collect([first, second])
-
-
-def keep_config(config, folder):
-  (folder / 'config.json').unlink(missing_ok=True)
-  grid.keep_config(config, folder)
-
-
-def test_cells_of_one_name_and_two_weights_are_refused(world, tmp_path):
-  first = part(world, tmp_path / 'a', 'iusp', cell={'weights': {'iusp': 3.0}})
-  same = part(world, tmp_path / 'b', 'iusp', cell={'weights': {'iusp': 3.0}})
-  other = part(world, tmp_path / 'c', 'iusp', cell={'weights': {'iusp': 4.0}})
-  parts.collect([first, same])
-  with pytest.raises(ValueError, match=r'tiny iusp seed 100 .*4.0.*3.0'):
-    parts.collect([first, other])
-
-
-def test_shards_of_one_workdir_are_all_named(world, tmp_path):
-  part(world, tmp_path, 'baseline')
-  part(world, tmp_path, 'sp')
-  found = parts.collect([tmp_path])
-  assert found['command'].splitlines() == ['baseline', 'sp']
-  assert found['environment']['git_commit'] == ['baseline', 'sp']
-  assert found['environment']['num_cores'] == 2
-
-
-def test_committed_results_can_be_read():
-  files = sorted((ROOT / 'docs' / 'results').glob('*.json'))
-  assert files
-  for file in files:
-    assert parts.collect([file])['cells']
 
 
 def test_cells_of_another_teacher_are_not_continued(world, tmp_path):
@@ -420,155 +246,3 @@ def test_repetitiveness_is_the_mean_cosine(world):
     if tags[:, c].any():
       expected = np.mean(np.array(means)[tags[:, c] > 0])
       np.testing.assert_allclose(found[name], expected, 1e-3)
-
-
-def test_units_make_gradients_equally_long(world):
-  """At ratio 1, the gradient of the weighted term is that of the tags.
-
-  Against the public losses of waveforms that both models hear.
-  """
-  job = world.job('tiny', grid.with_weights(world.config, {}), 0)
-  student = tagger.build(job.recipe, len(world.dataset.tags))
-  variables, order_KB = ensemble.first_epoch(
-    job, world.features(student, 'train')
-  )
-  whole = next(data.eval_batches(world.dataset.splits['train'], 24))
-  guide = world.guide
-
-  def losses(params, batch):
-    output, _ = student.module.apply(
-      {**variables, 'params': params},
-      tagger.hear(student, batch['wave']),
-      train=True,
-      mutable=['batch_stats'],
-    )
-    heard = tagger.hear(guide.model, batch['wave'])
-    own, theirs = output, tagger.apply(guide.model, guide.variables, heard)
-    frames = own.frames_BTD, theirs.frames_BTD
-    mask_BT = step.frame_mask(
-      batch['length'], 16_000, min(x.shape[1] for x in frames)
-    )
-    logits = own.logits_BC, theirs.logits_BC
-    temperature = world.config.objective.kd_temperature
-    tagging = own.logits_BC, batch['tags'], batch['mask']
-    return {
-      'tagging': objectives.tagging_loss(*tagging),
-      'kd': objectives.kd_loss(*logits, temperature),
-      'sp': objectives.sp_loss(*frames),
-      'iusp': objectives.iusp_loss(*frames, mask_BT),
-      'iusp_centred': objectives.iusp_loss(*frames, mask_BT, centred=True),
-    }
-
-  lengths = {term: [] for term in ('tagging', *step.DISTILLATION_TERMS)}
-  jacobian = jax.jit(jax.jacrev(losses))
-  for index_B in order_KB[:4]:
-    batch = {key: np.asarray(whole[key])[index_B] for key in whole}
-    for term, gradient in jacobian(variables['params'], batch).items():
-      leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(gradient)]
-      lengths[term].append(np.sqrt(sum(np.sum(x**2) for x in leaves)))
-  units = tuning.gradient_units(world, 'tiny')
-  assert set(units) == set(step.DISTILLATION_TERMS)
-  for term, unit in units.items():
-    ratio = np.mean(lengths['tagging']) / np.mean(lengths[term])
-    np.testing.assert_allclose(unit, ratio, rtol=1e-3)
-
-
-def test_tuning_tries_every_ratio_with_every_seed(world, monkeypatch):
-  seen = []
-
-  def fit(jobs):
-    seen.extend(jobs)
-    return [
-      ensemble.Member(job, best_score=job.objective['sp_weight'] % 7 / 10)
-      for job in jobs
-    ]
-
-  monkeypatch.setattr(world, 'fit', fit)
-  units = {'kd': 1.0, 'sp': 20.0, 'iusp': 100.0}
-  found = tuning.tune(world, 'tiny', ('sp', 'iusp'), units)
-  config = world.config.table
-  assert len(seen) == len(config.tune_ratios) * config.tune_seeds
-  assert {job.seed for job in seen} == set(range(config.tune_seeds))
-  # 0.3 and 3, shared by two terms: sp 3 and 30, of which 3 % 7 is the best.
-  assert found['weights'] == {'sp_weight': 3.0, 'iusp_weight': 15.0}
-  assert found['ratio'] == 0.3
-  assert np.shape(found['validate']) == (2, 2)
-
-
-def test_ratio_of_runs_that_diverged_is_never_the_best(world, monkeypatch):
-  def fit(jobs, good):
-    return [
-      ensemble.Member(job, best_score=0.5)
-      if job.objective['sp_weight'] in good
-      else ensemble.Member(job, diverged='the loss of step 1 is nan')
-      for job in jobs
-    ]
-
-  units = {'sp': 10.0}
-  monkeypatch.setattr(world, 'fit', lambda jobs: fit(jobs, {30.0}))
-  assert tuning.tune(world, 'tiny', ('sp',), units)['ratio'] == 3.0
-  monkeypatch.setattr(world, 'fit', lambda jobs: fit(jobs, {}))
-  with pytest.raises(FloatingPointError, match=r'all 4 runs diverged.*is nan'):
-    tuning.tune(world, 'tiny', ('sp',), units)
-
-
-@pytest.fixture
-def tuned(monkeypatch):
-  """Tuning in which SP diverges, without training; which pairs it tried."""
-  tried = []
-
-  def tune(world, student, terms, units):
-    tried.append(terms)
-    if terms == ('sp',):
-      raise FloatingPointError('all 4 runs diverged')
-    weights = {f'{term}_weight': 1.0 for term in terms}
-    ratio = 3.0 if terms == ('kd',) else 1.0
-    ratios, scores = [0.3, 1.0, 3.0], [[0.0], [0.1], [0.2]]
-    return {
-      'ratio': ratio, 'ratios': ratios, 'validate': scores, 'weights': weights,
-    }  # fmt: skip
-
-  monkeypatch.setattr(tuning, 'World', lambda *_: object())
-  monkeypatch.setattr(tuning, 'gradient_units', lambda *_: {'kd': 1.0})
-  monkeypatch.setattr(tuning, 'tune', tune)
-  return tried
-
-
-def test_tuning_keeps_the_others_where_one_diverges(tuned, tmp_path, capsys):
-  with pytest.raises(FloatingPointError, match='tiny sp: all 4 runs diverged'):
-    tuning.run(tiny_config(), tmp_path)
-  found = json.loads((tmp_path / 'tuned.json').read_text())
-  assert set(found['urban_scenes/procedural']['tiny']) == {
-    'kd', 'iusp', 'iusp_sp',
-  }  # fmt: skip
-  assert len(tuned) == 4
-  said = capsys.readouterr().out
-  assert said.count('at an edge of the grid') == 1
-  assert 'tiny kd: the best ratio, 3, is at an edge' in said
-  assert '0.3: none' in said
-
-
-def test_tuning_of_another_config_is_refused(tuned, tmp_path):
-  config = tiny_config()
-  config.table.objectives = ('kd', 'iusp')
-  tuning.run(config, tmp_path)
-  config.table.weights.tiny.kd.kd_weight = 7.0  # As found, and taken over.
-  tuning.run(config, tmp_path)
-  assert len(tuned) == 2
-  config.student.training.learning_rate = 0.1
-  with pytest.raises(ValueError, match=r'learning_rate: 0\.003 there'):
-    tuning.run(config, tmp_path)
-
-
-def test_tuning_weights_are_what_configs_use(tmp_path, monkeypatch):
-  from configs import iusp
-
-  tuned = {
-    'urban_scenes/procedural': {'crnn_64': {'iusp': {'iusp_weight': 9.0}}}
-  }
-  monkeypatch.setattr(base, 'TUNED', tuned)
-  assert iusp.get_config('').objective.iusp_weight == 9.0
-  assert iusp.get_config('student=cnn_4').objective.iusp_weight == 300.0
-  found = table_config.get_config('').table.weights
-  assert found.crnn_64.iusp.iusp_weight == 9.0
-  assert found.crnn_64.sp.sp_weight == 30.0
