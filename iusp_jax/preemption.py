@@ -8,6 +8,7 @@ exits with `EXIT_CODE`, and the same command continues where it stopped.
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same again, later.
@@ -34,6 +35,20 @@ def listen() -> None:
   `hosts.py` tells it not to.
   """
   signal.signal(signal.SIGTERM, _on_notice)
+  signal.signal(signal.SIGALRM, _on_notice)
+  sys.unraisablehook = _on_unraisable
+
+
+def _on_unraisable(lost):
+  """Gives the notice again where the signal came in a callback.
+
+  Python throws away what is raised in a callback of its garbage collector
+  (JAX has one) or in a `__del__`: without this, the run would go on.
+  """
+  if issubclass(lost.exc_type, Preempted):
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+  else:
+    sys.__unraisablehook__(lost)
 
 
 def _on_notice(signum, frame):

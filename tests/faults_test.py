@@ -63,10 +63,14 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def listening():
   """SIGTERM is heard, and forgotten when the test ends."""
-  before = signal.getsignal(signal.SIGTERM)
+  signals = signal.SIGTERM, signal.SIGALRM
+  before = [signal.getsignal(number) for number in signals]
+  hook = sys.unraisablehook
   preemption.listen()
   yield
-  signal.signal(signal.SIGTERM, before)
+  for number, handler in zip(signals, before, strict=True):
+    signal.signal(number, handler)
+  sys.unraisablehook = hook
   preemption._Notice.asked = False
 
 
@@ -87,6 +91,43 @@ def with_notice(monkeypatch, job, where, at):
       train.fit(job)
   preemption._Notice.asked = False
   assert stop.value.code == preemption.EXIT_CODE == 75
+
+
+LOST = """
+import gc, signal, sys, time, weakref
+from iusp_jax import preemption
+
+def notice(*args):
+  signal.raise_signal(signal.SIGTERM)
+  signal.getsignal(signal.SIGTERM)  # Python calls the handler between calls.
+
+class Dying:
+  __del__ = notice
+
+preemption.listen()
+if sys.argv[1] == 'collector':
+  gc.callbacks.append(notice)
+  gc.collect()
+  gc.callbacks.clear()
+elif sys.argv[1] == 'destructor':
+  Dying()
+else:
+  dying = type('Empty', (), {})()
+  reference = weakref.ref(dying, notice)
+  del dying
+time.sleep(10)
+"""
+
+
+@pytest.mark.parametrize('callback', ['collector', 'destructor', 'reference'])
+def test_notice_in_a_callback_ends_the_run_all_the_same(callback):
+  """Python throws away what is raised there."""
+  ended = subprocess.run(
+    [sys.executable, '-c', LOST, callback], capture_output=True, text=True
+  )
+  assert ended.returncode == preemption.EXIT_CODE, ended
+  assert 'Traceback' not in ended.stderr
+  assert 'SIGTERM: stops' in ended.stderr
 
 
 STEP = (train.Loop, '_next_batch')
