@@ -82,7 +82,7 @@ def seconds(jobs, resident, num_devices, together):
     for number in range(ROUNDS + 1):
       started = time.monotonic()
       shared = resident, np.int32(STEPS)
-      jax.block_until_ready(run.advance(run.members(clips), shared))
+      jax.block_until_ready(run.advance(run.arguments(clips), shared))
       if number:  # The first one compiles.
         best = min(best, time.monotonic() - started)
   finally:

@@ -230,7 +230,7 @@ class Run:
     ]
     return np.array(index).reshape(len(index), last - first, size)
 
-  def members(self, clips_MKB: np.ndarray):
+  def arguments(self, clips_MKB: np.ndarray):
     """What `advance` takes, with the member axis in front."""
     return self.state, self._settings, clips_MKB
 
@@ -265,7 +265,8 @@ class Run:
     if (size := in_memory.size(resident)) <= room:
       arrays = jax.device_put(dict(resident))
       return lambda clips_MKB: [(clips_MKB, arrays)]
-    steps = in_memory.clips_in(resident, room) // self.order(0, 1).size
+    of_step = self.order(0, 1).size
+    steps = in_memory.clips_in(resident, room) // of_step
     logs.say(
       f'{self._jobs[0].name}: features and teacher outputs of the split are '
       f'{size / 1e6:.0f} MB, more than the {room / 1e6:.0f} MB for them on a '
@@ -274,7 +275,9 @@ class Run:
 
     def feed(clips_MKB):
       for k in range(0, clips_MKB.shape[1], steps):
-        arrays, places = in_memory.part(resident, clips_MKB[:, k : k + steps])
+        arrays, places = in_memory.part(
+          resident, clips_MKB[:, k : k + steps], steps * of_step
+        )
         yield places, jax.device_put(arrays)
 
     return feed
@@ -296,8 +299,8 @@ class Run:
       # The last validation comes after fewer steps: no second program for them.
       self._rounds = max(self._rounds, count)
       padding = ((0, 0), (0, self._rounds - count), (0, 0))
-      members = self.members(np.pad(clips_MKB, padding))
-      state, outputs = self.advance(members, (arrays, np.int32(count)))
+      own = self.arguments(np.pad(clips_MKB, padding))
+      state, outputs = self.advance(own, (arrays, np.int32(count)))
       # On the host, as at the start: from elsewhere it would be compiled anew.
       self.state = jax.tree.map(np.asarray, state)
       found.append({k: np.asarray(v)[:, :count] for k, v in outputs.items()})

@@ -127,6 +127,10 @@ def check(config: Mapping[str, Any]) -> None:
       )
   if config['objective']['kd_temperature'] <= 0:
     raise ValueError('config.objective.kd_temperature is 0: expected > 0')
+  if config['bootstrap'] < 0:
+    raise ValueError(
+      f'config.bootstrap is {config["bootstrap"]}: expected >= 0 resamples'
+    )
   if config['on_nan'] not in watch.ON_NAN:
     raise ValueError(
       f'config.on_nan is {config["on_nan"]!r}: expected one of {watch.ON_NAN}'

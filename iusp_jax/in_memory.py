@@ -85,20 +85,22 @@ def take(resident: Resident, index_B: jax.Array) -> dict[str, jax.Array]:
 
 
 def part(
-  resident: Resident, clips_MKB: np.ndarray
+  resident: Resident, clips_MKB: np.ndarray, num_clips: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
   """What some steps need of a split, and their clips by its new numbers.
 
   Args:
     resident: a split on the host, from `with_targets`.
     clips_MKB: by their places in the split.
+    num_clips: at least as many as are needed.
 
   Returns:
-    Arrays as in `resident` for U clips, of which U depends on shapes alone,
-    and the places among them, `[M, K, B]`.
+    Arrays as in `resident` for `num_clips` clips, or for as many as the split
+    has, whichever needed (one program is compiled for all parts), and the
+    places among them, `[M, K, B]`.
   """
   needed = np.unique(clips_MKB)
-  num_kept = min(clips_MKB.size, len(resident['index']))
+  num_kept = min(num_clips, len(resident['index']))
   kept_U = np.pad(needed, (0, num_kept - len(needed)), mode='edge')
   arrays = {key: np.asarray(array[kept_U]) for key, array in resident.items()}
   if 'teacher_batch_gram' in arrays:

@@ -197,7 +197,7 @@ def permutation_test(difference_S: Any) -> float:
   size_S = np.sort(np.abs(_checked('difference_S', difference_S, 1)))
   n = len(size_S)
   if n <= EXACT_FLIPS:
-    # The first sign stays: the other half of the flips has the same sizes.
+    # The last sign stays: the other half of the flips has the same sizes.
     flips = np.arange(2 ** (n - 1))[:, None] >> np.arange(n)
     down = flips & 1
   else:

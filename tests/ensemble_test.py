@@ -10,7 +10,9 @@ from train_test import fake, frozen, make_job
 
 from iusp_jax import (
   checkpoint,
+  data,
   ensemble,
+  evaluate,
   in_memory,
   logs,
   parallel,
@@ -64,7 +66,9 @@ def test_members_are_the_runs_by_themselves(tmp_path, outputs, together):
     first, objective=first.objective | {'iusp_weight': 20.0}
   )
   jobs = [first, second, third]
-  members = ensemble.fit(jobs, *residents(first, outputs), together=together)
+  split, validate = residents(first, outputs)
+  members = ensemble.fit(jobs, split, validate, together=together)
+  assert any(member.best_step < 51 for member in members)
   for number, member in enumerate(members):
     if together == 3 and number != 1:
       continue
@@ -81,11 +85,7 @@ def test_members_are_the_runs_by_themselves(tmp_path, outputs, together):
         np.testing.assert_allclose(
           own[name], other[name], tolerance * loose, 1e-7, err_msg=name
         )
-    assert member.best_score == max(
-      row['validate/coarse_micro_auprc']
-      for row in member.rows
-      if 'validate/coarse_micro_auprc' in row
-    )
+    check_best(member, validate)
     jax.tree.map(
       lambda x, y: np.testing.assert_allclose(x, y, 1e-2, 1e-3),
       dict(member.last['params']),
@@ -93,14 +93,40 @@ def test_members_are_the_runs_by_themselves(tmp_path, outputs, together):
     )
 
 
-def test_shorter_last_steps_share_the_program(outputs, monkeypatch):
-  """6 + 6 + 3 steps end as 5 times 3 do, and the step is traced once."""
+def check_best(member, validate):
+  """The best variables give the best score, and are the first that did."""
+  scores = {
+    row['step']: row['validate/coarse_micro_auprc']
+    for row in member.rows
+    if 'validate/coarse_micro_auprc' in row
+  }
+  assert member.best_score == max(scores.values())
+  assert member.best_step == max(scores, key=scores.__getitem__)
+  job = member.job
+  model = tagger.build(job.recipe, len(job.dataset.tags))
+  logits_NC = ensemble.compile_predict(model)(member.best, validate['mel'])
+  scores_NC = evaluate.probabilities(np.asarray(logits_NC))
+  truth = data.truth(job.dataset.splits['validate'])
+  found = evaluate.score_split(job.dataset, truth, scores_NC)
+  rows = evaluate.scalars('validate', found)
+  np.testing.assert_allclose(
+    rows['validate/coarse_micro_auprc'], member.best_score, 1e-4
+  )
+
+
+@pytest.mark.parametrize('brought', [False, True])
+def test_shorter_last_steps_share_the_program(outputs, monkeypatch, brought):
+  """6 + 6 + 3 steps end as 5 times 3 do, and the step is traced once.
+
+  Also where the clips are brought two steps at a time: 2 + 2 + 2, 2 + 1.
+  """
   job = make_job('all', augmented=False, epochs=5.0, log_every_steps=1)
   split = residents(job, outputs)
+  room = bytes_of(split[0]) - brought
   advance, traced = ensemble._advance, []
 
   def watched(step, member, shared):
-    traced.append(member[2].shape)
+    traced.append((*member[2].shape, len(shared[0]['index'])))
     return advance(step, member, shared)
 
   monkeypatch.setattr(ensemble, '_advance', watched)
@@ -108,9 +134,10 @@ def test_shorter_last_steps_share_the_program(outputs, monkeypatch):
   for every in (1.0, 2.0):
     training = job.recipe['training'] | {'eval_every_epochs': every}
     own = dataclasses.replace(job, recipe=job.recipe | {'training': training})
-    found += ensemble.fit([own], *split)
-  batch_size = job.recipe['training']['batch_size']
-  assert traced == [(3, batch_size), (6, batch_size)]
+    found += ensemble.fit([own], *split, room=room)
+  # Steps and their clips; and the clips that stay on the device.
+  expected = [(2, 8, 16)] * 2 if brought else [(3, 8, 24), (6, 8, 24)]
+  assert traced == expected
   even, uneven = (
     [row['train/loss'] for row in member.rows if 'train/loss' in row]
     for member in found
@@ -179,7 +206,7 @@ def test_a_part_has_the_batches_of_the_whole(outputs):
   resident, _ = residents(job, outputs)
   clips_MKB = np.array([[[3, 7, 7], [0, 3, 23]], [[7, 1, 0], [2, 2, 5]]])
   for chosen in (clips_MKB, clips_MKB[:, :1]):
-    arrays, places = in_memory.part(resident, chosen)
+    arrays, places = in_memory.part(resident, chosen, chosen.size)
     assert len(arrays['index']) == min(chosen.size, 24)
     for own, new in zip(
       chosen.reshape(-1, 3), places.reshape(-1, 3), strict=True

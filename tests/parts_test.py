@@ -83,6 +83,16 @@ def test_parts_that_do_not_belong_together_are_refused(world, tmp_path):
     parts.collect([tmp_path])
   with pytest.raises(ValueError, match='needs the --workdir'):
     runner.report([], tmp_path)
+  with pytest.raises(ValueError, match='tabel is not there: expected'):
+    runner.report([tmp_path / 'tabel'], None)
+  assert not (tmp_path / 'tabel').exists()
+  for content, message in (
+    ('{"dataset": "d", "tags": []}', 'has no command, environment, teachers'),
+    ('student,objective', 'is no JSON'),
+  ):
+    (tmp_path / 'table.json').write_text(content)
+    with pytest.raises(ValueError, match=message):
+      runner.report([tmp_path / 'table.json'], tmp_path)
   with pytest.raises(ValueError, match='needs a folder for the report'):
     runner.report([first, other], None)
 

@@ -195,6 +195,7 @@ def changed(module=iusp, **fields):
     ({'objective.iusp_weight': -1.0}, 'iusp_weight is -1.0'),
     ({'objective.kd_temperature': 0.0}, 'kd_temperature is 0'),
     ({'fit': 'both'}, "config.fit is 'both'"),
+    ({'bootstrap': -1}, 'config.bootstrap is -1'),
     ({'teacher.store': 'float8'}, "config.teacher.store is 'float8'"),
   ],
 )

@@ -110,6 +110,14 @@ def test_more_clips_than_a_store_takes_are_refused_early(monkeypatch):
     grid.check_dataset(tiny_config(), dataset('coarse'))
 
 
+@pytest.mark.parametrize('ratios', [(), (0.0, 1.0), (1.0, float('inf'))])
+def test_impossible_ratios_are_refused(ratios):
+  config = tiny_config()
+  config.table.tune_ratios = ratios
+  with pytest.raises(ValueError, match=r'config\.table\.tune_ratios is'):
+    grid.check(config)
+
+
 def test_one_teacher_of_several_rotations_is_refused():
   config = table_config.get_config('clips')
   config.teacher.checkpoint = 'runs/teacher'

@@ -74,6 +74,27 @@ def test_tags_are_ordered_by_repetitiveness(drawn):
   assert float(row[4]) < float(row[3]) < float(row[5])
 
 
+def test_gain_of_a_tag_is_of_the_seeds_that_no_student_lacks(tmp_path):
+  table = table_fakes.table(students=TWO, seeds=(1, 2, 3))
+  gains = {}
+  for cell in table['cells']:
+    key = cell['student'], cell['seed']
+    if key in {(TWO[0], 1), (TWO[1], 2)} and cell['objective'] == 'iusp':
+      cell |= {'status': 'missing', 'test': None, 'resampled': None}
+    elif cell['seed'] == 3:
+      gains[cell['student'], cell['objective']] = cell['test']['class_auprc'][0]
+  pictures.draw(table, tmp_path)
+  tag = table['tags'][0]
+  (row,) = [
+    r
+    for r in rows(tmp_path / 'gain_per_tag.txt')
+    if (r[0], r[2]) == (tag, 'iusp')
+  ]
+  assert row[-1] == '1'
+  expected = [gains[s, 'iusp'] - gains[s, 'baseline'] for s in TWO]
+  assert float(row[3]) == pytest.approx(np.mean(expected), abs=6e-5)
+
+
 def test_what_has_no_numbers_is_left_out(tmp_path):
   table = table_fakes.table(students=TWO, seeds=(1, 2))
   table['repetitiveness'] = {}

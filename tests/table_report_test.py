@@ -167,6 +167,15 @@ class TestAggregate:
     assert row[2] != '-'  # SP's gain: over these two as well.
     assert row[3] == '-'  # IUSP's is over all three.
 
+  def test_the_ratio_is_not_beside_gains_of_other_seeds(self):
+    table = table_fakes.table(students=('cnn_8',))
+    lost = cells_of(table, 'cnn_8', 'sp')[0]
+    lost |= {'status': 'missing', 'test': None, 'resampled': None}
+    row = layout.ratio_rows(aggregates.aggregate(table))[-1]
+    assert row[1] == '7'
+    assert row[2] != '-'  # SP's gain: of these 7.
+    assert row[3] == '-'  # IUSP's is of all 8.
+
   def test_rotations_stay_apart(self):
     table = table_fakes.table(rotations=('a', 'b'), students=TWO)
     found = aggregates.aggregate(table)

@@ -12,6 +12,7 @@ from iusp_jax import (
   logs,
   objectives,
   outcome,
+  similarity_picture,
   step,
   tagger,
   teacher,
@@ -216,6 +217,58 @@ def test_cell_that_is_being_written_is_not_drawn(world, tmp_path, monkeypatch):
   monkeypatch.setattr(outcome, 'similarity_panels', panels)
   runner.keep_similarities(world, tmp_path)
   assert set(drawn) == {'teacher', 'sp'}
+
+
+def test_similarities_of_shards_are_drawn_together(tmp_path, monkeypatch):
+  rng, drawn = np.random.default_rng(0), []
+  for folder, clip, models in (
+    ('a', 'x', ('teacher', 'iusp')),
+    ('b', 'x', ('teacher', 'baseline', 'sp')),
+    ('c', 'y', ('teacher',)),  # Of another rotation.
+  ):
+    panel = similarity_picture.SimilarityPanel(
+      clip, (), np.zeros((4, 2)), 1.0, {m: rng.random((3, 3)) for m in models}
+    )
+    content = similarity_picture.to_bytes([panel])
+    logs.write_atomically(tmp_path / folder / runner.PANELS, content)
+  monkeypatch.setattr(
+    similarity_picture,
+    'plot_similarities',
+    lambda clips, _: drawn.extend(clips),
+  )
+  paths = [tmp_path / folder for folder in 'abcd']
+  assert runner._draw_similarities(paths, tmp_path) == ['similarities.png']
+  (panel,) = drawn
+  assert panel.title == 'x'
+  assert list(panel.similarity) == ['teacher', 'baseline', 'sp', 'iusp']
+
+
+def test_panels_of_a_killed_table_lack_a_run(world, tmp_path):
+  config, wanted = world.config, ('baseline', 'sp', 'iusp')
+
+  def kept(models):
+    panel = similarity_picture.SimilarityPanel(
+      'x', (), np.zeros((4, 2)), 1.0, {m: np.zeros((3, 3)) for m in models}
+    )
+    content = similarity_picture.to_bytes([panel])
+    logs.write_atomically(tmp_path / runner.PANELS, content)
+    return runner._has_similarities(config, None, tmp_path)
+
+  assert not runner._has_similarities(config, None, tmp_path)
+  for name in wanted:
+    folder = grid.folder(tmp_path, cells_of(world, name)[0])
+    (folder / 'checkpoints').mkdir(parents=True)
+    (folder / 'cell.json').touch()
+  assert not kept(('teacher', 'baseline'))
+  assert kept(('teacher', *wanted))
+
+
+def test_cells_without_bootstrap_are_written(world, tmp_path, monkeypatch):
+  monkeypatch.setattr(world.config, 'bootstrap', 0)
+  group = cells_of(world, 'baseline')[:1]
+  runner.run_group(world, group, tmp_path)
+  record = (grid.folder(tmp_path, group[0]) / 'cell.json').read_text()
+  assert json.loads(record)['resampled'] == []
 
 
 def test_tag_that_no_clip_has_has_no_score():

@@ -91,7 +91,8 @@ def test_ratio_of_runs_that_diverged_is_never_the_best(world, monkeypatch):
     return [
       ensemble.Member(job, best_score=0.5)
       if job.objective['sp_weight'] in good
-      else ensemble.Member(job, diverged='the loss of step 1 is nan')
+      # The score before it diverged counts as little as none.
+      else ensemble.Member(job, best_score=0.9, diverged='step 1 is nan')
       for job in jobs
     ]
 
@@ -144,6 +145,8 @@ def test_tuning_of_another_config_is_refused(tuned, tmp_path):
   config.table.objectives = ('kd', 'iusp')
   tuning.run(config, tmp_path)
   config.table.weights.tiny.kd.kd_weight = 7.0  # As found, and taken over.
+  config.table.seeds, config.table.first_seed = 7, 200  # Not of the tuning's.
+  config.bootstrap = 0
   tuning.run(config, tmp_path)
   assert len(tuned) == 2
   config.student.training.learning_rate = 0.1

@@ -56,13 +56,14 @@ def score_members(world: World, model: tagger.Tagger, members):
     split: jnp.asarray(world.features(model, split)['mel'])
     for split in ('validate', 'test')
   }
-  outputs = world.outputs['test']
-  length_N = world.features(model, 'test')['length']
+  gram_NTT = jnp.asarray(world.outputs['test'].frame_gram)
+  length_N = jnp.asarray(world.features(model, 'test')['length'])
+  predict = ensemble.compile_predict(model)
+  distance = compile_distance(model, world.dataset.num_samples)
   for member in members:
     if member.diverged:
       yield {}, None
       continue
-    predict = ensemble.compile_predict(model)
     scores = {
       which: {
         split: evaluate.probabilities(np.asarray(predict(variables, mel_NTF)))
@@ -70,12 +71,7 @@ def score_members(world: World, model: tagger.Tagger, members):
       }
       for which, variables in (('best', member.best), ('last', member.last))
     }
-    distances_N = compile_distance(model, world.dataset.num_samples)(
-      member.best,
-      mel['test'],
-      jnp.asarray(outputs.frame_gram),
-      jnp.asarray(length_N),
-    )
+    distances_N = distance(member.best, mel['test'], gram_NTT, length_N)
     yield scores, float(np.mean(distances_N))
 
 
@@ -166,14 +162,21 @@ def _write_run(world, cell, member, scores, folder) -> dict[str, Any]:
     'student': result,
   }
   logs.write_atomically(folder / 'results.json', logs.to_json(results))
-  drawn = metrics.resample(
-    data.truth(dataset.splits['test'])['coarse'],
-    evaluate.by_level(dataset, scores['best']['test'])['coarse'],
-    bootstrap=world.config['bootstrap'],
-  )
   return {
     **{key: result[key] for key in ('parameters', 'macs')},
     **scores_of(result),
     'last_test_micro_auprc': result['last']['test']['coarse']['micro_auprc'],
-    'resampled': drawn['micro_auprc'].round(5).tolist(),
+    'resampled': _resampled(world, scores['best']['test']),
   }
+
+
+def _resampled(world: World, scores_NC: np.ndarray) -> list[float]:
+  """Micro-AUPRC on resamples of the test clips; empty without bootstrap."""
+  if not (count := world.config['bootstrap']):
+    return []
+  drawn = metrics.resample(
+    data.truth(world.dataset.splits['test'])['coarse'],
+    evaluate.by_level(world.dataset, scores_NC)['coarse'],
+    bootstrap=count,
+  )
+  return drawn['micro_auprc'].round(5).tolist()

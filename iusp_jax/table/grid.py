@@ -125,6 +125,12 @@ def check(config: Mapping[str, Any]) -> None:
   for field in ('seeds', 'tune_seeds'):
     if table[field] < 1:
       raise ValueError(f'config.table.{field} is {table[field]}: expected >= 1')
+  ratios = table['tune_ratios']
+  if not ratios or not all(0 < ratio < float('inf') for ratio in ratios):
+    raise ValueError(
+      f'config.table.tune_ratios is {ratios}: expected finite numbers > 0, at '
+      'least one'
+    )
   if table['first_seed'] < table['tune_seeds']:
     raise ValueError(
       f'config.table.first_seed is {table["first_seed"]}, within the '

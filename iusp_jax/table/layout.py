@@ -95,11 +95,12 @@ def ratio_rows(numbers: Mapping[str, Any]) -> Rows:
     ratio = of['ratio']
     if ratio is None:
       continue
-    # A gain of other students than the ratio's would not belong to it.
+    # A gain of other students or seeds than the ratio's does not belong to it.
     own = [
       found
       for found in of['differences']
-      if found.get('students') == ratio.get('students')
+      if (found.get('students'), found['n'])
+      == (ratio.get('students'), ratio['n'])
     ]
     gains = [_gain(own, o) for o in ('sp', 'iusp')]
     if ratio['value'] is None:

@@ -28,6 +28,30 @@ def start(
     logs.write_atomically(path, logs.to_json(joined))
 
 
+def check(path: pathlib.Path) -> None:
+  """Raises ValueError where a path is no part of a table."""
+  expected = (
+    'expected a --workdir of --mode=table with its grid.json and cells, or the '
+    'cells.json of a report'
+  )
+  if not path.exists():
+    raise ValueError(f'{path} is not there: {expected}')
+  if path.is_dir() and not (path / 'grid.json').is_file():
+    raise ValueError(f'{path} holds no table: {expected}')
+  if path.is_dir():
+    return
+  try:
+    found = json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f'{path} is no JSON ({error}): {expected}') from error
+  lacking = [name for name in _FIELDS if name not in found]
+  if lacking:
+    raise ValueError(f'{path} has no {", ".join(lacking)}: {expected}')
+
+
+_FIELDS = ('dataset', 'tags', 'command', 'environment', 'teachers', 'cells')
+
+
 def collect(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
   """One table of several parts, for the report.
 
@@ -204,13 +228,9 @@ def _listed(value) -> list:
 
 def _read_part(path: pathlib.Path) -> dict[str, Any]:
   """A workdir, or a file of cells, as `collect` gives it."""
+  check(path)
   if path.is_file():
     return json.loads(path.read_text())
-  if not (path / 'grid.json').is_file():
-    raise ValueError(
-      f'{path} holds no table: expected a --workdir of --mode=table with its '
-      'grid.json and cells, or the cells.json of a report'
-    )
   part = json.loads((path / 'grid.json').read_text())
   if (config := experiment.config_path(path)).is_file():
     part['recipe'] = recipe(json.loads(config.read_text()))

@@ -84,24 +84,23 @@ def _draw_tags(table, path) -> bool:
 
 def _gain(table, objective: str, tag: str) -> statistics.Difference | None:
   """Of a tag's AUPRC over the baseline, a mean over students for each pair."""
-  at = table['tags'].index(tag)
-  cells, own, other = records.done(table), {}, {}
+  at, cells, found = table['tags'].index(tag), records.done(table), []
   for student in records.students(table):
-    base = cells.get((student, 'baseline'), {})
+    base, of_student = cells.get((student, 'baseline'), {}), {}
     for pair, cell in cells[student, objective].items():
       values = [_class_score(c, at) for c in (cell, base.get(pair))]
       if None not in values:
-        own.setdefault(pair, []).append(values[0])
-        other.setdefault(pair, []).append(values[1])
-  if not own:
+        of_student[pair] = values
+    if of_student:
+      found.append(of_student)
+  # As in the tables: a pair that some student lacks is another mean.
+  first = found[0] if found else ()
+  pairs = [pair for pair in first if all(pair in of for of in found)]
+  if not pairs:
     return None
-  # A pair that some student lacks has another mean of tags and is left out.
-  most = max(map(len, own.values()))
-  pairs = [pair for pair, values in own.items() if len(values) == most]
+  own_S, other_S = np.mean([[of[p] for p in pairs] for of in found], 0).T
   return statistics.paired_difference(
-    [np.mean(own[pair]) for pair in pairs],
-    [np.mean(other[pair]) for pair in pairs],
-    rotation_S=[rotation for rotation, _ in pairs],
+    own_S, other_S, rotation_S=[rotation for rotation, _ in pairs]
   )
 
 

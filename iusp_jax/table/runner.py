@@ -5,6 +5,7 @@ runs that differ in their seed alone are one program (`ensemble`). What a
 killed table has finished is kept; the rest is the same when it goes on.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -80,8 +81,9 @@ def run(
   else:
     run_groups(todo, world_of, workdir)
   if jobs:
-    if todo or not (workdir / PANELS).exists():  # Of a killed table.
-      keep_similarities(world_of(mine[-1][0].rotation), workdir)
+    rotation = mine[-1][0].rotation
+    if todo or not _has_similarities(config, rotation, workdir):
+      keep_similarities(world_of(rotation), workdir)
     report([workdir], workdir)
 
 
@@ -166,18 +168,36 @@ def keep_similarities(world: World, workdir: pathlib.Path) -> None:
   Of the first student and its first seed in the world's rotation; the report
   draws them.
   """
-  table = world.config['table']
-  shown = {'teacher': world.guide}
+  folders = _drawn(world.config, world.rotation, workdir)
+  shown = {'teacher': world.guide} | {
+    name: teacher.load(folder, world.dataset)
+    for name, folder in folders.items()
+  }
+  panels = outcome.similarity_panels(world.dataset, shown)
+  content = similarity_picture.to_bytes(panels)
+  logs.write_atomically(workdir / PANELS, content)
+
+
+def _drawn(config: Any, rotation, workdir) -> dict[str, pathlib.Path]:
+  """By objective, the runs whose similarities are drawn, as far as ready."""
+  table, found = config['table'], {}
   for name in table['objectives']:
-    cell = Cell(world.rotation, table['students'][0], name, table['first_seed'])
+    cell = Cell(rotation, table['students'][0], name, table['first_seed'])
     folder = grid.folder(workdir, cell)
     # Another shard may be writing it; one that diverged has no checkpoints.
     ready = grid.done(workdir, cell) and (folder / 'checkpoints').exists()
     if name in ('baseline', *records.SIMILARITIES) and ready:
-      shown[name] = teacher.load(folder, world.dataset)
-  panels = outcome.similarity_panels(world.dataset, shown)
-  content = similarity_picture.to_bytes(panels)
-  logs.write_atomically(workdir / PANELS, content)
+      found[name] = folder
+  return found
+
+
+def _has_similarities(config: Any, rotation, workdir) -> bool:
+  """Whether the panels that are kept lack no run: a killed table's may."""
+  path = workdir / PANELS
+  if not path.exists():
+    return False
+  panels = similarity_picture.from_bytes(path.read_bytes())
+  return {*_drawn(config, rotation, workdir)} <= {*panels[0].similarity}
 
 
 def save_world(config: Any, world: World, workdir: pathlib.Path) -> None:
@@ -188,18 +208,18 @@ def save_world(config: Any, world: World, workdir: pathlib.Path) -> None:
   """
   name = grid.describe(world.rotation)
   path = workdir / 'teachers' / f'{name or "teacher"}.json'
-  own = {
-    'fingerprint': world.guide.fingerprint,
-    'weights': world.guide.weights(),
-  }
-  known = json.loads(path.read_text()) if path.exists() else {}
-  for field, value in own.items():
-    if value != known.get(field, value):
-      raise ValueError(
-        f'{path} is of a teacher with the {field} {known[field]}, this command '
-        f'has {value}: students of two teachers cannot be compared; expected '
-        'the first one (see config.teacher.checkpoint), or another --workdir'
-      )
+  with logs.lock(path.parent, 'another process scores the teacher'):
+    if not _is_known(path, world.guide):
+      result, _ = outcome.measure(config, world.dataset, world.guide)
+      facts = {
+        'rotation': name,
+        'dataset': world.dataset.name,
+        'weights': world.guide.weights(),
+        **{key: result[key] for key in _MODEL_FACTS},
+        **cells.scores_of(result),
+        'repetitiveness': repetitiveness(world),
+      }
+      logs.write_atomically(path, logs.to_json(facts))
   facts = {
     # Builders name data sets of other folds by other numbers.
     'dataset': config['dataset']['name'] if name else world.dataset.name,
@@ -208,18 +228,22 @@ def save_world(config: Any, world: World, workdir: pathlib.Path) -> None:
     'command': shlex.join(['python', *workers.command()]),
   }
   parts.start(config, workdir, facts)
-  if known:
-    return
-  result, _ = outcome.measure(config, world.dataset, world.guide)
-  facts = {
-    'rotation': name,
-    'dataset': world.dataset.name,
-    'weights': own['weights'],
-    **{key: result[key] for key in _MODEL_FACTS},
-    **cells.scores_of(result),
-    'repetitiveness': repetitiveness(world),
-  }
-  logs.write_atomically(path, logs.to_json(facts))
+
+
+def _is_known(path: pathlib.Path, guide: teacher.Trained) -> bool:
+  """Whether a file is of this teacher; raises ValueError for another's."""
+  if not path.exists():
+    return False
+  known = json.loads(path.read_text())
+  own = {'fingerprint': guide.fingerprint, 'weights': guide.weights()}
+  for field, value in own.items():
+    if value != known.get(field, value):
+      raise ValueError(
+        f'{path} is of a teacher with the {field} {known[field]}, this command '
+        f'has {value}: students of two teachers cannot be compared; expected '
+        'the first one (see config.teacher.checkpoint), or another --workdir'
+      )
+  return True
 
 
 _MODEL_FACTS = ('fingerprint', 'parameters', 'macs', 'trained_in')
@@ -233,21 +257,18 @@ def run_group(
   weights = grid.objective(world.config, first.student, first.objective)
   jobs = [world.job(first.student, weights, cell.seed) for cell in group]
   members = world.fit(jobs)
+  seconds = (time.monotonic() - started) / len(group)  # Of its training.
+  todo = [
+    (cell, member)
+    for cell, member in zip(group, members, strict=True)
+    if not grid.done(workdir, cell)
+  ]
   model = tagger.build(jobs[0].recipe, len(world.dataset.tags))
-  scored = cells.score_members(world, model, members)
-  seconds = time.monotonic() - started
-  for cell, member, (scores, distance) in zip(
-    group, members, scored, strict=True
-  ):
-    if not grid.done(workdir, cell):
-      cells.write_cell(
-        world,
-        cell,
-        member,
-        scores,
-        {'frame_distance': distance, 'seconds': seconds / len(group)},
-        grid.folder(workdir, cell),
-      )
+  scored = cells.score_members(world, model, [member for _, member in todo])
+  for (cell, member), (scores, distance) in zip(todo, scored, strict=True):
+    facts = {'frame_distance': distance, 'seconds': seconds}
+    folder = grid.folder(workdir, cell)
+    cells.write_cell(world, cell, member, scores, facts, folder)
   return time.monotonic() - started
 
 
@@ -268,6 +289,8 @@ def report(paths: Sequence[pathlib.Path], place: pathlib.Path | None) -> None:
       '--mode=report needs the --workdir of a table, or those of its shards: '
       'python run.py --mode=report runs/table'
     )
+  for path in paths:
+    parts.check(path)
   if place is None and (len(paths) > 1 or not paths[0].is_dir()):
     raise ValueError(
       '--mode=report of several parts, or of a cells.json, needs a folder for '
@@ -288,10 +311,24 @@ def report(paths: Sequence[pathlib.Path], place: pathlib.Path | None) -> None:
 
 
 def _draw_similarities(paths, place) -> list[str]:
-  """From the first part that has the panels; a `cells.json` has none."""
-  kept = [path / PANELS for path in paths if (path / PANELS).is_file()]
-  if not kept:
+  """Of the parts that have panels of the same clips; a `cells.json` has none.
+
+  Shards have different objectives; another rotation's clips are left out.
+  """
+  clips: dict[str, similarity_picture.SimilarityPanel] = {}
+  for path in paths:
+    if not (path / PANELS).is_file():
+      continue
+    found = similarity_picture.from_bytes((path / PANELS).read_bytes())
+    clips = clips or {clip.title: clip for clip in found}
+    for clip in found:
+      if known := clips.get(clip.title):
+        joined = {**clip.similarity, **known.similarity}
+        names = ['teacher', *records.OBJECTIVES]
+        joined = {name: joined[name] for name in names if name in joined}
+        clips[clip.title] = dataclasses.replace(known, similarity=joined)
+  if not clips:
     return []
-  panels = similarity_picture.from_bytes(kept[0].read_bytes())
+  panels = list(clips.values())
   similarity_picture.plot_similarities(panels, place / 'similarities.png')
   return ['similarities.png']

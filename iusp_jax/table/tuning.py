@@ -93,13 +93,17 @@ def _settings(config: Any) -> dict[str, Any]:
   for, and other ones once configs/tuned.json has what was found.
   """
   own = teacher.plain(config)
-  own['table']['weights'] = {
+  table = own['table']
+  table['weights'] = {
     student: {
       name: list(grid.terms(config, student, name))
-      for name in own['table']['objectives']
+      for name in table['objectives']
     }
-    for student in own['table']['students']
+    for student in table['students']
   }
+  for field in ('seeds', 'first_seed'):  # Of the cells, none of which is run.
+    del table[field]
+  del own['bootstrap']
   return own
 
 
@@ -189,17 +193,18 @@ def gradient_units(world: World, student: str) -> dict[str, float]:
   """
   job = world.job(student, grid.with_weights(world.config, {}), 0)
   model = tagger.build(job.recipe, len(world.dataset.tags))
-  resident = in_memory.with_targets(
-    world.features(model, 'train'),
-    world.outputs['train'],
-    step.DISTILLATION_TERMS,
-  )
+  resident = world.features(model, 'train')
   variables, order_KB = ensemble.first_epoch(job, resident)
-  resident = jax.device_put(resident)
+  # Of these few clips alone: the split may have no room on a device.
+  clips_MKB = order_KB[None, :4]
+  targets = in_memory.with_targets(
+    resident, world.outputs['train'], step.DISTILLATION_TERMS
+  )
+  few, places_MKB = in_memory.part(targets, clips_MKB, clips_MKB.size)
+  few = jax.device_put(few)
   norms = jax.jit(functools.partial(_gradient_norms, model, job))
   found = [
-    norms(variables, in_memory.take(resident, index_B))
-    for index_B in order_KB[:4]
+    norms(variables, in_memory.take(few, index_B)) for index_B in places_MKB[0]
   ]
   mean = {name: np.mean([row[name] for row in found]) for name in found[0]}
   return {
