@@ -8,7 +8,7 @@ Arguments follow the file name, separated by commas, in any order:
   clips          scenes mixed from your folder of isolated recordings
   folder         your own multi-label recordings with a labels.csv
   sonyc_ust      DCASE 2019 Task 5, the paper's data; sonyc_ust_v2: its v2
-  demo           fewer scenes and a smaller teacher: minutes instead of an hour
+  demo           fewer scenes and a smaller teacher: minutes instead of half an hour
   smoke          the whole path in seconds, scores without meaning
   seed=N         of the student: initial values, order, dropout
   student=NAME   one of STUDENTS below
@@ -35,7 +35,7 @@ DATASETS = {
 }
 
 # The paper's student is one convolution and one LSTM on 20 bands; the number
-# is the hidden width. The others are our additions: 4 to 84 thousand
+# is the hidden width. The others are our additions: 3 to 84 thousand
 # parameters, 1 to 13 million multiply-accumulates a clip (every run says its
 # own). The MobileNets leave out the three widest stages, which fit no device of
 # that kind, have one block a stage and expand by 3; their first convolution

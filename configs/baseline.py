@@ -5,7 +5,7 @@ r"""The student alone: cross-entropy with the tags, no teacher.
 
 crnn_64, test micro-AUPRC: street scenes .720 ± .008 (8 seeds), ESC-10
 scenes .639 ± .016 (2 rotations, 5 seeds each); docs/reproduction.md. One run
-takes about 4 minutes on 2 cores once the teacher is there.
+takes about 4 minutes on 2 cores.
 """
 
 from configs import base
