@@ -8,7 +8,7 @@ Arguments follow the file name, separated by commas, in any order:
   clips          scenes mixed from your folder of isolated recordings
   folder         your own multi-label recordings with a labels.csv
   sonyc_ust      DCASE 2019 Task 5, the paper's data; sonyc_ust_v2: its v2
-  demo           fewer scenes and a smaller teacher: minutes instead of half an hour
+  demo           fewer scenes and a smaller teacher: minutes, not half an hour
   smoke          the whole path in seconds, scores without meaning
   seed=N         of the student: initial values, order, dropout
   student=NAME   one of STUDENTS below

@@ -32,6 +32,7 @@ from iusp_jax import (
   logs,
   optim,
   parallel,
+  preemption,
   tagger,
   train,
 )
@@ -243,6 +244,7 @@ class Run:
     feed = self.feed(resident, room)
     stops = [*range(0, plan.num_steps, plan.eval_every_steps), plan.num_steps]
     for first, last in itertools.pairwise(stops):
+      preemption.check()  # In case its exception was lost in a callback.
       outputs = self.take_steps(first, last, feed)
       logits_MNC = np.asarray(self.predict(self.state.variables(), mel))
       variables = self.state.variables()
@@ -267,6 +269,7 @@ class Run:
       return lambda clips_MKB: [(clips_MKB, arrays)]
     of_step = self.order(0, 1).size
     steps = in_memory.clips_in(resident, room) // of_step
+    steps = min(steps, self.plan.eval_every_steps)  # No more are asked for.
     logs.say(
       f'{self._jobs[0].name}: features and teacher outputs of the split are '
       f'{size / 1e6:.0f} MB, more than the {room / 1e6:.0f} MB for them on a '

@@ -4,7 +4,7 @@ import functools
 import json
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -237,9 +237,14 @@ def keep_config(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
 
 
 def refuse_other_config(
-  config: Mapping[str, Any], workdir: pathlib.Path
+  config: Mapping[str, Any], workdir: pathlib.Path, free: Sequence[str] = ()
 ) -> None:
   """Holds the config against that of an earlier run in the same place.
+
+  Args:
+    config: of now.
+    workdir: of the earlier run, if there was one.
+    free: dotted names of fields that may differ, beside `FREE_FIELDS`.
 
   Raises:
     ValueError: listing the fields that differ.
@@ -258,7 +263,7 @@ def refuse_other_config(
     + ', '
     + (f'{own[key]} now' if key in own else 'unknown to this version')
     for key in sorted(earlier.keys() | own.keys())
-    if earlier.get(key) != own.get(key) and key not in FREE_FIELDS
+    if earlier.get(key) != own.get(key) and key not in {*FREE_FIELDS, *free}
   ]
   if differing:
     raise ValueError(

@@ -5,7 +5,9 @@ at once: what it writes appears whole or not at all. Either way the process
 exits with `EXIT_CODE`, and the same command continues where it stopped.
 """
 
+import atexit
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -36,10 +38,11 @@ def listen() -> None:
   """
   signal.signal(signal.SIGTERM, _on_notice)
   signal.signal(signal.SIGALRM, _on_notice)
-  sys.unraisablehook = _on_unraisable
+  sys.unraisablehook = functools.partial(_on_unraisable, sys.unraisablehook)
+  atexit.register(_no_more)
 
 
-def _on_unraisable(lost):
+def _on_unraisable(otherwise, lost):
   """Gives the notice again where the signal came in a callback.
 
   Python throws away what is raised in a callback of its garbage collector
@@ -48,7 +51,13 @@ def _on_unraisable(lost):
   if issubclass(lost.exc_type, Preempted):
     signal.setitimer(signal.ITIMER_REAL, 0.01)
   else:
-    sys.__unraisablehook__(lost)
+    otherwise(lost)
+
+
+def _no_more():
+  """At the end nothing is left to stop: the alarm would kill the process."""
+  signal.setitimer(signal.ITIMER_REAL, 0)
+  signal.signal(signal.SIGALRM, signal.SIG_IGN)
 
 
 def _on_notice(signum, frame):

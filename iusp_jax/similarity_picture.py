@@ -24,6 +24,8 @@ class SimilarityPanel:
     seconds: length of the clip.
     similarity: by model ('teacher', 'student', …), the row-normalised frame
       similarity `[T, T]`; models may differ in T.
+    runs: which ones the models beside the teacher are of, where a picture
+      is not of one run alone.
   """
 
   title: str
@@ -31,6 +33,7 @@ class SimilarityPanel:
   log_mel_TF: np.ndarray
   seconds: float
   similarity: Mapping[str, np.ndarray]
+  runs: str = ''
 
 
 def plot_similarities(
@@ -69,7 +72,8 @@ def plot_similarities(
       x += len(models) * (side + gap) - 0.04
       bar = _place(figure, x, bottom, 0.07, side)
       _draw_row(figure, spots, bar, clip, models)
-    figure.text(left / pictures.WIDTH, 0.07 / height, _LEGEND)
+    runs = f'{clips[0].runs}. ' if clips[0].runs else ''
+    figure.text(left / pictures.WIDTH, 0.07 / height, runs + _LEGEND)
   pictures.save_text(_similarity_table(clips), path)
 
 
@@ -82,6 +86,7 @@ def to_bytes(clips: Sequence[SimilarityPanel]) -> bytes:
         'title': clip.title,
         'tags': list(clip.tags),
         'seconds': clip.seconds,
+        'runs': clip.runs,
         'models': list(clip.similarity),
       }
     )
@@ -103,6 +108,7 @@ def from_bytes(content: bytes) -> list[SimilarityPanel]:
       log_mel_TF=arrays[f'{i}/log_mel'],
       seconds=facts['seconds'],
       similarity={model: arrays[f'{i}/{model}'] for model in facts['models']},
+      runs=facts.get('runs', ''),  # Older ones do not say.
     )
     for i, facts in enumerate(json.loads(str(arrays['facts'])))
   ]

@@ -68,6 +68,7 @@ def listening():
   hook = sys.unraisablehook
   preemption.listen()
   yield
+  signal.setitimer(signal.ITIMER_REAL, 0)
   for number, handler in zip(signals, before, strict=True):
     signal.signal(number, handler)
   sys.unraisablehook = hook
@@ -98,6 +99,7 @@ import gc, signal, sys, time, weakref
 from iusp_jax import preemption
 
 def notice(*args):
+  gc.callbacks.clear()
   signal.raise_signal(signal.SIGTERM)
   signal.getsignal(signal.SIGTERM)  # Python calls the handler between calls.
 
@@ -108,7 +110,6 @@ preemption.listen()
 if sys.argv[1] == 'collector':
   gc.callbacks.append(notice)
   gc.collect()
-  gc.callbacks.clear()
 elif sys.argv[1] == 'destructor':
   Dying()
 else:
@@ -128,6 +129,30 @@ def test_notice_in_a_callback_ends_the_run_all_the_same(callback):
   assert ended.returncode == preemption.EXIT_CODE, ended
   assert 'Traceback' not in ended.stderr
   assert 'SIGTERM: stops' in ended.stderr
+
+
+ENDED = """
+import atexit, signal, sys, time
+from iusp_jax import preemption
+
+class Slow:
+  def __del__(self):
+    time.sleep(0.1)
+
+sys.slow = Slow()  # Goes when all else has ended.
+preemption.listen()
+atexit.register(signal.raise_signal, signal.SIGTERM)
+sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize('code', [0, preemption.EXIT_CODE])
+def test_notice_at_the_very_end_changes_no_exit_code(code):
+  """A cloud may send two: the second finds a process whose work has ended."""
+  ended = subprocess.run(
+    [sys.executable, '-c', ENDED, str(code)], capture_output=True, text=True
+  )
+  assert ended.returncode == code, ended
 
 
 STEP = (train.Loop, '_next_batch')

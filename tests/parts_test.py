@@ -87,7 +87,9 @@ def test_parts_that_do_not_belong_together_are_refused(world, tmp_path):
     runner.report([tmp_path / 'tabel'], None)
   assert not (tmp_path / 'tabel').exists()
   for content, message in (
-    ('{"dataset": "d", "tags": []}', 'has no command, environment, teachers'),
+    ('{"dataset": "d", "tags": []}', 'has no command, environment, cells'),
+    ('"dataset tags command environment teachers cells"', 'has no dataset'),
+    ('null', 'has no dataset, tags'),
     ('student,objective', 'is no JSON'),
   ):
     (tmp_path / 'table.json').write_text(content)

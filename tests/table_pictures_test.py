@@ -95,6 +95,18 @@ def test_gain_of_a_tag_is_of_the_seeds_that_no_student_lacks(tmp_path):
   assert float(row[3]) == pytest.approx(np.mean(expected), abs=6e-5)
 
 
+def test_tag_has_no_gain_where_students_share_no_seed(tmp_path):
+  table = table_fakes.table(students=TWO, seeds=(1, 2, 3))
+  for cell in table['cells']:
+    mine = (1, 2) if cell['student'] == TWO[0] else (3,)
+    if cell['seed'] not in mine and cell['objective'] == 'iusp':
+      cell |= {'status': 'missing', 'test': None, 'resampled': None}
+  pictures.draw(table, tmp_path)
+  found = {row[2] for row in rows(tmp_path / 'gain_per_tag.txt')}
+  assert 'iusp' not in found
+  assert 'sp' in found
+
+
 def test_what_has_no_numbers_is_left_out(tmp_path):
   table = table_fakes.table(students=TWO, seeds=(1, 2))
   table['repetitiveness'] = {}

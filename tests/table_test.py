@@ -178,6 +178,48 @@ def test_groups_that_no_process_runs_are_an_error(ran, tmp_path, monkeypatch):
   assert ran == [groups[0][0].objective]
 
 
+@pytest.mark.parametrize('drawn', [True, False])
+def test_what_a_kill_took_from_the_end_is_made_up_for(
+  drawn, ran, tmp_path, monkeypatch
+):
+  """All cells are there, and of the similarities of frames not all."""
+  calls = []
+  for name in ('save_world', 'keep_similarities', 'report'):
+    monkeypatch.setattr(runner, name, lambda *_, name=name: calls.append(name))
+  monkeypatch.setattr(runner, 'World', lambda config, rotation: rotation)
+  runner.run(tiny_config(), tmp_path)
+  calls.clear()
+  monkeypatch.setattr(runner, '_has_similarities', lambda *_: drawn)
+  runner.run(tiny_config(), tmp_path)
+  wanted = [] if drawn else ['save_world', 'keep_similarities']
+  assert calls == [*wanted, 'report']
+
+
+@pytest.mark.parametrize('scored', [True, False])
+def test_teacher_is_scored_once(scored, world, tmp_path, monkeypatch):
+  """Another process may be at it: what that leaves is not done again."""
+  path = tmp_path / 'teachers' / 'teacher.json'
+  measured, other = [], contextlib.ExitStack()
+  other.enter_context(logs.lock(path.parent, 'held'))
+
+  def say(text):
+    assert text.endswith('another process scores the teacher; waiting')
+    if scored:
+      facts = {'weights': world.guide.weights()}
+      logs.write_atomically(path, json.dumps(facts))
+    other.close()
+
+  def measure(*_):
+    measured.append(1)
+    raise InterruptedError
+
+  monkeypatch.setattr(logs, 'say', say)
+  monkeypatch.setattr(outcome, 'measure', measure)
+  with contextlib.suppress(InterruptedError):
+    runner.save_world(world.config, world, tmp_path)
+  assert measured == ([] if scored else [1])
+
+
 @pytest.mark.parametrize(
   ('jobs', 'shares', 'reports'), [(0, 0, 0), (1, 0, 1), (2, 1, 1)]
 )
@@ -221,13 +263,16 @@ def test_cell_that_is_being_written_is_not_drawn(world, tmp_path, monkeypatch):
 
 def test_similarities_of_shards_are_drawn_together(tmp_path, monkeypatch):
   rng, drawn = np.random.default_rng(0), []
-  for folder, clip, models in (
-    ('a', 'x', ('teacher', 'iusp')),
-    ('b', 'x', ('teacher', 'baseline', 'sp')),
-    ('c', 'y', ('teacher',)),  # Of another rotation.
+  said = []
+  for folder, runs, models in (
+    ('a', 'tiny, seed 1, validate 4, test 5', ('teacher', 'iusp')),
+    ('b', 'tiny, seed 1, validate 4, test 5', ('teacher', 'baseline', 'sp')),
+    # Another rotation's clips may have the same names.
+    ('c', 'tiny, seed 1, validate 1, test 2', ('teacher', 'iusp_sp')),
   ):
+    matrices = {m: rng.random((3, 3)) for m in models}
     panel = similarity_picture.SimilarityPanel(
-      clip, (), np.zeros((4, 2)), 1.0, {m: rng.random((3, 3)) for m in models}
+      'x', (), np.zeros((4, 2)), 1.0, matrices, runs
     )
     content = similarity_picture.to_bytes([panel])
     logs.write_atomically(tmp_path / folder / runner.PANELS, content)
@@ -236,10 +281,12 @@ def test_similarities_of_shards_are_drawn_together(tmp_path, monkeypatch):
     'plot_similarities',
     lambda clips, _: drawn.extend(clips),
   )
+  monkeypatch.setattr(logs, 'say', said.append)
   paths = [tmp_path / folder for folder in 'abcd']
   assert runner._draw_similarities(paths, tmp_path) == ['similarities.png']
   (panel,) = drawn
-  assert panel.title == 'x'
+  assert panel.runs == 'tiny, seed 1, validate 4, test 5'
+  assert 'left out: tiny, seed 1, validate 1, test 2 of ' in said[0]
   assert list(panel.similarity) == ['teacher', 'baseline', 'sp', 'iusp']
 
 

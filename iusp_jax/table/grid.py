@@ -280,8 +280,15 @@ def untuned(config: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def keep_config(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
+def keep_config(
+  config: Mapping[str, Any], workdir: pathlib.Path, free: Sequence[str] = ()
+) -> None:
   """Writes down the config of a table; refuses to mix it with another.
+
+  Args:
+    config: of the table.
+    workdir: of the table.
+    free: dotted names of fields in which an earlier one may differ.
 
   Raises:
     ValueError: if the workdir holds results of another config.
@@ -289,7 +296,7 @@ def keep_config(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
   own = teacher.plain(config)
   own['table'].pop('tuned')  # Only said: the weights themselves are compared.
   with logs.lock(workdir, 'another process looks at this folder'):
-    experiment.refuse_other_config(own, workdir)
+    experiment.refuse_other_config(own, workdir, free)
     logs.write_atomically(experiment.config_path(workdir), logs.to_json(own))
 
 

@@ -28,28 +28,36 @@ def start(
     logs.write_atomically(path, logs.to_json(joined))
 
 
-def check(path: pathlib.Path) -> None:
-  """Raises ValueError where a path is no part of a table."""
+def load(path: pathlib.Path) -> dict[str, Any]:
+  """What a part of a table says of itself: its grid.json, or a cells.json.
+
+  Raises:
+    ValueError: where the path is no part of a table.
+  """
   expected = (
     'expected a --workdir of --mode=table with its grid.json and cells, or the '
     'cells.json of a report'
   )
   if not path.exists():
     raise ValueError(f'{path} is not there: {expected}')
-  if path.is_dir() and not (path / 'grid.json').is_file():
-    raise ValueError(f'{path} holds no table: {expected}')
+  fields = ['dataset', 'tags', 'command', 'environment', 'cells']
+  file = path
   if path.is_dir():
-    return
+    file = path / 'grid.json'
+    if not file.is_file():
+      raise ValueError(f'{path} holds no table: {expected}')
+  else:
+    fields.append('teachers')
   try:
-    found = json.loads(path.read_text())
+    found = json.loads(file.read_text())
   except ValueError as error:
-    raise ValueError(f'{path} is no JSON ({error}): {expected}') from error
-  lacking = [name for name in _FIELDS if name not in found]
+    raise ValueError(f'{file} is no JSON ({error}): {expected}') from error
+  lacking = [
+    name for name in fields if not isinstance(found, dict) or name not in found
+  ]
   if lacking:
-    raise ValueError(f'{path} has no {", ".join(lacking)}: {expected}')
-
-
-_FIELDS = ('dataset', 'tags', 'command', 'environment', 'teachers', 'cells')
+    raise ValueError(f'{file} has no {", ".join(lacking)}: {expected}')
+  return found
 
 
 def collect(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
@@ -228,10 +236,9 @@ def _listed(value) -> list:
 
 def _read_part(path: pathlib.Path) -> dict[str, Any]:
   """A workdir, or a file of cells, as `collect` gives it."""
-  check(path)
+  part = load(path)
   if path.is_file():
-    return json.loads(path.read_text())
-  part = json.loads((path / 'grid.json').read_text())
+    return part
   if (config := experiment.config_path(path)).is_file():
     part['recipe'] = recipe(json.loads(config.read_text()))
   missing = {'status': 'missing', 'reason': 'not run yet'}

@@ -168,14 +168,23 @@ def keep_similarities(world: World, workdir: pathlib.Path) -> None:
   Of the first student and its first seed in the world's rotation; the report
   draws them.
   """
-  folders = _drawn(world.config, world.rotation, workdir)
-  shown = {'teacher': world.guide} | {
-    name: teacher.load(folder, world.dataset)
-    for name, folder in folders.items()
-  }
-  panels = outcome.similarity_panels(world.dataset, shown)
-  content = similarity_picture.to_bytes(panels)
-  logs.write_atomically(workdir / PANELS, content)
+  table = world.config['table']
+  runs = f'{table["students"][0]}, seed {table["first_seed"]}'
+  if world.rotation:
+    runs += f', {grid.describe(world.rotation)}'
+  # Another process may have more runs by now: the last one draws them all.
+  with logs.lock(workdir / 'groups', 'another process compares frames'):
+    folders = _drawn(world.config, world.rotation, workdir)
+    shown = {'teacher': world.guide} | {
+      name: teacher.load(folder, world.dataset)
+      for name, folder in folders.items()
+    }
+    panels = [
+      dataclasses.replace(panel, runs=runs)
+      for panel in outcome.similarity_panels(world.dataset, shown)
+    ]
+    content = similarity_picture.to_bytes(panels)
+    logs.write_atomically(workdir / PANELS, content)
 
 
 def _drawn(config: Any, rotation, workdir) -> dict[str, pathlib.Path]:
@@ -290,7 +299,7 @@ def report(paths: Sequence[pathlib.Path], place: pathlib.Path | None) -> None:
       'python run.py --mode=report runs/table'
     )
   for path in paths:
-    parts.check(path)
+    parts.load(path)  # Raises, before a folder is made.
   if place is None and (len(paths) > 1 or not paths[0].is_dir()):
     raise ValueError(
       '--mode=report of several parts, or of a cells.json, needs a folder for '
@@ -311,16 +320,24 @@ def report(paths: Sequence[pathlib.Path], place: pathlib.Path | None) -> None:
 
 
 def _draw_similarities(paths, place) -> list[str]:
-  """Of the parts that have panels of the same clips; a `cells.json` has none.
+  """Of the parts that drew what the first one did; a `cells.json` has none.
 
-  Shards have different objectives; another rotation's clips are left out.
+  Shards have different objectives of one student's runs. Other students,
+  seeds and rotations (whose clips may have the same names) are left out.
   """
   clips: dict[str, similarity_picture.SimilarityPanel] = {}
+  runs = ''
   for path in paths:
     if not (path / PANELS).is_file():
       continue
     found = similarity_picture.from_bytes((path / PANELS).read_bytes())
-    clips = clips or {clip.title: clip for clip in found}
+    if not clips:
+      clips, runs = {clip.title: clip for clip in found}, found[0].runs
+    elif found[0].runs != runs:
+      logs.say(
+        f'similarities.png is of {runs}; left out: {found[0].runs} of {path}'
+      )
+      continue
     for clip in found:
       if known := clips.get(clip.title):
         joined = {**clip.similarity, **known.similarity}

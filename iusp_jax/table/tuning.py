@@ -51,7 +51,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   experiment.check(config)
   grid.check(config)
   logs.say(parallel.describe())
-  grid.keep_config(_settings(config), workdir / 'tuning')
+  grid.keep_config(_settings(config), workdir / 'tuning', _OF_CELLS)
   world, tuned, failures = None, {}, []
   lines = [('student', 'objective', 'weights', 'ratio', 'validate by ratio')]
   for student in config['table']['students']:
@@ -101,10 +101,10 @@ def _settings(config: Any) -> dict[str, Any]:
     }
     for student in table['students']
   }
-  for field in ('seeds', 'first_seed'):  # Of the cells, none of which is run.
-    del table[field]
-  del own['bootstrap']
   return own
+
+
+_OF_CELLS = ('bootstrap', 'table.seeds', 'table.first_seed')  # None is run.
 
 
 def _say_edge(student: str, name: str, found: Mapping[str, Any]) -> None:
