@@ -59,7 +59,8 @@ def plot_similarities(
   left, gap, between = 0.42, 0.14, 0.38
   side = min((5.58 - gap * len(models)) / (len(models) + 1.5), 1.9)
   pitch = side + 0.95
-  height = pitch * len(clips) + 0.2
+  notes = [clips[0].runs, _LEGEND] if clips[0].runs else [_LEGEND]
+  height = pitch * len(clips) + 0.04 + 0.16 * len(notes)
   with pictures.figure(height, path, None) as figure:
     for row, clip in enumerate(clips):
       bottom = height - pitch * (row + 1) + 0.5
@@ -72,8 +73,8 @@ def plot_similarities(
       x += len(models) * (side + gap) - 0.04
       bar = _place(figure, x, bottom, 0.07, side)
       _draw_row(figure, spots, bar, clip, models)
-    runs = f'{clips[0].runs}. ' if clips[0].runs else ''
-    figure.text(left / pictures.WIDTH, 0.07 / height, runs + _LEGEND)
+    place = left / pictures.WIDTH, 0.04 / height
+    figure.text(*place, '\n'.join(notes), va='bottom')
   pictures.save_text(_similarity_table(clips), path)
 
 
