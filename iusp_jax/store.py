@@ -147,7 +147,7 @@ def obtain(
     }
   )
   folder = logs.place(config['cache_dir']) / 'outputs' / key
-  if not processes.by_primary((folder / 'logits.npy').exists):
+  if not processes.by_primary(folder.exists):  # It appears whole.
     busy = 'another run stores teacher outputs'
     name = f'config.cache_dir is {config["cache_dir"]}'
     with logs.lock_for_all(folder.parent, busy, name=name):
