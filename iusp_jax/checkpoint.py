@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from iusp_jax import logs, processes
+from iusp_jax import logs, preemption, processes
 
 Tree = Mapping[str, Any]
 
@@ -60,6 +60,7 @@ def save(
   processes.barrier()
 
 
+@preemption.deferred('writes a checkpoint')
 def _save(folder, step, arrays, facts, keep):
   """`save` in the process that writes."""
   arrays = jax.tree.map(np.asarray, arrays)
@@ -116,6 +117,7 @@ def _aside(path):
   return path.with_name(path.name + _ASIDE)
 
 
+@preemption.deferred('reads a checkpoint')
 def restore(path: pathlib.Path) -> tuple[Tree, dict[str, Any]]:
   """Reads one checkpoint and holds it against its manifest.
 

@@ -1,7 +1,8 @@
 """A notice to stop, SIGTERM, as clouds send it before they take a machine.
 
 Training finishes its step, saves state and stream, and ends. All else ends
-at once: what it writes appears whole or not at all. Either way the process
+at once, but for checkpoints (Orbax has threads that would go on without us):
+what it writes appears whole or not at all. Either way the process
 exits with `EXIT_CODE`, and the same command continues where it stopped.
 """
 
@@ -27,7 +28,7 @@ class _Notice:
   """What the signal handler and the loop tell each other."""
 
   asked = False
-  deferred = False
+  deferred = ''  # What is done before the process ends.
 
 
 def listen() -> None:
@@ -65,7 +66,7 @@ def _on_notice(signum, frame):
   _Notice.asked = True
   # Not `print`: the signal may have come in the middle of one.
   if _Notice.deferred:
-    os.write(2, b'SIGTERM: finishes the step, saves and stops\n')
+    os.write(2, f'SIGTERM: {_Notice.deferred} and stops\n'.encode())
     return
   os.write(2, b'SIGTERM: stops; the same command continues\n')
   raise Preempted
@@ -77,14 +78,21 @@ def asked() -> bool:
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[None]:
-  """Inside, a notice is only remembered: see `asked`; it acts at the end."""
-  _Notice.deferred = True
+def deferred(what: str = 'finishes the step, saves') -> Iterator[None]:
+  """Inside, a notice is only remembered: see `asked`; it acts at the end.
+
+  Args:
+    what: is done first, for who gave the notice. Inside another `deferred`
+      the outer one speaks, and the notice acts at its end.
+  """
+  outer = _Notice.deferred
+  _Notice.deferred = outer or what
   try:
     yield
   finally:
-    _Notice.deferred = False
-  check()
+    _Notice.deferred = outer
+  if not outer:
+    check()
 
 
 def check() -> None:

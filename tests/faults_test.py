@@ -155,6 +155,48 @@ def test_notice_at_the_very_end_changes_no_exit_code(code):
   assert ended.returncode == code, ended
 
 
+@pytest.mark.parametrize('name', ['save', 'restore'])
+def test_notice_in_a_checkpoint_waits_for_its_end(
+  name, tmp_path, monkeypatch, listening, capfd
+):
+  """Orbax has threads, which would complain of a loop that is gone."""
+  arrays = {'a': np.arange(3)}
+  checkpoint.save(tmp_path, 1, arrays, {}, keep=2)
+  original, ended = getattr(checkpoint.ocp.Checkpointer, name), []
+
+  def noticed(*args, **named):
+    os.kill(os.getpid(), signal.SIGTERM)
+    found = original(*args, **named)
+    ended.append(1)
+    return found
+
+  monkeypatch.setattr(checkpoint.ocp.Checkpointer, name, noticed)
+  work = {
+    'save': lambda: checkpoint.save(tmp_path, 2, arrays, {}, keep=2),
+    'restore': lambda: checkpoint.restore(tmp_path / f'{1:08d}'),
+  }
+  with pytest.raises(preemption.Preempted):
+    work[name]()
+  assert ended == [1]
+  assert 'a checkpoint and stops' in capfd.readouterr().err
+  assert checkpoint.steps(tmp_path) == ([1, 2] if name == 'save' else [1])
+
+
+def test_notice_waits_for_the_outermost_end(listening, capfd):
+  done = []
+
+  @preemption.deferred('ends the outer part')
+  def work():
+    with preemption.deferred('ends the inner part'):
+      os.kill(os.getpid(), signal.SIGTERM)
+    done.append('outer')
+
+  with pytest.raises(preemption.Preempted):
+    work()
+  assert done == ['outer']
+  assert 'SIGTERM: ends the outer part and stops' in capfd.readouterr().err
+
+
 STEP = (train.Loop, '_next_batch')
 VALIDATION = (train.evaluate, 'predict_split')
 

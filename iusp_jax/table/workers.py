@@ -60,7 +60,9 @@ def run(jobs: int) -> list[int]:
     raise ValueError(f'{sys.argv} asks for --jobs={jobs}: expected {_WORKER}')
   processes: list[subprocess.Popen] = []
   try:
-    with preemption.deferred():  # Not with one that is in no list.
+    with preemption.deferred(
+      'starts its processes'
+    ):  # Not with one that is in no list.
       _start(jobs, processes)
     return _wait(processes)
   finally:
