@@ -173,7 +173,10 @@ def dtypes(tree):
   return {str(leaf.dtype) for leaf in jax.tree.leaves(tree)}
 
 
-@pytest.mark.parametrize('architecture', ['cnn', 'crnn', 'mobilenet'])
+@pytest.mark.parametrize(
+  'architecture',
+  ['cnn', 'crnn', pytest.param('mobilenet', marks=pytest.mark.slow)],
+)
 def test_bfloat16_keeps_what_must_be_exact_in_float32(architecture):
   model = one_step_ahead('bfloat16', architecture)
   variables = model.initialise(0, 16_000)

@@ -322,6 +322,7 @@ def test_nan_stops_and_its_batch_is_kept(
   assert np.isfinite([value for row in rows for value in row.values()]).all()
 
 
+@pytest.mark.slow
 def test_roll_back_is_training_without_the_batch(
   tmp_path, monkeypatch, listening
 ):

@@ -181,7 +181,9 @@ def test_step_agrees_with_the_objectives_of_the_whole_batch():
     np.testing.assert_allclose(row[name], value, 2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize('precision', ['float32', 'float16'])
+@pytest.mark.parametrize(
+  'precision', ['float32', pytest.param('float16', marks=pytest.mark.slow)]
+)
 def test_stored_teacher_gives_the_losses_of_the_running_one(
   tmp_path, precision
 ):
