@@ -126,7 +126,10 @@ def check(config: Mapping[str, Any]) -> None:
         f'config.objective.{name} is {value}: expected a finite number >= 0'
       )
   if config['objective']['kd_temperature'] <= 0:
-    raise ValueError('config.objective.kd_temperature is 0: expected > 0')
+    raise ValueError(
+      'config.objective.kd_temperature is '
+      f'{config["objective"]["kd_temperature"]}: expected > 0'
+    )
   if config['bootstrap'] < 0:
     raise ValueError(
       f'config.bootstrap is {config["bootstrap"]}: expected >= 0 resamples'

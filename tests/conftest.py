@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import signal
+import sys
 
 # Two devices everywhere, so that whatever only works on one is seen at once.
 # Compiling is most of the work here: without LLVM's optimisations it is half.
@@ -56,3 +58,20 @@ def metric_reference_dir():
   if not path.is_dir():
     pytest.skip(f'the metric reference files are not at {path}')
   return path
+
+
+@pytest.fixture
+def listening():
+  """SIGTERM is heard, and forgotten when the test ends."""
+  from iusp_jax import preemption
+
+  signals = signal.SIGTERM, signal.SIGALRM
+  before = [signal.getsignal(number) for number in signals]
+  hook = sys.unraisablehook
+  preemption.listen()
+  yield
+  signal.setitimer(signal.ITIMER_REAL, 0)
+  for number, handler in zip(signals, before, strict=True):
+    signal.signal(number, handler)
+  sys.unraisablehook = hook
+  preemption._Notice.asked = False

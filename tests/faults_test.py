@@ -60,21 +60,6 @@ def whole(tmp_path_factory):
   return end(workdir)
 
 
-@pytest.fixture
-def listening():
-  """SIGTERM is heard, and forgotten when the test ends."""
-  signals = signal.SIGTERM, signal.SIGALRM
-  before = [signal.getsignal(number) for number in signals]
-  hook = sys.unraisablehook
-  preemption.listen()
-  yield
-  signal.setitimer(signal.ITIMER_REAL, 0)
-  for number, handler in zip(signals, before, strict=True):
-    signal.signal(number, handler)
-  sys.unraisablehook = hook
-  preemption._Notice.asked = False
-
-
 def with_notice(monkeypatch, job, where, at):
   """Fits until the notice that comes at the `at`-th call of a function."""
   owner, name = where
@@ -92,109 +77,6 @@ def with_notice(monkeypatch, job, where, at):
       train.fit(job)
   preemption._Notice.asked = False
   assert stop.value.code == preemption.EXIT_CODE == 75
-
-
-LOST = """
-import gc, signal, sys, time, weakref
-from iusp_jax import preemption
-
-def notice(*args):
-  gc.callbacks.clear()
-  signal.raise_signal(signal.SIGTERM)
-  signal.getsignal(signal.SIGTERM)  # Python calls the handler between calls.
-
-class Dying:
-  __del__ = notice
-
-preemption.listen()
-if sys.argv[1] == 'collector':
-  gc.callbacks.append(notice)
-  gc.collect()
-elif sys.argv[1] == 'destructor':
-  Dying()
-else:
-  dying = type('Empty', (), {})()
-  reference = weakref.ref(dying, notice)
-  del dying
-time.sleep(10)
-"""
-
-
-@pytest.mark.parametrize('callback', ['collector', 'destructor', 'reference'])
-def test_notice_in_a_callback_ends_the_run_all_the_same(callback):
-  """Python throws away what is raised there."""
-  ended = subprocess.run(
-    [sys.executable, '-c', LOST, callback], capture_output=True, text=True
-  )
-  assert ended.returncode == preemption.EXIT_CODE, ended
-  assert 'Traceback' not in ended.stderr
-  assert 'SIGTERM: stops' in ended.stderr
-
-
-ENDED = """
-import atexit, signal, sys, time
-from iusp_jax import preemption
-
-class Slow:
-  def __del__(self):
-    time.sleep(0.1)
-
-sys.slow = Slow()  # Goes when all else has ended.
-preemption.listen()
-atexit.register(signal.raise_signal, signal.SIGTERM)
-sys.exit(int(sys.argv[1]))
-"""
-
-
-@pytest.mark.parametrize('code', [0, preemption.EXIT_CODE])
-def test_notice_at_the_very_end_changes_no_exit_code(code):
-  """A cloud may send two: the second finds a process whose work has ended."""
-  ended = subprocess.run(
-    [sys.executable, '-c', ENDED, str(code)], capture_output=True, text=True
-  )
-  assert ended.returncode == code, ended
-
-
-@pytest.mark.parametrize('name', ['save', 'restore'])
-def test_notice_in_a_checkpoint_waits_for_its_end(
-  name, tmp_path, monkeypatch, listening, capfd
-):
-  """Orbax has threads, which would complain of a loop that is gone."""
-  arrays = {'a': np.arange(3)}
-  checkpoint.save(tmp_path, 1, arrays, {}, keep=2)
-  original, ended = getattr(checkpoint.ocp.Checkpointer, name), []
-
-  def noticed(*args, **named):
-    os.kill(os.getpid(), signal.SIGTERM)
-    found = original(*args, **named)
-    ended.append(1)
-    return found
-
-  monkeypatch.setattr(checkpoint.ocp.Checkpointer, name, noticed)
-  work = {
-    'save': lambda: checkpoint.save(tmp_path, 2, arrays, {}, keep=2),
-    'restore': lambda: checkpoint.restore(tmp_path / f'{1:08d}'),
-  }
-  with pytest.raises(preemption.Preempted):
-    work[name]()
-  assert ended == [1]
-  assert 'a checkpoint and stops' in capfd.readouterr().err
-  assert checkpoint.steps(tmp_path) == ([1, 2] if name == 'save' else [1])
-
-
-def test_notice_waits_for_the_outermost_end(listening, capfd):
-  done = []
-
-  @preemption.deferred('ends the outer part')
-  def work():
-    with preemption.deferred('ends the inner part'):
-      os.kill(os.getpid(), signal.SIGTERM)
-    done.append('outer')
-
-  with pytest.raises(preemption.Preempted):
-    work()
-  assert done == ['outer']
-  assert 'SIGTERM: ends the outer part and stops' in capfd.readouterr().err
 
 
 STEP = (train.Loop, '_next_batch')
@@ -219,27 +101,6 @@ def test_notice_saves_the_step_and_the_run_ends_in_the_same_bits(
     assert checkpoint.steps(folder)[-1] == saved
   train.fit(job)
   assert end(job.workdir) == whole
-
-
-def test_notice_outside_of_training_ends_at_once(listening):
-  with pytest.raises(preemption.Preempted):
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def test_notice_in_the_last_moment_of_training_still_ends_the_process(
-  listening,
-):
-  reached = []
-
-  def training():
-    with preemption.deferred():
-      os.kill(os.getpid(), signal.SIGTERM)
-      reached.append(preemption.asked())
-
-  with pytest.raises(preemption.Preempted):
-    training()
-  assert reached == [True]
-  assert not issubclass(preemption.Preempted, Exception)  # `except Exception`
 
 
 # NaN.

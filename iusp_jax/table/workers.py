@@ -60,9 +60,8 @@ def run(jobs: int) -> list[int]:
     raise ValueError(f'{sys.argv} asks for --jobs={jobs}: expected {_WORKER}')
   processes: list[subprocess.Popen] = []
   try:
-    with preemption.deferred(
-      'starts its processes'
-    ):  # Not with one that is in no list.
+    # Ends with no process that is in no list.
+    with preemption.deferred('starts its processes'):
       _start(jobs, processes)
     return _wait(processes)
   finally:
