@@ -20,11 +20,12 @@ def main(argv):
   quiet = not flags.FLAGS['verbosity'].present
   if quiet:
     logging.set_verbosity(logging.ERROR)  # The libraries' own chatter.
-  from iusp_jax import preemption
+  from iusp_jax.runtime import preemption
 
   preemption.listen()  # SIGTERM ends the process with preemption.EXIT_CODE.
-  from iusp_jax import experiment, hosts, logs, scoring, teacher
-  from iusp_jax.table import runner, tuning
+  from iusp_jax.experiment import experiment, runner, teacher, tuning
+  from iusp_jax.runtime import hosts, logs
+  from iusp_jax.scoring import score_file
 
   logs.relay('tfds_dcase')
   if quiet:
@@ -32,7 +33,7 @@ def main(argv):
   try:
     with hosts.joined(mode, **command_line.values(command_line.HOSTS)):
       if mode == 'score':
-        scoring.main_score(**command_line.values(command_line.SCORE))
+        score_file.main_score(**command_line.values(command_line.SCORE))
         return
       if mode == 'report':
         place = command_line.WORKDIR.value

@@ -19,7 +19,10 @@ import jax
 import numpy as np
 
 from configs import base
-from iusp_jax import ensemble, frontend, optim, parallel, step, tagger
+from iusp_jax.audio import frontend
+from iusp_jax.models import tagger
+from iusp_jax.runtime import devices
+from iusp_jax.training import ensemble, optim, step
 
 NUM_CLIPS, MEMBERS, STEPS, ROUNDS = 256, 8, 4, 3
 WAYS = {'1 device, one by one': (1, 1), '1 device, vmap': (1, MEMBERS)} | {
@@ -97,11 +100,11 @@ def seconds_alone(job):
   )
   variables = guide.initialise(0, _Data.num_samples)
   job = dataclasses.replace(job, teacher=step.Teacher(guide, variables))
-  model = tagger.build(job.recipe, len(job.dataset.tags), parallel.AXIS)
+  model = tagger.build(job.recipe, len(job.dataset.tags), devices.AXIS)
   optimizer = optim.optimizer(job.recipe['training'], lambda _: 1e-3)
   mapped = jax.pmap(
     step.make_step(model, optimizer, job),
-    axis_name=parallel.AXIS,
+    axis_name=devices.AXIS,
     devices=jax.devices()[:1],
   )
   one = lambda tree: jax.tree.map(lambda x: np.asarray(x)[None], tree)  # noqa: E731

@@ -14,7 +14,11 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from iusp_jax import data, experiment, optim, parallel, step, tagger, teacher
+from iusp_jax.data import datasets
+from iusp_jax.experiment import experiment, teacher
+from iusp_jax.models import tagger
+from iusp_jax.runtime import devices
+from iusp_jax.training import optim, step
 
 _CONFIG = config_flags.DEFINE_config_file('config', 'configs/iusp.py:demo')
 _SECONDS = flags.DEFINE_float('seconds', 10.0, 'Of every measurement.')
@@ -22,7 +26,7 @@ _SECONDS = flags.DEFINE_float('seconds', 10.0, 'Of every measurement.')
 
 def stream_of(split, recipe):
   """The stream that training reads."""
-  return data.train_stream(
+  return datasets.train_stream(
     split,
     recipe['training']['batch_size'],
     0,
@@ -33,13 +37,13 @@ def stream_of(split, recipe):
 def prepare(recipe, dataset):
   """The compiled step, its state and its weights, on the devices."""
   job = step.Job('it', recipe, {}, dataset, 0, None)  # pyright: ignore
-  student = tagger.build(recipe, len(dataset.tags), parallel.AXIS)
+  student = tagger.build(recipe, len(dataset.tags), devices.AXIS)
   optimizer = optim.optimizer(
     recipe['training'], optim.schedule(recipe['training'], 10_000, 100.0)
   )
   state = step.initial_state(student, optimizer, job)
-  train_step = parallel.pmap(step.make_step(student, optimizer, job), (0,))
-  return train_step, *parallel.replicate((state, job.settings()))
+  train_step = devices.pmap(step.make_step(student, optimizer, job), (0,))
+  return train_step, *devices.replicate((state, job.settings()))
 
 
 def repeat(take) -> tuple[int, float]:
@@ -63,7 +67,7 @@ def measure(recipe, dataset) -> dict[str, float]:
   held, before, waited = [state], [], [0.0]
 
   def advance(batch):
-    held[0], outputs = train_step(held[0], {}, settings, parallel.shard(batch))
+    held[0], outputs = train_step(held[0], {}, settings, devices.shard(batch))
     if before:  # As in training: step n - 1 is fetched while step n runs.
       np.asarray(before.pop()['loss'].addressable_data(0))
     before.append(outputs)
@@ -89,7 +93,7 @@ def main(argv):
   logging.set_verbosity(logging.ERROR)  # The libraries' own chatter.
   config = _CONFIG.value
   dataset = experiment.load_dataset(config)
-  print(f'{parallel.describe()}\n')
+  print(f'{devices.describe()}\n')
   print('| clips/s | loader alone | step alone | both | step waits |')
   print('|---|---|---|---|---|')
   for part in ('teacher', 'student'):

@@ -15,7 +15,10 @@ import numpy as np
 from absl import app, flags, logging
 
 from configs import base
-from iusp_jax import data, logs, step, teacher, train
+from iusp_jax.data import datasets
+from iusp_jax.experiment import teacher
+from iusp_jax.runtime import logs
+from iusp_jax.training import step, train
 from tfds_dcase import taxonomy
 
 _STEPS = flags.DEFINE_integer('steps', 10_000, 'Train steps.')
@@ -25,7 +28,7 @@ NUM_SAMPLES = 4_000
 NUM_CLIPS = 64
 
 
-def dataset() -> data.Dataset:
+def dataset() -> datasets.Dataset:
   """Noise of a quarter of a second, with random tags, in memory."""
   rng = np.random.default_rng(0)
   clips = [
@@ -38,10 +41,10 @@ def dataset() -> data.Dataset:
     for k in range(NUM_CLIPS)
   ]
   splits = {
-    name: data.Split(name, clips, 'coarse', 'any')
+    name: datasets.Split(name, clips, 'coarse', 'any')
     for name in ('train', 'validate')
   }
-  return data.Dataset('noise', 'coarse', taxonomy.COARSE, (), splits)
+  return datasets.Dataset('noise', 'coarse', taxonomy.COARSE, (), splits)
 
 
 def resident_mb() -> float:

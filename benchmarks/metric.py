@@ -19,7 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 
 import metrics_reference  # noqa: E402  # pyright: ignore[reportMissingImports]
 
-from iusp_jax import metrics  # noqa: E402
+from iusp_jax.scoring import metrics  # noqa: E402
 from tfds_dcase import annotations, taxonomy  # noqa: E402
 
 REPEATS = 20

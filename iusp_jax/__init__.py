@@ -1,9 +1,44 @@
 """Intra-utterance similarity preserving distillation of audio taggers.
 
+  from iusp_jax import iusp_loss
+
+gives the loss for a training loop of your own; `iusp_jax.__all__` lists what
+else there is. Each name is imported when it is first used, so that importing
+the package loads no JAX.
+
 Arrays carry their dimensions as a suffix, one letter an axis:
 
   B clip of a batch      S sample of a recording   T frame
   F mel band             H channel                 D embedding
   C tag                  Q fine column, X included A annotator
-  N clip of a split      K distinct threshold
+  N clip of a split      K distinct threshold      M member of a group
 """
+
+import importlib
+
+# Public names, and the modules that define them.
+_HOME = {
+  'iusp_loss': 'objectives',
+  'sp_loss': 'objectives',
+  'kd_loss': 'objectives',
+  'tagging_loss': 'objectives',
+  'frame_similarity': 'objectives',
+  'batch_similarity': 'objectives',
+  'log_mel': 'audio.frontend',
+  'num_frames': 'audio.frontend',
+  'FrontendConfig': 'audio.frontend',
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+  """Imports a public name when it is first used (PEP 562)."""
+  if name not in _HOME:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  module = importlib.import_module(f'{__name__}.{_HOME[name]}')
+  return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+  return sorted([*globals(), *__all__])

@@ -12,19 +12,13 @@ import pytest
 from fakes import TINY, fake, recipe
 
 from configs import sp
-from iusp_jax import (
-  checkpoint,
-  data,
-  experiment,
-  logs,
-  models,
-  optim,
-  parallel,
-  similarity,
-  step,
-  tagger,
-  train,
-)
+from iusp_jax import models
+from iusp_jax.data import datasets
+from iusp_jax.experiment import experiment
+from iusp_jax.models import tagger
+from iusp_jax.objectives import similarity
+from iusp_jax.runtime import checkpoint, devices, logs
+from iusp_jax.training import optim, step, train
 
 
 # As small as a model can be: compiling it is most of a test's time.
@@ -59,14 +53,14 @@ def states(parts, num_devices=2, plain=True, num_steps=10, **weights):
     workdir=pathlib.Path(),
     teacher=frozen() if any(weights.values()) else None,
   )
-  student = tagger.build(job.recipe, len(fake().tags), parallel.AXIS)
+  student = tagger.build(job.recipe, len(fake().tags), devices.AXIS)
   if plain:
     student = dataclasses.replace(student, module=Plain(len(fake().tags)))
   rates = optim.schedule(job.recipe['training'], num_steps, 3.0)
   optimizer = optim.optimizer(job.recipe['training'], rates)
   mapped = jax.pmap(
     step.make_step(student, optimizer, job),
-    axis_name=parallel.AXIS,
+    axis_name=devices.AXIS,
     devices=jax.devices()[:num_devices],
   )
 
@@ -77,7 +71,7 @@ def states(parts, num_devices=2, plain=True, num_steps=10, **weights):
   state = copy(step.initial_state(student, optimizer, job))
   variables = copy(frozen().variables) if job.teacher else {}
   settings = copy(job.settings())
-  stream = data.train_stream(fake().splits['train'], 8, 5)
+  stream = datasets.train_stream(fake().splits['train'], 8, 5)
   rows = []
   for _ in range(num_steps):
     batch = {
@@ -120,7 +114,7 @@ def test_parts_are_the_same_on_any_number_of_devices():
 def test_batch_norm_takes_each_part_by_itself():
   """The averages after one step, by the rule for two batches of 4."""
   _, state = states(2, 1, plain=False, num_steps=1)
-  batch = next(data.train_stream(fake().splits['train'], 8, 5))
+  batch = next(datasets.train_stream(fake().splits['train'], 8, 5))
   model = tagger.build(recipe(TINY, bands=8), len(fake().tags))
   mel_BTF = np.asarray(tagger.hear(model, batch['wave']))
   expected = np.zeros(8)

@@ -8,7 +8,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iusp_jax import audio
+from tfds_dcase import audio
 
 
 def tone(rate, seconds=0.5, frequency=440.0, gain=0.5):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iusp_jax import augment
-from iusp_jax.augment import SpecAugmentConfig
+from iusp_jax.audio import augment
+from iusp_jax.audio.augment import SpecAugmentConfig
 
 
 def keys(seed, clips):

@@ -17,14 +17,14 @@ from objective_references import (
   unit,
 )
 
-from iusp_jax import objectives, similarity
+from iusp_jax.objectives import losses, similarity
 
 MASK_BT = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 1, 1, 0, 0]], 'f4')
 MASKS = st.sampled_from([np.ones((3, 5), np.float32), MASK_BT])
 
 
 def _loss(student_BTD, teacher_BTD, mask_BT, centred=True):
-  return objectives.iusp_loss(student_BTD, teacher_BTD, mask_BT, centred)
+  return losses.iusp_loss(student_BTD, teacher_BTD, mask_BT, centred)
 
 
 value_and_gradient = jax.jit(jax.value_and_grad(_loss), static_argnums=3)

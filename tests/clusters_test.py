@@ -3,7 +3,7 @@
 import pytest
 from jax._src.clusters import cloud_tpu_cluster, cluster
 
-from iusp_jax import hosts, rendezvous
+from iusp_jax.runtime import hosts, peers
 
 # What would say that this test itself runs in a cluster.
 FOREIGN = (
@@ -32,9 +32,9 @@ def test_our_own_detection_comes_before_the_abort_of_jax():
   A silence is seen at the end of a wait of PING_SECONDS, is counted from a
   message that may be as old, and its name takes a while to arrive.
   """
-  ours = rendezvous.SILENCE_SECONDS + 2 * rendezvous.PING_SECONDS
+  ours = peers.SILENCE_SECONDS + 2 * peers.PING_SECONDS
   assert ours + hosts._NAME_SECONDS < hosts._HEARTBEAT_SECONDS
-  assert rendezvous.SILENCE_SECONDS > 2 * rendezvous.PING_SECONDS
+  assert peers.SILENCE_SECONDS > 2 * peers.PING_SECONDS
 
 
 def test_no_cluster_is_said():
@@ -61,7 +61,7 @@ def test_open_mpi_run_is_recognised(uri, host, monkeypatch):
   coordinator, num_processes, process_id, devices = hosts.detect(10)
   # The port is made of the job's number, 1531576320 / 4096 = 373920.
   assert coordinator == f'{host}:{61440 + 373920 % 4096}'
-  assert rendezvous.split_address(coordinator)[0] == host
+  assert peers.split_address(coordinator)[0] == host
   assert (num_processes, process_id, devices) == (6, 5, [1])
   hosts.check(coordinator, num_processes, process_id, 10)
 

@@ -63,7 +63,7 @@ def metric_reference_dir():
 @pytest.fixture
 def listening():
   """SIGTERM is heard, and forgotten when the test ends."""
-  from iusp_jax import preemption
+  from iusp_jax.runtime import preemption
 
   signals = signal.SIGTERM, signal.SIGALRM
   before = [signal.getsignal(number) for number in signals]

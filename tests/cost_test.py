@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from iusp_jax import cost, models
-from iusp_jax.models import convolution, layers
+from iusp_jax import models
+from iusp_jax.models import convolution, cost, layers
 
 
 def test_dense_and_batched_products():

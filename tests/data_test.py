@@ -10,7 +10,8 @@ from fakes import dataset
 from sonyc_ust_world import python
 
 from configs import base
-from iusp_jax import data, evaluate
+from iusp_jax.data import datasets
+from iusp_jax.training import evaluate
 from tfds_dcase import taxonomy
 
 
@@ -26,7 +27,9 @@ def indices(stream, num_batches):
 
 def test_every_clip_is_seen_once_an_epoch(fake):
   """Batches of 8 straddle the epochs of 23 clips; none is lost or doubled."""
-  seen = indices(data.train_stream(fake.splits['train'], 8, 0), 23).reshape(-1)
+  seen = indices(datasets.train_stream(fake.splits['train'], 8, 0), 23).reshape(
+    -1
+  )
   epochs = seen.reshape(8, 23)
   np.testing.assert_array_equal(np.sort(epochs), [np.arange(23)] * 8)
   assert len({tuple(epoch) for epoch in epochs}) == 8  # Each in a new order.
@@ -35,9 +38,9 @@ def test_every_clip_is_seen_once_an_epoch(fake):
 @pytest.mark.parametrize('num_hosts', [2, 4])
 def test_hosts_share_what_one_host_reads(fake, num_hosts):
   split = fake.splits['train']
-  whole = indices(data.train_stream(split, 8, 3), 9)
+  whole = indices(datasets.train_stream(split, 8, 3), 9)
   parts = [
-    indices(data.train_stream(split, 8, 3, host=h, num_hosts=num_hosts), 9)
+    indices(datasets.train_stream(split, 8, 3, host=h, num_hosts=num_hosts), 9)
     for h in range(num_hosts)
   ]
   np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
@@ -63,7 +66,7 @@ def test_hosts_together_see_every_clip_once_an_epoch(fake, num_hosts):
   split = fake.splits['train']
   sources = [Counted(split.source) for _ in range(num_hosts)]
   streams = [
-    data.train_stream(
+    datasets.train_stream(
       dataclasses.replace(split, source=source),
       8,
       3,
@@ -88,7 +91,7 @@ def test_hosts_together_see_every_clip_once_an_epoch(fake, num_hosts):
 def test_every_host_knows_the_clips_of_all(fake, num_hosts, alpha):
   """In the order in which the devices gather them: host by host."""
   streams = [
-    data.train_stream(
+    datasets.train_stream(
       fake.splits['train'],
       8,
       3,
@@ -108,7 +111,7 @@ def test_every_host_knows_the_clips_of_all(fake, num_hosts, alpha):
 def test_order_depends_on_the_seed_alone(fake):
   split = fake.splits['train']
   first, again, other = (
-    indices(data.train_stream(split, 8, seed), 3) for seed in (1, 1, 2)
+    indices(datasets.train_stream(split, 8, seed), 3) for seed in (1, 1, 2)
   )
   np.testing.assert_array_equal(first, again)
   assert not np.array_equal(first, other)
@@ -117,7 +120,7 @@ def test_order_depends_on_the_seed_alone(fake):
 @pytest.mark.parametrize('alpha', [0.0, 0.5])
 def test_stream_continues_from_its_state(fake, alpha):
   def make():
-    return data.train_stream(fake.splits['train'], 8, 0, mixup_alpha=alpha)
+    return datasets.train_stream(fake.splits['train'], 8, 0, mixup_alpha=alpha)
 
   stream = make()
   for _ in range(4):
@@ -134,8 +137,8 @@ def test_stream_continues_from_its_state(fake, alpha):
 
 def test_mixup_mixes_waves_and_tags_in_one_proportion(fake):
   split = fake.splits['train']
-  plain = next(data.train_stream(split, 8, 0))
-  mixed = next(data.train_stream(split, 8, 0, mixup_alpha=1.0))
+  plain = next(datasets.train_stream(split, 8, 0))
+  mixed = next(datasets.train_stream(split, 8, 0, mixup_alpha=1.0))
   np.testing.assert_array_equal(mixed['index'], plain['index'])
   examples = [split.source[k] for k in range(len(split))]
   for row in range(8):
@@ -151,7 +154,7 @@ def test_mixup_mixes_waves_and_tags_in_one_proportion(fake):
       share = difference @ (mixed['wave'][row] - partner)
       share /= difference @ difference
       wave = share * own + (1 - share) * partner
-      tags, _ = data.targets(example, 'both', 'any')
+      tags, _ = datasets.targets(example, 'both', 'any')
       tags = share * plain['tags'][row] + (1 - share) * tags
       error = np.abs(wave - mixed['wave'][row]).max()
       errors.append(error + 1e4 * np.abs(tags - mixed['tags'][row]).max())
@@ -166,7 +169,7 @@ def test_evaluation_sees_every_clip_once(fake, batch_size, num_hosts):
   sources = [Counted(split.source) for _ in range(num_hosts)]
   hosts = [
     list(
-      data.eval_batches(
+      datasets.eval_batches(
         dataclasses.replace(split, source=source),
         batch_size,
         host=h,
@@ -202,14 +205,14 @@ def test_fine_tags_are_masked_where_x_is_marked():
     'fine_unknown': columns[taxonomy.IS_UNKNOWN],
     'votes': np.stack([columns, columns, 0 * columns]),
   }
-  tags, mask = data.targets(sample, 'both', 'any')
+  tags, mask = datasets.targets(sample, 'both', 'any')
   np.testing.assert_array_equal(tags[:8], sample['coarse'])
   np.testing.assert_array_equal(mask[:8], np.ones(8))
   masked = np.array(taxonomy.FINE)[mask[8:] == 0]
   assert [name[:3] for name in masked] == ['5-1', '5-2', '5-3', '5-4']
-  mean, _ = data.targets(sample, 'coarse', 'mean')
+  mean, _ = datasets.targets(sample, 'coarse', 'mean')
   np.testing.assert_allclose(mean[[4, 7, 0]], [2 / 3, 2 / 3, 0], 1e-6)
-  majority, _ = data.targets(sample, 'coarse', 'majority')
+  majority, _ = datasets.targets(sample, 'coarse', 'majority')
   np.testing.assert_array_equal(majority, sample['coarse'])
 
 
@@ -218,7 +221,7 @@ def test_annotators_agree_on_a_class_by_different_tags():
   votes = np.zeros((3, 29), np.int8)
   votes[0, 0] = votes[1, 1] = 1
   sample = {'fine': None, 'votes': votes}
-  tags, mask = data.targets(sample, 'both', 'majority')
+  tags, mask = datasets.targets(sample, 'both', 'majority')
   np.testing.assert_array_equal(tags[:8], [1, 0, 0, 0, 0, 0, 0, 0])
   assert not tags[8:].any()
   assert mask.all()
@@ -226,13 +229,13 @@ def test_annotators_agree_on_a_class_by_different_tags():
 
 def test_tags_that_nobody_looked_for_are_masked():
   sample = {'coarse': np.array([1, -1, 0], np.int8)}
-  tags, mask = data.targets(sample, 'coarse', 'any')
+  tags, mask = datasets.targets(sample, 'coarse', 'any')
   np.testing.assert_array_equal(tags, [1, 0, 0])
   np.testing.assert_array_equal(mask, [1, 0, 1])
 
 
 def test_truth_puts_fine_and_x_into_file_order(fake):
-  truth = data.truth(fake.splits['test'])
+  truth = datasets.truth(fake.splits['test'])
   votes = [example['votes'][0] for example in fake.splits['test'].source]
   np.testing.assert_array_equal(truth['fine'], votes)
   assert truth['clip_id'][3] == '03_000003.wav'
@@ -264,7 +267,7 @@ def test_scores_of_fine_outputs_at_the_coarse_level():
 def test_unknown_names_are_refused(change, message, tmp_path):
   config = base.dataset('urban_scenes/procedural').to_dict() | change
   with pytest.raises(ValueError, match=message):
-    data.load(config | {'data_dir': str(tmp_path)})
+    datasets.load(config | {'data_dir': str(tmp_path)})
 
 
 class Broken(Counted):
@@ -279,10 +282,10 @@ class Broken(Counted):
 @pytest.mark.parametrize(
   'read',
   [
-    lambda split: list(itertools.islice(data.train_stream(split, 8, 0), 3)),
-    lambda split: list(data.eval_batches(split, 4)),
-    data.truth,
-    lambda split: data.clip_ids(split, [4, 5]),
+    lambda split: list(itertools.islice(datasets.train_stream(split, 8, 0), 3)),
+    lambda split: list(datasets.eval_batches(split, 4)),
+    datasets.truth,
+    lambda split: datasets.clip_ids(split, [4, 5]),
   ],
 )
 def test_broken_record_is_named(fake, read):
@@ -292,7 +295,7 @@ def test_broken_record_is_named(fake, read):
     read(split)
 
 
-@pytest.mark.parametrize('name', data.BUILDERS)
+@pytest.mark.parametrize('name', datasets.BUILDERS)
 def test_every_data_set_says_what_it_is_and_whose(name, tmp_path):
   rows = ['file,split,dog']
   for fold, split in enumerate(('train', 'validate', 'test'), 3):
@@ -303,7 +306,7 @@ def test_every_data_set_says_what_it_is_and_whose(name, tmp_path):
       rows.append(f'{tag}/{path.name},{split},1')
   (tmp_path / 'labels.csv').write_text('\n'.join(rows))
   own = name in ('folder', 'urban_scenes/clips')
-  builder = data.make_builder(
+  builder = datasets.make_builder(
     {
       'name': name,
       'data_dir': str(tmp_path / 'data'),
@@ -322,7 +325,7 @@ def test_every_data_set_says_what_it_is_and_whose(name, tmp_path):
 
 _FULL = """
 import resource, sys
-from iusp_jax import data
+from iusp_jax.data import datasets
 data_dir, manual_dir = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_FSIZE, (900_000, 900_000))
 config = {'level': 'coarse', 'aggregation': 'any', 'data_dir': data_dir}
@@ -332,7 +335,7 @@ for more in (
   {'name': 'folder', 'manual_dir': manual_dir, 'builder': {}},
 ):
   try:
-    data.load(config | more)
+    datasets.load(config | more)
   except OSError as error:
     print(error)
 """

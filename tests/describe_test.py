@@ -4,7 +4,8 @@ import pytest
 from fakes import NUM_SAMPLES, fake, recipe, teacher_recipe
 
 from configs import iusp
-from iusp_jax import experiment, tagger, teacher
+from iusp_jax.experiment import experiment, teacher
+from iusp_jax.models import tagger
 
 FRAMES = 104  # 98 of a second, filled up to a multiple of 8.
 

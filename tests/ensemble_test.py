@@ -8,19 +8,11 @@ import pytest
 from fakes import TINY, recipe
 from train_test import fake, frozen, make_job
 
-from iusp_jax import (
-  checkpoint,
-  data,
-  ensemble,
-  evaluate,
-  in_memory,
-  logs,
-  parallel,
-  store,
-  tagger,
-  train,
-)
-from iusp_jax import teacher as teachers
+from iusp_jax.data import datasets, in_memory, store
+from iusp_jax.experiment import teacher as teachers
+from iusp_jax.models import tagger
+from iusp_jax.runtime import checkpoint, devices, logs
+from iusp_jax.training import ensemble, evaluate, train
 
 
 @pytest.fixture(scope='module')
@@ -106,7 +98,7 @@ def check_best(member, validate):
   model = tagger.build(job.recipe, len(job.dataset.tags))
   logits_NC = ensemble.compile_predict(model)(member.best, validate['mel'])
   scores_NC = evaluate.probabilities(np.asarray(logits_NC))
-  truth = data.truth(job.dataset.splits['validate'])
+  truth = datasets.truth(job.dataset.splits['validate'])
   found = evaluate.score_split(job.dataset, truth, scores_NC)
   rows = evaluate.scalars('validate', found)
   np.testing.assert_allclose(
@@ -324,7 +316,7 @@ def test_devices_share_any_number_of_members(
 
   monkeypatch.setattr(jax, 'local_device_count', lambda: devices)
   monkeypatch.setattr(jax, 'pmap', fake_pmap)
-  double = parallel.map_members(lambda x, shared: x * shared, 2)
+  double = devices.map_members(lambda x, shared: x * shared, 2)
   given = np.arange(members, dtype=np.float32)
   np.testing.assert_array_equal(double(given, 2.0), 2 * given)
   assert shapes == [shape]
@@ -333,7 +325,7 @@ def test_devices_share_any_number_of_members(
 @pytest.mark.parametrize('members', [3, 4])
 def test_members_come_back_in_order_and_may_go_again(members):
   """On the two devices of every test."""
-  double = parallel.map_members(lambda x, shared: x * shared, 2)
+  double = devices.map_members(lambda x, shared: x * shared, 2)
   given = np.arange(2.0 * members, dtype=np.float32).reshape(-1, 2)
   found = given
   for _ in range(2):  # From the host, then from the devices.

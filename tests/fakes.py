@@ -5,7 +5,8 @@ import functools
 import numpy as np
 
 from configs import base
-from iusp_jax import data, teacher
+from iusp_jax.data import datasets
+from iusp_jax.experiment import teacher
 from tfds_dcase import taxonomy
 
 NUM_SAMPLES = 16_000
@@ -50,8 +51,8 @@ def dataset(level='both', sizes=(24, 11, 13), seed=0):
   splits = {}
   for name, size in zip(('train', 'validate', 'test'), sizes, strict=True):
     examples = [example(k, rng, 0.4 * (k % 5 == 0)) for k in range(size)]
-    splits[name] = data.Split(name, examples, level, 'any')
-  return data.Dataset(
+    splits[name] = datasets.Split(name, examples, level, 'any')
+  return datasets.Dataset(
     name=f'fake/{seed}',
     level=level,
     coarse=taxonomy.COARSE,

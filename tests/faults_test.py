@@ -13,18 +13,10 @@ import pytest
 from fakes import TINY, dataset, fake, recipe
 
 from configs import sp
-from iusp_jax import (
-  checkpoint,
-  data,
-  experiment,
-  logs,
-  outcome,
-  preemption,
-  step,
-  teacher,
-  train,
-  watch,
-)
+from iusp_jax.data import datasets
+from iusp_jax.experiment import experiment, outcome, teacher
+from iusp_jax.runtime import checkpoint, logs, preemption
+from iusp_jax.training import step, train, watch
 
 
 # As small as a model can be: compiling it is most of a test's time.
@@ -135,7 +127,7 @@ class WithoutClip:
 
 def batches_with(clip, job, count):
   """The numbers of the first batches that hold a clip, and the first."""
-  stream = data.train_stream(job.dataset.splits['train'], 8, job.seed)
+  stream = datasets.train_stream(job.dataset.splits['train'], 8, job.seed)
   batches = [next(stream) for _ in range(count)]
   held = [k for k, batch in enumerate(batches) if clip in batch['index']]
   return held, batches[held[0]]
@@ -211,9 +203,9 @@ def test_roll_back_is_training_without_the_batch(
     job, workdir=tmp_path / 'plain', dataset=spoilt(None)
   )
   plain.workdir.mkdir()
-  make = data.train_stream
+  make = datasets.train_stream
   monkeypatch.setattr(
-    data,
+    datasets,
     'train_stream',
     lambda *args, **named: WithoutClip(make(*args, **named), clip),
   )
@@ -385,7 +377,7 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from iusp_jax import checkpoint
+from iusp_jax.runtime import checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder, step = Path(sys.argv[1]), int(sys.argv[2])
 small, large = ({'a': np.random.default_rng(0).normal(size=size)}

@@ -10,7 +10,8 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 import tfds_dcase
-from iusp_jax import data, logs
+from iusp_jax.data import datasets
+from iusp_jax.runtime import logs
 from tfds_dcase import folder, notes
 from tfds_dcase.folder import labels
 
@@ -112,7 +113,7 @@ def test_what_was_cut_is_said_and_kept(tmp_path, user_dir, caplog):
     'manual_dir': str(user_dir),
     'builder': {},
   }
-  data.load(config)  # Who opens it later is told where that is.
+  datasets.load(config)  # Who opens it later is told where that is.
   (line,) = told(caplog)
   assert str(builder.data_path / notes.FILE_NAME) in line
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iusp_jax import frontend
-from iusp_jax.frontend import FrontendConfig
+from iusp_jax.audio import frontend
+from iusp_jax.audio.frontend import FrontendConfig
 
 CONFIGS = [
   FrontendConfig(),

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from fakes import fake, recipe, teacher_recipe
 
-from iusp_jax import data, similarity, step, tagger
+from iusp_jax.data import datasets
+from iusp_jax.models import tagger
+from iusp_jax.objectives import similarity
+from iusp_jax.training import step
 
 AUGMENT = {
   'time_roll_seconds': 0.2,
@@ -24,7 +27,7 @@ SMALL = {
 
 
 def batch_of(mixup_alpha=0.0, clips=4):
-  stream = data.train_stream(
+  stream = datasets.train_stream(
     fake().splits['train'], clips, 3, mixup_alpha=mixup_alpha
   )
   return next(stream)

@@ -10,17 +10,10 @@ from faults_test import end, spoilt
 from hosts_world import WORKER, finish, free_port, start, start_all, stop
 from train_test import fake, frozen
 
-from iusp_jax import (
-  checkpoint,
-  data,
-  evaluate,
-  experiment,
-  hosts,
-  logs,
-  parallel,
-  preemption,
-  rendezvous,
-)
+from iusp_jax.data import datasets
+from iusp_jax.experiment import experiment
+from iusp_jax.runtime import checkpoint, devices, hosts, logs, peers, preemption
+from iusp_jax.training import evaluate
 
 JOBS = (
   'predict',
@@ -54,11 +47,11 @@ def assert_same(found, expected, num_steps, what):
       )
 
 
-def run(folder, jobs, num_processes=1, devices=2, **flags):
+def run(folder, jobs, num_processes=1, num_devices=2, **flags):
   """A run of the worker to its end."""
   named = [f'--{key}={value}' for key, value in flags.items()]
   command = [WORKER, folder, json.dumps(jobs), *named]
-  finish(start_all(folder, command, num_processes, devices), 550)
+  finish(start_all(folder, command, num_processes, num_devices), 550)
   return folder
 
 
@@ -70,14 +63,14 @@ def alone(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ('processes', 'devices'), [(1, 2), (1, 4), (1, 8), (2, 2), (4, 2)]
+  ('processes', 'num_devices'), [(1, 2), (1, 4), (1, 8), (2, 2), (4, 2)]
 )
 def test_same_result_on_any_devices_and_processes(
-  processes, devices, alone, tmp_path
+  processes, num_devices, alone, tmp_path
 ):
   """Every objective; stored outputs, parts of batches, 23 clips; scores."""
   model = alone / 'model'
-  folder = run(tmp_path, JOBS, processes, devices, model=model)
+  folder = run(tmp_path, JOBS, processes, num_devices, model=model)
   expected = np.load(alone / 'predicted.npz')
   predicted = np.load(folder / 'predicted.npz')
   for split in expected:
@@ -107,7 +100,7 @@ def test_two_processes_predict_what_one_does(tmp_path):
   folder = run(tmp_path, ['predict'], 2, 1)
   predicted = np.load(folder / 'predicted.npz')
   predict = evaluate.compile_predict(frozen().model)
-  variables = parallel.replicate(frozen().variables)
+  variables = devices.replicate(frozen().variables)
   for name, split in fake().splits.items():
     expected = evaluate.predict_split(predict, variables, split, 4)
     np.testing.assert_allclose(
@@ -162,7 +155,7 @@ def test_host_that_dies_ends_the_others_with_its_name(number, tmp_path):
     started = time.monotonic()
     for k, child in enumerate(children):
       if k != number:
-        assert child.wait(30) == rendezvous.EXIT_CODE
+        assert child.wait(30) == peers.EXIT_CODE
         assert f'error: process {number} (' in child.said()
         assert f'is gone; process {k} ends too' in child.said()
     assert time.monotonic() - started < 30
@@ -187,7 +180,7 @@ def test_processes_that_are_killed_continue_to_the_same_bits(tmp_path):
         assert children[0].process.poll() is None, children[0].said()
         time.sleep(0.002)
       children[number].process.send_signal(signal.SIGKILL)
-      assert children[1 - number].wait(30) == rendezvous.EXIT_CODE
+      assert children[1 - number].wait(30) == peers.EXIT_CODE
     finally:
       stop(children)
     saved = saved.with_name(f'{9:08d}')
@@ -213,7 +206,7 @@ def test_batch_of_a_nan_is_kept_by_all_hosts(tmp_path):
   parts = [np.load(path) for path in sorted(folder.glob('nan_batch*.npz'))]
   assert len(parts) == 2
   split = spoilt(7, 'both').splits['train']
-  stream = data.train_stream(split, 8, 5)
+  stream = datasets.train_stream(split, 8, 5)
   batches = [next(stream) for _ in range(int(parts[0]['step']))]
   assert [7 in batch['index'] for batch in batches].index(True) + 1 == len(
     batches
@@ -309,9 +302,9 @@ def test_slurm_job_is_recognised(monkeypatch, number):
   }
   for name, value in job.items():
     monkeypatch.setenv(name, value)
-  coordinator, num_processes, process_id, devices = hosts.detect(10)
+  coordinator, num_processes, process_id, local_devices = hosts.detect(10)
   assert coordinator.startswith('node07:')
-  assert (num_processes, process_id, devices) == (3, 2, [0])
+  assert (num_processes, process_id, local_devices) == (3, 2, [0])
   port, own = int(coordinator.partition(':')[2]), hosts.own_port(coordinator)
   monkeypatch.setenv('SLURM_JOB_ID', str(number + 1))
   following = hosts.detect(10)[0]
@@ -329,7 +322,7 @@ def test_without_flags_nothing_is_started():
 def test_command_gives_the_scores_of_one_process(tmp_path):
   """`run.py` as it is typed on every host, from nothing to results.json."""
   found = {}
-  for processes, devices in ((1, 1), (2, 2)):
+  for processes, num_devices in ((1, 1), (2, 2)):
     folder = tmp_path / str(processes)
     command = [
       'run.py',
@@ -338,7 +331,7 @@ def test_command_gives_the_scores_of_one_process(tmp_path):
       f'--config.dataset.data_dir={folder}/data',
       f'--workdir={folder}/run',
     ]
-    children = start_all(folder, command, processes, devices)
+    children = start_all(folder, command, processes, num_devices)
     finish(children, 400)
     said = [child.output.read_text() for child in children]
     for k, text in enumerate(said):

@@ -7,18 +7,11 @@ import pathlib
 
 import numpy as np
 
-from iusp_jax import (
-  checkpoint,
-  data,
-  evaluate,
-  hosts,
-  parallel,
-  processes,
-  store,
-  train,
-)
-from iusp_jax import teacher as teachers
-from iusp_jax.table import aggregates
+from iusp_jax.data import datasets, store
+from iusp_jax.experiment import teacher as teachers
+from iusp_jax.reporting.table import aggregates
+from iusp_jax.runtime import checkpoint, devices, hosts, processes
+from iusp_jax.training import evaluate, train
 
 
 def fit(folder, name, epochs, every, stop_after):
@@ -73,12 +66,12 @@ def predict(folder, model):
     checkpoint.save(model, 1, frozen().variables, {}, keep=1)
   restored = checkpoint.restore_newest(model)
   assert restored is not None
-  variables = parallel.replicate(restored[1])
+  variables = devices.replicate(restored[1])
   predict = evaluate.compile_predict(frozen().model)
   found, scores = {}, {}
   for name, split in fake().splits.items():
     found[name] = evaluate.predict_split(predict, variables, split, 8)
-    truth = data.truth(split)
+    truth = datasets.truth(split)
     scores[name] = evaluate.score_split(fake(), truth, found[name])
   if processes.is_primary():
     np.savez(folder / 'predicted.npz', **found)
@@ -105,7 +98,7 @@ def main():
     process_id=flags.process_id,
     start_timeout=flags.start_timeout,
   ):
-    print(parallel.describe(), flush=True)
+    print(devices.describe(), flush=True)
     flags.folder.mkdir(parents=True, exist_ok=True)
     for name in json.loads(flags.jobs):
       if name == 'predict':

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from iusp_jax import checkpoint, logs, preemption
+from iusp_jax.runtime import checkpoint, logs, preemption
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -17,7 +17,7 @@ from objective_references import (
   tagging_per_tag,
 )
 
-from iusp_jax import objectives
+from iusp_jax.objectives import losses
 
 # Tagging.
 
@@ -97,8 +97,8 @@ def kd_reference(student_BC, teacher_BC, temperature):
   return temperature**2 * np.mean(entropy(student_BC, teacher_BC))
 
 
-kd_per_clip = jax.jit(objectives.kd_per_clip)
-kd = jax.jit(jax.value_and_grad(objectives.kd_loss))
+kd_per_clip = jax.jit(losses.kd_per_clip)
+kd = jax.jit(jax.value_and_grad(losses.kd_loss))
 
 
 @few
@@ -166,14 +166,14 @@ def test_kd_of_sure_logits_is_finite():
 def test_logits_tags_and_masks_must_have_one_shape():
   logits_BC, narrow_BC = np.ones((2, 3)), np.ones((2, 1))
   with pytest.raises(ValueError, match=r'student.*\(2, 3\).*\(2, 1\)'):
-    objectives.kd_loss(logits_BC, narrow_BC)
+    losses.kd_loss(logits_BC, narrow_BC)
   with pytest.raises(ValueError, match=r'tags.*\(2, 1\)'):
-    objectives.tagging_loss(logits_BC, narrow_BC)
+    losses.tagging_loss(logits_BC, narrow_BC)
   with pytest.raises(ValueError, match=r'mask.*\(2, 1\)'):
-    objectives.tagging_loss(logits_BC, logits_BC, narrow_BC)
+    losses.tagging_loss(logits_BC, logits_BC, narrow_BC)
 
 
 @pytest.mark.parametrize('temperature', [0, -1.0, float('nan')])
 def test_temperature_must_be_positive(temperature):
   with pytest.raises(ValueError, match=r'temperature is .*more than 0'):
-    objectives.kd_loss(np.ones((2, 3)), np.ones((2, 3)), temperature)
+    losses.kd_loss(np.ones((2, 3)), np.ones((2, 3)), temperature)

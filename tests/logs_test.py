@@ -9,7 +9,7 @@ import types
 import numpy as np
 from tensorboardX.proto import event_pb2
 
-from iusp_jax import logs
+from iusp_jax.runtime import logs
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from iusp_jax import metrics
+from iusp_jax.scoring import metrics
 from tfds_dcase import annotations, taxonomy
 
 Q = len(taxonomy.FINE_COLUMNS)

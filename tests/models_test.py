@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from iusp_jax import cost, models
-from iusp_jax.models import convolution, layers, mobilenet
+from iusp_jax import models
+from iusp_jax.models import convolution, cost, layers, mobilenet
 
 SMALL = {
   'cnn': {'architecture': 'cnn', 'width': 3, 'num_blocks': 3},

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from iusp_jax import objectives, similarity
+from iusp_jax.objectives import losses, similarity
 
 SEEDS = st.integers(0, 2**32 - 1)
 SCALES = st.floats(1e-3, 1e3)
@@ -19,8 +19,8 @@ both = pytest.mark.parametrize('name', ['sp', 'iusp'])
 # One program a loss and shape gives value and gradient: compiling is what
 # takes the time here, so student [3, 5, 4] and teacher [3, 5, 6] are the rule.
 VALUE_AND_GRADIENT = {
-  'sp': jax.jit(jax.value_and_grad(objectives.sp_loss)),
-  'iusp': jax.jit(jax.value_and_grad(objectives.iusp_loss)),
+  'sp': jax.jit(jax.value_and_grad(losses.sp_loss)),
+  'iusp': jax.jit(jax.value_and_grad(losses.iusp_loss)),
 }
 
 
@@ -32,11 +32,11 @@ def gradient(name, *arguments):
   return np.asarray(VALUE_AND_GRADIENT[name](*arguments)[1])
 
 
-iusp_per_clip = jax.jit(objectives.iusp_per_clip)
-sp_per_clip = jax.jit(objectives.sp_per_clip)
+iusp_per_clip = jax.jit(losses.iusp_per_clip)
+sp_per_clip = jax.jit(losses.sp_per_clip)
 frame_grams = jax.jit(jax.vmap(similarity.gram))
-tagging_per_tag = jax.jit(objectives.tagging_per_tag)
-tagging = jax.jit(jax.value_and_grad(objectives.tagging_loss))
+tagging_per_tag = jax.jit(losses.tagging_per_tag)
+tagging = jax.jit(jax.value_and_grad(losses.tagging_loss))
 
 
 def draw(seed, *shape):

@@ -22,7 +22,7 @@ from objective_references import (
   teacher_gram,
 )
 
-from iusp_jax import objectives, similarity
+from iusp_jax.objectives import losses, similarity
 
 # Silence.
 
@@ -243,7 +243,7 @@ def test_sp_does_not_depend_on_the_number_of_devices():
   teacher_BB = teacher_gram(teacher_BTD)
 
   def share(student_bTD, teacher_bB):
-    value_b = objectives.sp_per_clip(student_bTD, teacher_bB, 'data')
+    value_b = losses.sp_per_clip(student_bTD, teacher_bB, 'data')
     return jnp.sum(value_b) / 6, value_b
 
   gradient_bB, value_bB = jax.pmap(
@@ -265,7 +265,7 @@ def test_sp_of_one_clip_a_device_is_not_sp_of_one_clip():
   student_BTD, teacher_BTD = pair(9, num_clips=2)
   teacher_BB = teacher_gram(teacher_BTD)
   value_bB = jax.pmap(
-    lambda student, teacher: objectives.sp_per_clip(student, teacher, 'data'),
+    lambda student, teacher: losses.sp_per_clip(student, teacher, 'data'),
     axis_name='data',
     devices=jax.devices()[:2],
   )(student_BTD[:, None], teacher_BB[:, None])

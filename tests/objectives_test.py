@@ -34,7 +34,7 @@ from objective_references import (
   teacher_gram,
 )
 
-from iusp_jax import similarity
+from iusp_jax.objectives import similarity
 
 # SP and IUSP: values and gradients.
 

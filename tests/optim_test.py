@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from fakes import fake, recipe
 
-from iusp_jax import data, optim, parallel, step, tagger
+from iusp_jax.data import datasets
+from iusp_jax.models import tagger
+from iusp_jax.runtime import devices
+from iusp_jax.training import optim, step
 
 PEAK = 0.02
 
@@ -149,23 +152,23 @@ def test_moving_average_after_two_steps():
   """decay^2 of the first, then what each step adds; the statistics as well."""
   made = recipe(ema_decay=0.9, warmup_epochs=0.0)
   job = step.Job('student', made, {}, fake(), 5, None)
-  model = tagger.build(made, len(job.dataset.tags), parallel.AXIS)
+  model = tagger.build(made, len(job.dataset.tags), devices.AXIS)
   rates = optim.schedule(made['training'], 4, 3.0)
   optimizer = optim.optimizer(made['training'], rates)
-  mapped = parallel.pmap(step.make_step(model, optimizer, job))
+  mapped = devices.pmap(step.make_step(model, optimizer, job))
   state = step.initial_state(model, optimizer, job)
   own = [{'params': state.params, 'batch_stats': state.batch_stats}]
-  stream = data.train_stream(job.dataset.splits['train'], 8, 5)
-  state, settings = parallel.replicate((state, job.settings()))
+  stream = datasets.train_stream(job.dataset.splits['train'], 8, 5)
+  state, settings = devices.replicate((state, job.settings()))
   for _ in range(2):
-    state, _ = mapped(state, {}, settings, parallel.shard(next(stream)))
-    now = parallel.unreplicate(state)
+    state, _ = mapped(state, {}, settings, devices.shard(next(stream)))
+    now = devices.unreplicate(state)
     own.append({'params': now.params, 'batch_stats': now.batch_stats})
   expected = jax.tree.map(
     lambda *x: np.tensordot([0.81, 0.09, 0.1], np.stack(x, dtype=float), 1),
     *own,
   )
-  average = parallel.unreplicate(state).variables()
+  average = devices.unreplicate(state).variables()
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-7), average, expected
   )

@@ -6,8 +6,8 @@ import pathlib
 import pytest
 from tables import cells_of, tiny_config
 
-from iusp_jax import logs
-from iusp_jax.table import grid, parts, runner
+from iusp_jax.experiment import grid, parts, runner
+from iusp_jax.runtime import logs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from iusp_jax import pictures, similarity_picture
+from iusp_jax.reporting import plots, similarity_plot
 from tfds_dcase import taxonomy
 
 BACKGROUND = 1.0  # white
@@ -52,7 +52,7 @@ def similarity(seed, num_frames=20):
 
 
 def clip(**changes):
-  panel = similarity_picture.SimilarityPanel(
+  panel = similarity_plot.SimilarityPanel(
     title='00_000066.wav',
     tags=('5-1_car-horn', '8_dog'),
     log_mel_TF=np.random.default_rng(0).normal(size=(100, 20)),
@@ -65,7 +65,7 @@ def clip(**changes):
 @pytest.fixture(scope='module')
 def curves(tmp_path_factory):
   path = tmp_path_factory.mktemp('curves') / 'curves.png'
-  pictures.plot_learning_curves(rows(), path)
+  plots.plot_learning_curves(rows(), path)
   return path
 
 
@@ -73,13 +73,13 @@ def curves(tmp_path_factory):
 def three_clips(tmp_path_factory):
   path = tmp_path_factory.mktemp('clips') / 'deep' / 'similar.png'
   panels = [clip(title=f'clip{i}') for i in range(3)]
-  similarity_picture.plot_similarities(panels, path)
+  similarity_plot.plot_similarities(panels, path)
   return path
 
 
 def test_similarities_come_back_from_a_file():
   panels = [clip(title='a'), clip(title='b', tags=())]
-  found = similarity_picture.from_bytes(similarity_picture.to_bytes(panels))
+  found = similarity_plot.from_bytes(similarity_plot.to_bytes(panels))
   for own, other in zip(found, panels, strict=True):
     assert (own.title, own.tags) == (other.title, other.tags)
     assert own.seconds == other.seconds
@@ -101,7 +101,7 @@ class TestLearningCurves:
 
   def test_shows_the_data(self, curves, tmp_path):
     bent = [r | {'train/loss': 1.0} if 'train/loss' in r else r for r in rows()]
-    pictures.plot_learning_curves(bent, tmp_path / 'bent.png')
+    plots.plot_learning_curves(bent, tmp_path / 'bent.png')
     differ = (pixels(curves) != pixels(tmp_path / 'bent.png')).any(axis=-1)
     down, across = np.nonzero(differ)
     # The loss is the first of three terms: all else is drawn as before.
@@ -112,7 +112,7 @@ class TestLearningCurves:
   def test_any_number_of_terms(self, tmp_path, count):
     terms = ('gradient_norm', 'kd', 'sp', 'iusp')[:count]
     path = tmp_path / 'curves.png'
-    pictures.plot_learning_curves(rows(terms=terms), path)
+    plots.plot_learning_curves(rows(terms=terms), path)
     heights = {0: 1, 4: 2}  # `loss` is one more
     inches = 1.85 * (heights[count] + 1.35) + 0.6
     assert pixels(path).shape[0] == pytest.approx(150 * inches, abs=2)
@@ -121,7 +121,7 @@ class TestLearningCurves:
     both = rows()
     for kind in ('train/', 'validate/'):
       some = [r for r in both if any(k.startswith(kind) for k in r)]
-      pictures.plot_learning_curves(some, tmp_path / f'{kind[0]}.png')
+      plots.plot_learning_curves(some, tmp_path / f'{kind[0]}.png')
       assert inked(tmp_path / f'{kind[0]}.png') > 0.01
     assert 'train/loss' in (tmp_path / 't.txt').read_text()
     assert 'train/loss' not in (tmp_path / 'v.txt').read_text()
@@ -131,7 +131,7 @@ class TestLearningCurves:
       {'step': 1, 'train/loss': 0.5},
       {'step': 1, 'validate/coarse_micro_auprc': math.nan},
     ]
-    pictures.plot_learning_curves(some, tmp_path / 'curves.png')
+    plots.plot_learning_curves(some, tmp_path / 'curves.png')
     text = (tmp_path / 'curves.txt').read_text()
     assert 'undefined' in text
     assert 'best' not in text
@@ -146,43 +146,41 @@ class TestLearningCurves:
       for s in (1, 2, 3)
     ]
     path = tmp_path / 'curves.png'
-    pictures.plot_learning_curves(some, path, 'validate/fine_micro_auprc')
+    plots.plot_learning_curves(some, path, 'validate/fine_micro_auprc')
     assert 'fine_micro_auprc: -0.1000 at step 1' in (
       path.with_suffix('.txt').read_text()
     )
 
   def test_refuses_nothing_to_draw(self, tmp_path):
     with pytest.raises(ValueError, match=r'metrics\.jsonl'):
-      pictures.plot_learning_curves([{'step': 1}], tmp_path / 'curves.png')
+      plots.plot_learning_curves([{'step': 1}], tmp_path / 'curves.png')
     assert names(tmp_path) == []
 
   def test_refuses_another_format(self, tmp_path):
     with pytest.raises(ValueError, match=r"'\.png'"):
-      pictures.plot_learning_curves(rows(), tmp_path / 'curves.txt')
+      plots.plot_learning_curves(rows(), tmp_path / 'curves.txt')
     assert names(tmp_path) == []
 
 
 class TestSmooth:
   def test_keeps_a_constant_to_the_ends(self):
-    np.testing.assert_allclose(pictures.smooth(np.full(200, 3.0)), 3.0)
+    np.testing.assert_allclose(plots.smooth(np.full(200, 3.0)), 3.0)
 
   def test_keeps_the_middle_of_a_line(self):
     line = np.arange(200.0)
-    np.testing.assert_allclose(pictures.smooth(line)[20:-20], line[20:-20])
+    np.testing.assert_allclose(plots.smooth(line)[20:-20], line[20:-20])
 
   def test_takes_noise_away(self):
     noise = np.random.default_rng(0).normal(size=400)
-    assert pictures.smooth(noise).std() < 0.5
+    assert plots.smooth(noise).std() < 0.5
 
   def test_skips_what_is_not_finite(self):
     values = np.full(100, 2.0)
     values[[3, 50]] = np.nan, np.inf
-    np.testing.assert_allclose(pictures.smooth(values), 2.0)
+    np.testing.assert_allclose(plots.smooth(values), 2.0)
 
   def test_short_series_stay_as_they_are(self):
-    np.testing.assert_allclose(
-      pictures.smooth(np.array([1.0, 5.0])), [1.0, 5.0]
-    )
+    np.testing.assert_allclose(plots.smooth(np.array([1.0, 5.0])), [1.0, 5.0])
 
 
 class TestTagScores:
@@ -190,8 +188,8 @@ class TestTagScores:
     support = {'8_dog': 6, '2-3_hoe-ram': 0}
     for name, value in (('none', None), ('nan', math.nan), ('zero', 0.0)):
       models = {'teacher': {'8_dog': 0.5, '2-3_hoe-ram': value}}
-      pictures.plot_tag_scores(models, support, tmp_path / f'{name}.png')
-    pictures.plot_tag_scores(
+      plots.plot_tag_scores(models, support, tmp_path / f'{name}.png')
+    plots.plot_tag_scores(
       {'teacher': {'8_dog': 0.5}}, support, tmp_path / 'missing.png'
     )
     none = pixels(tmp_path / 'none.png')
@@ -211,7 +209,7 @@ class TestTagScores:
       for m in ('teacher', 'student', 'baseline', 'sp')
     }
     path = tmp_path / 'tags.png'
-    pictures.plot_tag_scores(models, dict.fromkeys(tags, 12), path)
+    plots.plot_tag_scores(models, dict.fromkeys(tags, 12), path)
     height, width, _ = pixels(path).shape
     assert width == 1050
     assert 900 < height < 1500
@@ -225,7 +223,7 @@ class TestTagScores:
 
   def test_all_undefined(self, tmp_path):
     path = tmp_path / 'tags.png'
-    pictures.plot_tag_scores({'teacher': {'8_dog': None}}, {'8_dog': 0}, path)
+    plots.plot_tag_scores({'teacher': {'8_dog': None}}, {'8_dog': 0}, path)
     assert 'mean of the defined             undefined' in (
       path.with_suffix('.txt').read_text()
     )
@@ -236,7 +234,7 @@ class TestTagScores:
   )
   def test_refusals(self, tmp_path, models, support):
     with pytest.raises(ValueError, match='support'):
-      pictures.plot_tag_scores(models, support, tmp_path / 'tags.png')
+      plots.plot_tag_scores(models, support, tmp_path / 'tags.png')
 
 
 class TestSimilarities:
@@ -252,7 +250,7 @@ class TestSimilarities:
     assert '5-1_car-horn,8_dog' in text
 
   def test_one_clip_is_a_third_as_high(self, three_clips, tmp_path):
-    similarity_picture.plot_similarities([clip()], tmp_path / 'one.png')
+    similarity_plot.plot_similarities([clip()], tmp_path / 'one.png')
     assert len(pixels(tmp_path / 'one.png')) < len(pixels(three_clips)) / 2
 
   def test_contrast_is_seen_whatever_the_constant(self, tmp_path):
@@ -262,7 +260,7 @@ class TestSimilarities:
     for strength in (0.01, 0.5):
       matrix = (1 + strength * pattern) / math.sqrt(20)
       path = tmp_path / f'{strength}.png'
-      similarity_picture.plot_similarities(
+      similarity_plot.plot_similarities(
         [clip(similarity={'teacher': matrix})], path
       )
       red, _, blue = np.moveaxis(pixels(path), -1, 0)
@@ -274,7 +272,7 @@ class TestSimilarities:
     rng = np.random.default_rng(0)
     matrix = np.full((20, 20), 20**-0.5) + 1e-9 * rng.normal(size=(20, 20))
     path = tmp_path / 'similar.png'
-    similarity_picture.plot_similarities(
+    similarity_plot.plot_similarities(
       [clip(similarity={'teacher': matrix})], path
     )
     flat = pixels(path)[:, 560:820]  # within the teacher's matrix
@@ -288,7 +286,7 @@ class TestSimilarities:
     def coloured(student):
       path = tmp_path / 'similar.png'
       panels = {'teacher': teacher, 'student': student}
-      similarity_picture.plot_similarities([clip(similarity=panels)], path)
+      similarity_plot.plot_similarities([clip(similarity=panels)], path)
       half = pixels(path)[:, 600:]  # what is right of the teacher's matrix
       return np.mean(np.ptp(half, axis=-1) > 0.2)
 
@@ -297,7 +295,7 @@ class TestSimilarities:
   def test_other_frame_rates_have_no_distance(self, tmp_path):
     path = tmp_path / 'similar.png'
     panels = {'teacher': similarity(1), 'student': similarity(2, 10)}
-    similarity_picture.plot_similarities([clip(similarity=panels)], path)
+    similarity_plot.plot_similarities([clip(similarity=panels)], path)
     student = path.with_suffix('.txt').read_text().splitlines()[2].split()
     assert student[1:4] == ['student', '10', '-']
 
@@ -313,7 +311,7 @@ class TestSimilarities:
       },
     }
     clips = [clip(title=t, similarity=m, tags=()) for t, m in odd.items()]
-    similarity_picture.plot_similarities(clips, path)
+    similarity_plot.plot_similarities(clips, path)
     lines = path.with_suffix('.txt').read_text().splitlines()
     assert [line.split()[:4] for line in lines[1:-1]] == [
       ['alone', 'student', '20', '-'],
@@ -326,10 +324,10 @@ class TestSimilarities:
   def test_refusals(self, tmp_path):
     path = tmp_path / 'similar.png'
     with pytest.raises(ValueError, match='expected at least one'):
-      similarity_picture.plot_similarities([], path)
+      similarity_plot.plot_similarities([], path)
     bad = clip(similarity={'teacher': np.zeros((3, 4))})
     with pytest.raises(ValueError, match=r"'teacher'.*\(3, 4\)"):
-      similarity_picture.plot_similarities([bad], path)
+      similarity_plot.plot_similarities([bad], path)
     assert names(tmp_path) == []
 
 
@@ -340,9 +338,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
   def refuse(*_):
     raise OSError('disk full')
 
-  monkeypatch.setattr(pictures.os, 'replace', refuse)
+  monkeypatch.setattr(plots.os, 'replace', refuse)
   with pytest.raises(OSError, match='disk full'):
-    pictures.plot_tag_scores({'t': {'a': 1.0}}, {'a': 1}, path)
+    plots.plot_tag_scores({'t': {'a': 1.0}}, {'a': 1}, path)
   assert names(tmp_path) == ['curves.png']
   assert path.read_bytes() == b'old'
 
@@ -350,9 +348,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_import_is_light(tmp_path):
   """Neither matplotlib before it is needed, nor JAX, nor ever pyplot."""
   code = (
-    'import sys; from iusp_jax import pictures; '
+    'import sys; from iusp_jax.reporting import plots; '
     'assert not {"jax", "matplotlib"} & {*sys.modules}; '
-    'pictures.plot_tag_scores({"t": {"a": 1.0}}, {"a": 1}, sys.argv[1]); '
+    'plots.plot_tag_scores({"t": {"a": 1.0}}, {"a": 1}, sys.argv[1]); '
     'assert not {"jax", "matplotlib.pyplot"} & {*sys.modules}'
   )
   subprocess.run([sys.executable, '-c', code, tmp_path / 'a.png'], check=True)

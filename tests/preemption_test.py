@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from iusp_jax import checkpoint, preemption
+from iusp_jax.runtime import checkpoint, preemption
 
 
 def test_notice_outside_of_training_ends_at_once(listening):
@@ -34,7 +34,7 @@ def test_notice_in_the_last_moment_of_training_still_ends_the_process(
 
 LOST = """
 import gc, signal, sys, time, weakref
-from iusp_jax import preemption
+from iusp_jax.runtime import preemption
 
 def notice(*args):
   gc.callbacks.clear()
@@ -71,7 +71,7 @@ def test_notice_in_a_callback_ends_the_run_all_the_same(callback):
 
 ENDED = """
 import atexit, signal, sys, time
-from iusp_jax import preemption
+from iusp_jax.runtime import preemption
 
 class Slow:
   def __del__(self):

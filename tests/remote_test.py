@@ -15,17 +15,12 @@ from fakes import dataset
 from fsspec.implementations import dirfs, local
 
 from configs import iusp
-from iusp_jax import (
-  checkpoint,
-  data,
-  experiment,
-  logs,
-  pictures,
-  predictions,
-  store,
-  teacher,
-  watch,
-)
+from iusp_jax.data import datasets, store
+from iusp_jax.experiment import experiment, teacher
+from iusp_jax.reporting import plots
+from iusp_jax.runtime import checkpoint, logs
+from iusp_jax.scoring import predictions
+from iusp_jax.training import watch
 from tfds_dcase import sonyc_ust, urban_scenes
 
 RUN = 'gs://bucket/some/run'
@@ -80,7 +75,7 @@ def test_files_of_a_run_are_written_and_read(bucket):
     workdir / 'p.csv', ['a.wav'], {'1_engine': np.array([0.5])}
   )
   assert (bucket / 'some/run/p.csv').read_text().startswith('audio_filename')
-  with pictures.figure(1.0, workdir / 'p.png'):
+  with plots.figure(1.0, workdir / 'p.png'):
     pass
   assert (bucket / 'some/run/p.png').read_bytes()[:4] == b'\x89PNG'
 
@@ -122,7 +117,7 @@ def test_checkpoint_that_is_put_aside_is_found(bucket):
 
 def test_batch_of_a_nan_is_kept(bucket):
   split = dataset('coarse').splits['train']
-  stream = data.train_stream(split, 8, 0)
+  stream = datasets.train_stream(split, 8, 0)
   done = watch.Done(3, 2, stream.get_state(), {'loss': jnp.full(1, jnp.nan)})
   error = watch.NotFinite('no number', done)
   path = logs.place(RUN) / 'nan_batch.npz'

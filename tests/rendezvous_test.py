@@ -11,7 +11,7 @@ import time
 import pytest
 from hosts_world import ROOT, free_port
 
-from iusp_jax import rendezvous
+from iusp_jax.runtime import peers
 
 
 def meet_all(port, ids, of, timeout=10.0):
@@ -20,7 +20,7 @@ def meet_all(port, ids, of, timeout=10.0):
 
   def meet(process_id):
     try:
-      found[process_id] = rendezvous.meet(
+      found[process_id] = peers.meet(
         f'127.0.0.1:{port}', port + 1, of, process_id, timeout
       )
     except (OSError, ValueError) as error:
@@ -40,13 +40,13 @@ def test_all_meet_whoever_comes_first():
   late.start()
   found.update(meet_all(port, [1, 2], 3))
   late.join()
-  assert all(isinstance(k, rendezvous.Party) for k in found.values())
+  assert all(isinstance(k, peers.Party) for k in found.values())
   for party in found.values():
     party.leave()
 
 
 def test_one_process_waits_for_nobody():
-  party = rendezvous.meet('127.0.0.1:1234', 1235, 1, 0, 1.0)
+  party = peers.meet('127.0.0.1:1234', 1235, 1, 0, 1.0)
   party.watch()
   party.leave()
 
@@ -54,7 +54,7 @@ def test_one_process_waits_for_nobody():
 def test_missing_processes_are_named_to_those_who_came():
   found = meet_all(free_port(), [0, 2], 4, timeout=1.0)
   for error in found.values():
-    assert isinstance(error, rendezvous.Missing)
+    assert isinstance(error, peers.Missing)
     assert 'after 1 s processes 1, 3 are missing of 4' in str(error)
     assert '--start_timeout' in str(error)
 
@@ -107,7 +107,7 @@ def test_strangers_do_not_disturb():
         break
   found.update(meet_all(port, [1], 2))
   first.join()
-  assert all(isinstance(k, rendezvous.Party) for k in found.values())
+  assert all(isinstance(k, peers.Party) for k in found.values())
 
 
 @pytest.mark.parametrize('offset', [0, 1])
@@ -121,11 +121,11 @@ def test_port_in_use_is_said(offset):
 
 PROGRAM = """
 import sys, time
-from iusp_jax import rendezvous
+from iusp_jax.runtime import peers
 port, process_id, then = int(sys.argv[1]), *sys.argv[2:]
-rendezvous.SILENCE_SECONDS = 1.5
-rendezvous.PING_SECONDS = 0.3
-party = rendezvous.meet(f'127.0.0.1:{port}', port + 1, 3, int(process_id), 20)
+peers.SILENCE_SECONDS = 1.5
+peers.PING_SECONDS = 0.3
+party = peers.meet(f'127.0.0.1:{port}', port + 1, 3, int(process_id), 20)
 party.watch()
 print('here', flush=True)
 time.sleep(1)
@@ -181,7 +181,7 @@ def test_process_that_ends_ends_the_others_with_its_name(number, how, message):
     for k, child in enumerate(children):
       if k != number:
         _, said = child.communicate(timeout=20)
-        assert child.returncode == rendezvous.EXIT_CODE
+        assert child.returncode == peers.EXIT_CODE
         assert f'error: process {number} (' in said
         assert message in said
         assert f'process {k} ends too' in said
@@ -195,9 +195,9 @@ def test_process_that_ends_ends_the_others_with_its_name(number, how, message):
 @pytest.mark.parametrize('address', ['host', 'host:', ':1', 'h:0', 'h:65535'])
 def test_wrong_address_is_refused(address):
   with pytest.raises(ValueError, match='expected host:port'):
-    rendezvous.split_address(address)
+    peers.split_address(address)
 
 
 def test_address_may_be_of_either_kind():
-  assert rendezvous.split_address('[::1]:80') == ('::1', 80)
-  assert rendezvous.split_address('10.0.0.1:1234') == ('10.0.0.1', 1234)
+  assert peers.split_address('[::1]:80') == ('::1', 80)
+  assert peers.split_address('10.0.0.1:1234') == ('10.0.0.1', 1234)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from iusp_jax import report
+from iusp_jax.reporting import formatting
 
 
 def results():
@@ -33,7 +33,7 @@ def results():
 
 class TestScoreTable:
   def test_rows_and_numbers(self):
-    lines = report.score_table(results()).splitlines()
+    lines = formatting.score_table(results()).splitlines()
     assert [line[:12].strip() for line in lines[2:]] == [
       'teacher best',
       'student best',
@@ -49,11 +49,11 @@ class TestScoreTable:
     assert places == sorted(places)
 
   def test_columns_line_up(self):
-    lines = report.score_table(results()).splitlines()
+    lines = formatting.score_table(results()).splitlines()
     assert len({len(line) for line in lines[1:]}) == 1
 
   def test_no_column_that_all_lack(self):
-    table = report.score_table(
+    table = formatting.score_table(
       {'student': {'last': {'test': {'coarse': {'micro_auprc': 0.1}}}}}
     )
     assert table.split() == [
@@ -61,7 +61,7 @@ class TestScoreTable:
     ]
 
   def test_nothing(self):
-    assert report.score_table({}).strip() == ''
+    assert formatting.score_table({}).strip() == ''
 
 
 @pytest.mark.parametrize(
@@ -79,4 +79,4 @@ class TestScoreTable:
   ],
 )
 def test_count(number, text):
-  assert report.count(number) == text
+  assert formatting.count(number) == text

@@ -16,8 +16,10 @@ import soundfile
 from absl.testing.flagsaver import flagsaver
 
 from configs import base, baseline, iusp, iusp_sp, sp, teacher
-from iusp_jax import checkpoint, command_line, experiment, logs, outcome
-from iusp_jax.teacher import plain
+from iusp_jax import command_line
+from iusp_jax.experiment import experiment, outcome
+from iusp_jax.experiment.teacher import plain
+from iusp_jax.runtime import checkpoint, logs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -500,7 +502,7 @@ def test_own_labelled_folder(tmp_path):
 def test_data_sets_are_prepared_once_by_processes_that_start_together(tmp_path):
   code = (
     'import sys, pathlib; from configs import base; '
-    'from iusp_jax import experiment, teacher; '
+    'from iusp_jax.experiment import experiment, teacher; '
     'config = base.get_config("smoke"); '
     'config.dataset.data_dir = sys.argv[1]; '
     'config.teacher.train_scenes = 60; '

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iusp_jax import metrics, scoring
+from iusp_jax.scoring import metrics, score_file
 from tfds_dcase import taxonomy
 
 COLUMNS = taxonomy.COARSE + taxonomy.FINE_COLUMNS
@@ -98,8 +98,8 @@ class TestFiles:
     path = tmp_path_factory.mktemp('exact') / 'p.csv'
     names = [f'a, "{n}".wav' for n in range(len(values))]
     tags = {'dog': np.float32(values), 'tür; ,x': values[::-1]}
-    scoring.write_predictions(path, names, tags)
-    found = scoring.read_predictions(path)
+    score_file.write_predictions(path, names, tags)
+    found = score_file.read_predictions(path)
     assert found.clip_ids == tuple(names)
     assert list(found.scores_by_column) == list(tags)
     np.testing.assert_array_equal(
@@ -111,7 +111,7 @@ class TestFiles:
 
   def test_form(self, tmp_path):
     path = tmp_path / 'new folder' / 'p.csv'
-    scoring.write_predictions(
+    score_file.write_predictions(
       path, ['a.wav', 'b.wav'], {'1_engine': [0.25, 1], '8_dog': [0, 1e-9]}
     )
     assert path.read_text() == (
@@ -134,7 +134,7 @@ class TestFiles:
     path = tmp_path / 'p.csv'
     path.write_text('as before')
     with pytest.raises(ValueError, match=message):
-      scoring.write_predictions(path, names, columns)
+      score_file.write_predictions(path, names, columns)
     assert path.read_text() == 'as before'
     assert os.listdir(tmp_path) == ['p.csv']
 
@@ -145,7 +145,7 @@ class TestFiles:
       ('p.csv.gz', gzip.compress(text.encode())),
     ):
       (tmp_path / name).write_bytes(data)
-      found = scoring.read_predictions(tmp_path / name)
+      found = score_file.read_predictions(tmp_path / name)
       assert found.clip_ids == ('a.wav',)
       assert found.scores_by_column['dog'].tolist() == [0.5]
 
@@ -169,7 +169,7 @@ class TestFiles:
     path = tmp_path / 'p.csv'
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as error:
-      scoring.read_predictions(path)
+      score_file.read_predictions(path)
     assert str(path) in str(error.value)
 
   def test_not_a_text_file(self, tmp_path):
@@ -178,12 +178,12 @@ class TestFiles:
     for data in (whole[:-9], b'\xff\xfe\x00', b'\x1f\x8b nothing of the kind'):
       path.write_bytes(data)
       with pytest.raises(ValueError, match='not a whole CSV file'):
-        scoring.read_predictions(path)
+        score_file.read_predictions(path)
 
   def test_columns_not_asked_for_may_hold_anything(self, tmp_path):
     path = tmp_path / 'p.csv'
     path.write_text('note,audio_filename,dog\nhello,a.wav,0.5\n')
-    found = scoring.read_predictions(path, ['dog', 'cat'])
+    found = score_file.read_predictions(path, ['dog', 'cat'])
     assert list(found.scores_by_column) == ['dog']
     assert found.ignored == ('note',)
 
@@ -192,11 +192,11 @@ class TestScoreFiles:
   @pytest.fixture
   def predictions(self, tmp_path, scores):
     path = tmp_path / 'p.csv'
-    scoring.write_predictions(path, CLIPS, scores)
+    score_file.write_predictions(path, CLIPS, scores)
     return path
 
   def test_both_levels_by_default(self, predictions, annotations, scores):
-    found = scoring.score_files(predictions, annotations)
+    found = score_file.score_files(predictions, annotations)
     assert found['num_clips'] == 12
     for level in metrics.LEVELS:
       want = expected(scores, level)
@@ -209,15 +209,15 @@ class TestScoreFiles:
 
   @pytest.mark.parametrize('level', metrics.LEVELS)
   def test_one_level(self, predictions, annotations, level):
-    found = scoring.score_files(predictions, annotations, level=level)
-    both = scoring.score_files(predictions, annotations)
+    found = score_file.score_files(predictions, annotations, level=level)
+    both = score_file.score_files(predictions, annotations)
     (other,) = set(metrics.LEVELS) - {level}
     assert not [key for key in found if key.startswith(other)]
     assert found.items() <= both.items()
 
   def test_labels(self, predictions, annotations, scores):
-    new = scoring.score_files(predictions, annotations)
-    old = scoring.score_files(predictions, annotations, labels='as_shipped')
+    new = score_file.score_files(predictions, annotations)
+    old = score_file.score_files(predictions, annotations, labels='as_shipped')
     want = expected(scores, 'coarse', faulty=True)
     assert (
       old['coarse_class_auprc']['2_machinery-impact']
@@ -236,12 +236,12 @@ class TestScoreFiles:
   ):
     folder, annotations = annotations_once
     path = folder / 'shuffled.csv'
-    scoring.write_predictions(
+    score_file.write_predictions(
       path,
       [CLIPS[n] for n in clips],
       {c: scores_once[c][list(clips)] for c in columns},
     )
-    found = scoring.score_files(path, annotations)
+    found = score_file.score_files(path, annotations)
     for level in metrics.LEVELS:
       want = expected(scores_once, level)
       assert found[f'{level}_micro_auprc'] == want['micro_auprc']
@@ -265,10 +265,10 @@ class TestScoreFiles:
     gone = ['5_alert-signal', '5-3_siren']
     left = {c: v for c, v in scores.items() if c not in gone}
     left['5_alert_signal'] = scores['5_alert-signal']
-    scoring.write_predictions(path, CLIPS, left)
+    score_file.write_predictions(path, CLIPS, left)
     with warnings.catch_warnings(record=True) as caught:
       warnings.simplefilter('always')
-      found = scoring.score_files(path, annotations)
+      found = score_file.score_files(path, annotations)
     texts = [str(warning.message) for warning in caught]
     assert any(
       "missing coarse columns are scored as 0: '5_a" in t for t in texts
@@ -290,8 +290,8 @@ class TestScoreFiles:
   def test_a_fine_file_at_the_coarse_level(self, tmp_path, annotations, scores):
     path = tmp_path / 'p.csv'
     fine = {c: scores[c] for c in taxonomy.FINE_COLUMNS}
-    scoring.write_predictions(path, CLIPS, fine)
-    found = scoring.score_files(path, annotations)
+    score_file.write_predictions(path, CLIPS, fine)
+    found = score_file.score_files(path, annotations)
     highest = {
       coarse: np.max([v for c, v in fine.items() if c[0] == coarse[0]], axis=0)
       for coarse in taxonomy.COARSE
@@ -303,29 +303,29 @@ class TestScoreFiles:
   def test_a_file_without_x(self, tmp_path, annotations, scores):
     path = tmp_path / 'p.csv'
     known = {c: v for c, v in scores.items() if c not in taxonomy.UNKNOWN}
-    scoring.write_predictions(path, CLIPS, known)
-    found = scoring.score_files(path, annotations)
+    score_file.write_predictions(path, CLIPS, known)
+    found = score_file.score_files(path, annotations)
     zeros = scores | {c: np.zeros(12) for c in taxonomy.UNKNOWN}
     assert found['fine_micro_auprc'] == expected(zeros, 'fine')['micro_auprc']
     assert any('X is never predicted' in note for note in found['notes'])
     del known['1-1_small-sounding-engine']
     known['1-X_engine-of-uncertain-size'] = np.zeros(12)
-    scoring.write_predictions(path, CLIPS, known)
+    score_file.write_predictions(path, CLIPS, known)
     with pytest.warns(UserWarning, match="'1-1_small.*'2-X_other"):
-      scoring.score_files(path, annotations)
+      score_file.score_files(path, annotations)
 
   def test_a_coarse_file(self, tmp_path, annotations, scores):
     path = tmp_path / 'p.csv'
     coarse = {c: scores[c] for c in taxonomy.COARSE}
-    scoring.write_predictions(path, CLIPS, coarse)
-    found = scoring.score_files(path, annotations)
+    score_file.write_predictions(path, CLIPS, coarse)
+    found = score_file.score_files(path, annotations)
     assert (
       found['coarse_micro_auprc'] == expected(scores, 'coarse')['micro_auprc']
     )
     assert 'fine_micro_auprc' not in found
     assert any('no fine columns' in note for note in found['notes'])
     with pytest.warns(UserWarning, match='missing fine columns'):
-      asked = scoring.score_files(path, annotations, level='fine')
+      asked = score_file.score_files(path, annotations, level='fine')
     assert asked['fine_micro_auprc'] == 0
 
   def test_clips_without_truth_are_left_out(
@@ -333,8 +333,8 @@ class TestScoreFiles:
   ):
     path = tmp_path / 'p.csv'
     more = {c: np.append(v, 0.9) for c, v in scores.items()}
-    scoring.write_predictions(path, [*CLIPS, 'no_truth.wav'], more)
-    found = scoring.score_files(path, annotations)
+    score_file.write_predictions(path, [*CLIPS, 'no_truth.wav'], more)
+    found = score_file.score_files(path, annotations)
     want = expected(scores, 'coarse')
     assert found['coarse_micro_auprc'] == want['micro_auprc']
     assert any('1 clips of validate have no truth' in n for n in found['notes'])
@@ -344,16 +344,16 @@ class TestScoreFiles:
     marked = truth_of(1) | truth_of(2)
     classes = {c for c in taxonomy.COARSE if any(m[0] == c[0] for m in marked)}
     scores = {c: [float(c in marked | classes), 0] for c in COLUMNS}
-    scoring.write_predictions(path, ['train_1.wav', 'train_2.wav'], scores)
-    found = scoring.score_files(path, annotations, 'train')
+    score_file.write_predictions(path, ['train_1.wav', 'train_2.wav'], scores)
+    found = score_file.score_files(path, annotations, 'train')
     assert found['coarse_micro_auprc'] == found['fine_micro_auprc'] == 1
     assert any('volunteers' in note for note in found['notes'])
 
   def test_wrong_clips(self, tmp_path, annotations, scores):
     path = tmp_path / 'p.csv'
-    scoring.write_predictions(path, ['other.wav', *CLIPS[1:]], scores)
+    score_file.write_predictions(path, ['other.wav', *CLIPS[1:]], scores)
     with pytest.raises(ValueError, match='1 of 12 missing') as error:
-      scoring.score_files(path, annotations)
+      score_file.score_files(path, annotations)
     for part in (str(path), str(annotations), CLIPS[0], '1 extra', 'other.wav'):
       assert part in str(error.value)
 
@@ -361,14 +361,14 @@ class TestScoreFiles:
     with pytest.raises(
       ValueError, match=r"no truth rows.*split 'test'"
     ) as error:
-      scoring.score_files(predictions, annotations, 'test')
+      score_file.score_files(predictions, annotations, 'test')
     assert "'validate': 12" in str(error.value)
 
   def test_no_tag_at_all(self, tmp_path, annotations):
     path = tmp_path / 'p.csv'
-    scoring.write_predictions(path, CLIPS, {'dog': np.zeros(12)})
+    score_file.write_predictions(path, CLIPS, {'dog': np.zeros(12)})
     with pytest.raises(ValueError, match=r"found 'dog'.*expected '1_engine'"):
-      scoring.score_files(path, annotations)
+      score_file.score_files(path, annotations)
 
   @pytest.mark.parametrize(
     ('arguments', 'message'),
@@ -382,13 +382,13 @@ class TestScoreFiles:
     self, predictions, annotations, arguments, message
   ):
     with pytest.raises(ValueError, match=message):
-      scoring.score_files(predictions, annotations, **arguments)
+      score_file.score_files(predictions, annotations, **arguments)
 
   def test_main_prints_and_writes(
     self, predictions, annotations, tmp_path, capsys
   ):
     output = tmp_path / 'new' / 'out.json'
-    scoring.main_score(
+    score_file.main_score(
       predictions=str(predictions),
       annotations=str(annotations),
       split='validate',
@@ -416,8 +416,8 @@ class TestScoreFiles:
   ):
     path = tmp_path / 'p.csv'
     fine = {c: scores[c] for c in taxonomy.FINE_COLUMNS[1:]}
-    scoring.write_predictions(path, CLIPS, fine)
-    result = scoring.main_score(str(path), str(annotations), bootstrap=0)
+    score_file.write_predictions(path, CLIPS, fine)
+    result = score_file.main_score(str(path), str(annotations), bootstrap=0)
     assert len(result['warnings']) == 1
     said = capsys.readouterr()
     assert said.err.count('1-1_small-sounding-engine') == 1
@@ -427,15 +427,15 @@ class TestScoreFiles:
   def test_main_without_a_file(self, missing):
     files = {'predictions': 'p.csv', 'annotations': 'a.csv'} | {missing: ''}
     with pytest.raises(ValueError, match=f'--{missing} is missing'):
-      scoring.main_score(**files)
+      score_file.main_score(**files)
 
   def test_table_marks_what_is_undefined(self, tmp_path, annotations, scores):
     path = tmp_path / 'p.csv'
     scores |= {'6_music': np.full(12, 0.3)}
-    scoring.write_predictions(path, CLIPS, scores)
-    found = scoring.score_files(path, annotations, level='coarse')
+    score_file.write_predictions(path, CLIPS, scores)
+    found = score_file.score_files(path, annotations, level='coarse')
     (line,) = [
-      line for line in scoring.table(found).splitlines() if '6_music' in line
+      line for line in score_file.table(found).splitlines() if '6_music' in line
     ]
     assert line.endswith('constant scores')
 
@@ -443,7 +443,7 @@ class TestScoreFiles:
 class TestOfficialScores:
   @pytest.mark.parametrize('name', ['uniform', 'ties'])
   def test_reference_files(self, sonyc_dir, metric_reference_dir, name):
-    found = scoring.score_files(
+    found = score_file.score_files(
       metric_reference_dir / f'{name}.csv.gz',
       sonyc_dir / 'annotations.csv',
       labels='as_shipped',
@@ -464,7 +464,7 @@ class TestOfficialScores:
   def test_recomputed_labels_are_the_default(
     self, sonyc_dir, metric_reference_dir
   ):
-    found = scoring.score_files(
+    found = score_file.score_files(
       metric_reference_dir / 'ties.csv.gz', sonyc_dir / 'annotations.csv'
     )
     assert found['coarse_positives']['2_machinery-impact'] == 16

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jaxtyping import Array, Float, Float32, jaxtyped
 
-from iusp_jax import similarity
+from iusp_jax.objectives import similarity
 
 SEEDS = st.integers(0, 2**32 - 1)
 SCALES = st.floats(1e-3, 1e3)

@@ -8,7 +8,7 @@ import pytest
 from run_test import command, run
 from sonyc_ust_world import wav
 
-from iusp_jax import metrics
+from iusp_jax.scoring import metrics
 from tfds_dcase import annotations, taxonomy
 
 HEADER = wav(rate=16_000)[:44]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from scipy import stats
 
-from iusp_jax import statistics
+from iusp_jax.scoring import statistics
 
 SEEDS = st.integers(0, 2**32 - 1)
 few = hypothesis.settings(max_examples=15, deadline=None, database=None)

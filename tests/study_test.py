@@ -3,7 +3,7 @@
 import pytest
 
 from configs import base, study_centred, table
-from iusp_jax.table import grid
+from iusp_jax.experiment import grid
 
 
 def test_the_paper_s_table_has_the_five_objectives():

@@ -8,8 +8,8 @@ from tables import tiny_config
 
 from configs import base
 from configs import table as table_config
-from iusp_jax import store
-from iusp_jax.table import grid
+from iusp_jax.data import store
+from iusp_jax.experiment import grid
 
 
 def test_grid_is_every_combination():

@@ -5,7 +5,7 @@ import pytest
 import table_fakes
 from matplotlib import image
 
-from iusp_jax.table import pictures
+from iusp_jax.reporting.table import plots
 
 NAMES = [
   'score_against_cost.png',
@@ -20,7 +20,7 @@ TWO = ('crnn_16', 'cnn_8')
 def drawn(tmp_path_factory):
   folder = tmp_path_factory.mktemp('table') / 'new'
   table = table_fakes.table()
-  assert pictures.draw(table, folder) == NAMES
+  assert plots.draw(table, folder) == NAMES
   return table, folder
 
 
@@ -83,7 +83,7 @@ def test_gain_of_a_tag_is_of_the_seeds_that_no_student_lacks(tmp_path):
       cell |= {'status': 'missing', 'test': None, 'resampled': None}
     elif cell['seed'] == 3:
       gains[cell['student'], cell['objective']] = cell['test']['class_auprc'][0]
-  pictures.draw(table, tmp_path)
+  plots.draw(table, tmp_path)
   tag = table['tags'][0]
   (row,) = [
     r
@@ -101,7 +101,7 @@ def test_tag_has_no_gain_where_students_share_no_seed(tmp_path):
     mine = (1, 2) if cell['student'] == TWO[0] else (3,)
     if cell['seed'] not in mine and cell['objective'] == 'iusp':
       cell |= {'status': 'missing', 'test': None, 'resampled': None}
-  pictures.draw(table, tmp_path)
+  plots.draw(table, tmp_path)
   found = {row[2] for row in rows(tmp_path / 'gain_per_tag.txt')}
   assert 'iusp' not in found
   assert 'sp' in found
@@ -112,7 +112,7 @@ def test_what_has_no_numbers_is_left_out(tmp_path):
   table['repetitiveness'] = {}
   for cell in table['cells']:
     cell |= {'curve': [], 'frame_distance': None}
-  assert pictures.draw(table, tmp_path) == NAMES[:1]
+  assert plots.draw(table, tmp_path) == NAMES[:1]
   assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -125,9 +125,9 @@ def test_holes_are_drawn_around(tmp_path):
   table['cells'][0]['test']['class_auprc'][0] = None
   table['cells'][-1]['objective'] = 'centred'
   table['teachers'] = []
-  assert pictures.draw(table, tmp_path) == NAMES
+  assert plots.draw(table, tmp_path) == NAMES
 
 
 def test_bad_input_is_named(tmp_path):
   with pytest.raises(ValueError, match="no field 'cells'"):
-    pictures.draw({'dataset': '', 'tags': [], 'teachers': []}, tmp_path / 'new')
+    plots.draw({'dataset': '', 'tags': [], 'teachers': []}, tmp_path / 'new')

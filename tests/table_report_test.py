@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import table_fakes
 
-from iusp_jax import statistics
-from iusp_jax.table import aggregates, layout, tables
+from iusp_jax.reporting.table import aggregates, layout, tables
+from iusp_jax.scoring import statistics
 
 TWO = ('crnn_16', 'cnn_8')
 

@@ -7,18 +7,20 @@ import numpy as np
 import pytest
 from tables import cells_of, tiny_config
 
-from iusp_jax import (
-  ensemble,
-  logs,
-  objectives,
+from iusp_jax.experiment import (
+  cells,
+  grid,
   outcome,
-  similarity_picture,
-  step,
-  tagger,
+  runner,
   teacher,
+  workers,
 )
-from iusp_jax.table import cells, grid, runner, workers
-from iusp_jax.table.world import repetitiveness
+from iusp_jax.experiment.world import repetitiveness
+from iusp_jax.models import tagger
+from iusp_jax.objectives import losses
+from iusp_jax.reporting import similarity_plot
+from iusp_jax.runtime import logs
+from iusp_jax.training import ensemble, step
 
 
 def test_cell_is_a_run_whose_scores_its_checkpoints_give(world, tmp_path):
@@ -75,7 +77,7 @@ def test_frame_distance_is_the_iusp_loss_of_the_test_split(world):
     mask = step.frame_mask(
       np.array([example['num_samples']]), 16_000, num_frames
     )
-    values.append(float(objectives.iusp_loss(*frames, mask)))
+    values.append(float(losses.iusp_loss(*frames, mask)))
   np.testing.assert_allclose(distance, np.mean(values), 1e-4)
 
 
@@ -271,13 +273,13 @@ def test_similarities_of_shards_are_drawn_together(tmp_path, monkeypatch):
     ('c', 'tiny, seed 1, validate 1, test 2', ('teacher', 'iusp_sp')),
   ):
     matrices = {m: rng.random((3, 3)) for m in models}
-    panel = similarity_picture.SimilarityPanel(
+    panel = similarity_plot.SimilarityPanel(
       'x', (), np.zeros((4, 2)), 1.0, matrices, runs
     )
-    content = similarity_picture.to_bytes([panel])
+    content = similarity_plot.to_bytes([panel])
     logs.write_atomically(tmp_path / folder / runner.PANELS, content)
   monkeypatch.setattr(
-    similarity_picture,
+    similarity_plot,
     'plot_similarities',
     lambda clips, _: drawn.extend(clips),
   )
@@ -294,10 +296,10 @@ def test_panels_of_a_killed_table_lack_a_run(world, tmp_path):
   config, wanted = world.config, ('baseline', 'sp', 'iusp')
 
   def kept(models):
-    panel = similarity_picture.SimilarityPanel(
+    panel = similarity_plot.SimilarityPanel(
       'x', (), np.zeros((4, 2)), 1.0, {m: np.zeros((3, 3)) for m in models}
     )
-    content = similarity_picture.to_bytes([panel])
+    content = similarity_plot.to_bytes([panel])
     logs.write_atomically(tmp_path / runner.PANELS, content)
     return runner._has_similarities(config, None, tmp_path)
 

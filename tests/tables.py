@@ -6,9 +6,10 @@ from fakes import dataset, recipe, teacher_recipe
 
 from configs import base
 from configs import table as table_config
-from iusp_jax import store, tagger, teacher
-from iusp_jax.table import grid
-from iusp_jax.table.world import World
+from iusp_jax.data import store
+from iusp_jax.experiment import grid, teacher
+from iusp_jax.experiment.world import World
+from iusp_jax.models import tagger
 
 
 def tiny_config():

@@ -10,7 +10,10 @@ import pytest
 from fakes import dataset, teacher_recipe
 
 from configs import base
-from iusp_jax import checkpoint, store, tagger, teacher
+from iusp_jax.data import store
+from iusp_jax.experiment import teacher
+from iusp_jax.models import tagger
+from iusp_jax.runtime import checkpoint
 
 
 @pytest.fixture(scope='module')

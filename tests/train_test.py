@@ -9,18 +9,11 @@ import numpy as np
 import pytest
 from fakes import dataset, recipe, teacher_recipe
 
-from iusp_jax import (
-  checkpoint,
-  data,
-  logs,
-  optim,
-  parallel,
-  step,
-  store,
-  tagger,
-  train,
-)
-from iusp_jax import teacher as teachers
+from iusp_jax.data import datasets, store
+from iusp_jax.experiment import teacher as teachers
+from iusp_jax.models import tagger
+from iusp_jax.runtime import checkpoint, devices, logs
+from iusp_jax.training import optim, step, train
 
 WEIGHTS = {
   'baseline': {},
@@ -76,14 +69,14 @@ def make_job(
 
 def losses(job, num_devices, num_steps, batches=None):
   """The train step alone, on some of the devices: all parts of every loss."""
-  model = tagger.build(job.recipe, len(job.dataset.tags), parallel.AXIS)
+  model = tagger.build(job.recipe, len(job.dataset.tags), devices.AXIS)
   rates = optim.schedule(job.recipe['training'], num_steps, 3.0)
   optimizer = optim.optimizer(job.recipe['training'], rates)
-  devices = jax.devices()[:num_devices]
+  some = jax.devices()[:num_devices]
   mapped = jax.pmap(
     step.make_step(model, optimizer, job),
-    axis_name=parallel.AXIS,
-    devices=devices,
+    axis_name=devices.AXIS,
+    devices=some,
   )
   copy = functools.partial(
     jax.tree.map,
@@ -91,7 +84,7 @@ def losses(job, num_devices, num_steps, batches=None):
   )
   state = copy(step.initial_state(model, optimizer, job))
   variables = copy(job.teacher.variables) if job.teacher else {}
-  stream = data.train_stream(
+  stream = datasets.train_stream(
     job.dataset.splits['train'],
     8,
     job.seed,
@@ -147,11 +140,11 @@ def test_total_is_the_weighted_sum_of_its_parts():
 
 def test_step_agrees_with_the_objectives_of_the_whole_batch():
   """The sharded step against the public losses, computed in one place."""
-  from iusp_jax import objectives
+  from iusp_jax.objectives import losses
 
   job = make_job('all')
   row = losses(job, 2, 1)[0]
-  batch = next(data.train_stream(job.dataset.splits['train'], 8, job.seed))
+  batch = next(datasets.train_stream(job.dataset.splits['train'], 8, job.seed))
   student = tagger.build(job.recipe, len(job.dataset.tags))
   variables = student.initialise(job.seed, 16_000)
   keys_B = tagger.clip_keys(job.seed, 0, batch['index'])
@@ -167,13 +160,11 @@ def test_step_agrees_with_the_objectives_of_the_whole_batch():
   )
   mask_BT = step.frame_mask(batch['length'], 16_000, own.frames_BTD.shape[1])
   expected = {
-    'tagging': objectives.tagging_loss(
-      own.logits_BC, batch['tags'], batch['mask']
-    ),
-    'kd': objectives.kd_loss(own.logits_BC, guide.logits_BC, 2.0),
-    'sp': objectives.sp_loss(own.frames_BTD, guide.frames_BTD),
-    'iusp': objectives.iusp_loss(own.frames_BTD, guide.frames_BTD, mask_BT),
-    'iusp_centred': objectives.iusp_loss(
+    'tagging': losses.tagging_loss(own.logits_BC, batch['tags'], batch['mask']),
+    'kd': losses.kd_loss(own.logits_BC, guide.logits_BC, 2.0),
+    'sp': losses.sp_loss(own.frames_BTD, guide.frames_BTD),
+    'iusp': losses.iusp_loss(own.frames_BTD, guide.frames_BTD, mask_BT),
+    'iusp_centred': losses.iusp_loss(
       own.frames_BTD, guide.frames_BTD, mask_BT, centred=True
     ),
   }
@@ -213,8 +204,8 @@ def test_step_is_compiled_once():
     traced.append(1)
     return jax.tree.map(lambda x: x + batch.sum(), state)
 
-  mapped = parallel.pmap(count, (0,))
-  state = parallel.replicate({'a': np.zeros((2, 3), np.float32)})
+  mapped = devices.pmap(count, (0,))
+  state = devices.replicate({'a': np.zeros((2, 3), np.float32)})
   for _ in range(3):
     state = mapped(state, np.ones((2, 4), np.float32))
   assert len(traced) == 1

@@ -9,8 +9,10 @@ from tables import tiny_config
 
 from configs import base
 from configs import table as table_config
-from iusp_jax import data, ensemble, objectives, step, tagger
-from iusp_jax.table import grid, tuning
+from iusp_jax.data import datasets
+from iusp_jax.experiment import grid, tuning
+from iusp_jax.models import tagger
+from iusp_jax.training import ensemble, step
 
 
 def test_units_make_gradients_equally_long(world):
@@ -23,7 +25,7 @@ def test_units_make_gradients_equally_long(world):
   variables, order_KB = ensemble.first_epoch(
     job, world.features(student, 'train')
   )
-  whole = next(data.eval_batches(world.dataset.splits['train'], 24))
+  whole = next(datasets.eval_batches(world.dataset.splits['train'], 24))
   guide = world.guide
 
   def losses(params, batch):
@@ -43,11 +45,11 @@ def test_units_make_gradients_equally_long(world):
     temperature = world.config.objective.kd_temperature
     tagging = own.logits_BC, batch['tags'], batch['mask']
     return {
-      'tagging': objectives.tagging_loss(*tagging),
-      'kd': objectives.kd_loss(*logits, temperature),
-      'sp': objectives.sp_loss(*frames),
-      'iusp': objectives.iusp_loss(*frames, mask_BT),
-      'iusp_centred': objectives.iusp_loss(*frames, mask_BT, centred=True),
+      'tagging': losses.tagging_loss(*tagging),
+      'kd': losses.kd_loss(*logits, temperature),
+      'sp': losses.sp_loss(*frames),
+      'iusp': losses.iusp_loss(*frames, mask_BT),
+      'iusp_centred': losses.iusp_loss(*frames, mask_BT, centred=True),
     }
 
   lengths = {term: [] for term in ('tagging', *step.DISTILLATION_TERMS)}

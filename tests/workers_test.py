@@ -10,7 +10,7 @@ import time
 import pytest
 from etils import epath
 
-from iusp_jax.table import workers
+from iusp_jax.experiment import workers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -73,8 +73,8 @@ def test_process_that_fails_is_told_of(command, capsys):
 
 PARENT = """
 import sys
-from iusp_jax import preemption
-from iusp_jax.table import workers
+from iusp_jax.runtime import preemption
+from iusp_jax.experiment import workers
 preemption.listen()
 sys.argv = sys.argv[1:]
 workers.run(1)

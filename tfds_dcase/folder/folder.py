@@ -8,8 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from iusp_jax import audio
-from tfds_dcase import in_order, notes
+from tfds_dcase import audio, in_order, notes
 from tfds_dcase.folder import labels as labels_lib
 from tfds_dcase.urban_scenes import recordings, settings
 

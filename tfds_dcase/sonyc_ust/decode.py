@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from iusp_jax import audio
+from tfds_dcase import audio
 
 SAMPLE_RATE = audio.SAMPLE_RATE
 SECONDS = 10

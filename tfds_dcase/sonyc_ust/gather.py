@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import tqdm
 
-from iusp_jax import audio
+from tfds_dcase import audio
 from tfds_dcase.sonyc_ust import availability, sources
 from tfds_dcase.sonyc_ust import decode as decode_lib
 

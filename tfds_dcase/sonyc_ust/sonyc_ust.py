@@ -7,8 +7,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
-from iusp_jax import audio
-from tfds_dcase import disk, taxonomy
+from tfds_dcase import audio, disk, taxonomy
 from tfds_dcase.notes import LOGGER
 from tfds_dcase.sonyc_ust import (
   availability,

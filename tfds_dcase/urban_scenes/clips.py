@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 
-from iusp_jax import audio
+from tfds_dcase import audio
 from tfds_dcase.urban_scenes import mixer, recordings, settings
 from tfds_dcase.urban_scenes.synthesis import ambience
 

@@ -5,8 +5,7 @@ A scene is a pure function of (settings, split, index).
 
 import numpy as np
 
-from iusp_jax import audio
-from tfds_dcase import taxonomy
+from tfds_dcase import audio, taxonomy
 from tfds_dcase.urban_scenes import mixer
 from tfds_dcase.urban_scenes.synthesis import SOURCES, ambience, dsp
 

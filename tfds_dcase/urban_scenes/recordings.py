@@ -15,7 +15,7 @@ import os
 import pathlib
 import re
 
-from iusp_jax import audio
+from tfds_dcase import audio
 
 NUM_FOLDS = 5  # of recordings whose names do not say a fold
 SPLIT_BY = ('auto', 'fold', 'hash', 'balanced')

@@ -1,0 +1,1 @@
+"""Log-mel and augmentation, in JAX."""

@@ -1,0 +1,1 @@
+"""Prepared data sets, their clips and the stored outputs of a teacher."""

@@ -1,0 +1,259 @@
+"""The parts of a table joined into one: of shards, and of earlier reports."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from iusp_jax.experiment import experiment, grid, teacher
+from iusp_jax.runtime import logs
+
+
+def start(
+  config: Mapping[str, Any], workdir: pathlib.Path, facts: Mapping[str, Any]
+) -> None:
+  """Writes `grid.json`: what the report needs beside the cells.
+
+  Command and environment join those of shards and earlier commands there.
+  """
+  cells = [
+    cell.facts() | {'name': cell.name}
+    for group in grid.groups(config)
+    for cell in group
+  ]
+  path = workdir / 'grid.json'
+  with logs.lock(workdir, 'another process looks at this table'):
+    earlier = [json.loads(path.read_text())] if path.exists() else []
+    joined = {**facts, **_origin([*earlier, facts]), 'cells': cells}
+    logs.write_atomically(path, logs.to_json(joined))
+
+
+def load(path: pathlib.Path) -> dict[str, Any]:
+  """What a part of a table says of itself: its grid.json, or a cells.json.
+
+  Raises:
+    ValueError: where the path is no part of a table.
+  """
+  expected = (
+    'expected a --workdir of --mode=table with its grid.json and cells, or the '
+    'cells.json of a report'
+  )
+  if not path.exists():
+    raise ValueError(f'{path} is not there: {expected}')
+  fields = ['dataset', 'tags', 'command', 'environment', 'cells']
+  file = path
+  if path.is_dir():
+    file = path / 'grid.json'
+    if not file.is_file():
+      raise ValueError(f'{path} holds no table: {expected}')
+  else:
+    fields.append('teachers')
+  try:
+    found = json.loads(file.read_text())
+  except ValueError as error:
+    raise ValueError(f'{file} is no JSON ({error}): {expected}') from error
+  lacking = [
+    name for name in fields if not isinstance(found, dict) or name not in found
+  ]
+  if lacking:
+    raise ValueError(f'{file} has no {", ".join(lacking)}: {expected}')
+  return found
+
+
+def collect(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
+  """One table of several parts, for the report.
+
+  Args:
+    paths: workdirs of tables or shards, or the `cells.json` of earlier
+      reports; where two have the same cell, the later one counts.
+
+  Returns:
+    What `tables.write` wants; cells that no part has are 'missing'. `command`
+    has a line for every part's; a field of `environment` in which parts differ
+    lists what they have. `recipe` is what `recipe` gives, as far as parts have
+    it: those of older versions do not.
+
+  Raises:
+    ValueError: if a path holds no table, or the parts do not belong together.
+  """
+  table: dict[str, Any] = {}
+  found = [_read_part(path) for path in paths]
+  known: dict[str, Any] = {}
+  cells: dict[tuple, dict] = {}
+  teachers: dict[str, dict] = {}
+  models: dict[str, dict] = {}
+  for path, part in zip(paths, found, strict=True):
+    for field in ('dataset', 'tags'):
+      if table and part[field] != table[field]:
+        raise ValueError(
+          f'{path} has {field} {part[field]}, {paths[0]} has {table[field]}: '
+          'expected parts of one table'
+        )
+    _refuse_other_recipe(path, part.get('recipe') or {}, known)
+    known |= part.get('recipe') or {}
+    for facts in part['teachers']:
+      first = teachers.setdefault(facts['rotation'], facts)
+      _refuse_other_teacher(path, facts, first)
+    for cell in part['cells']:
+      key = _key(cell)
+      if cell['status'] != 'missing' or key not in cells:
+        _refuse_other_weights(path, cell, cells.get(key, {}))
+        _refuse_other_model(path, cell, models)
+        cells[key] = cell
+    table = table or part
+  means = [facts['repetitiveness'] for facts in teachers.values()]
+  return table | {
+    **_origin(found),
+    'recipe': known,
+    'cells': list(cells.values()),
+    'teachers': list(teachers.values()),
+    'repetitiveness': {
+      tag: _mean(mean[tag] for mean in means)
+      for tag in (means[0] if means else {})
+    },
+  }
+
+
+def recipe(config: Mapping[str, Any]) -> dict[str, Any]:
+  """What cells depend on beside their names, weights, teacher and data set.
+
+  Args:
+    config: of a table, as its workdir keeps it.
+
+  Returns:
+    Fields of the config by their dotted names.
+  """
+  student = config['student']
+  stored = config['teacher']['store']
+  return experiment.flat(
+    {
+      'dataset': {
+        **{k: config['dataset'][k] for k in ('level', 'aggregation')},
+        'builder': {
+          name: value
+          for name, value in config['dataset']['builder'].items()
+          if name not in ('validate_fold', 'test_fold', 'on_bad_recording')
+        },
+      },
+      'student': {
+        'frontend': student['frontend'],
+        # An older config lacks what it could not yet do otherwise.
+        'training': teacher.LATER_FIELDS | student['training'],
+        'augment': student['augment'],
+      },
+      'objective': {'kd_temperature': config['objective']['kd_temperature']},
+      'teacher': {'store': 'float32' if stored == 'auto' else stored},
+    }
+  )
+
+
+def _refuse_other_recipe(path, own, known) -> None:
+  """Raises ValueError naming the fields; one that a part lacks is no other."""
+  differing = [
+    f'config.{name} {own[name]}, not {known[name]}'
+    for name in sorted(own.keys() & known.keys())
+    if own[name] != known[name]
+  ]
+  if differing:
+    raise ValueError(
+      f'the students of {path} have {"; ".join(differing)} as those of the '
+      'parts before it: expected parts of one table; report them apart'
+    )
+
+
+def _refuse_other_teacher(path, own, known) -> None:
+  """Raises ValueError for another teacher or other data of a rotation.
+
+  An older part does not say which arrays and which data.
+  """
+  for field, what in (
+    ('fingerprint', 'teacher'),
+    ('weights', 'trained arrays of the teacher'),
+    ('dataset', 'data set'),
+  ):
+    if field in own and own[field] != known.get(field, own[field]):
+      raise ValueError(
+        f'{path} has the {what} {own[field]}, a part before it '
+        f'{known[field]}: their students cannot be compared; machines that '
+        'share a table need the same config.cache_dir/teachers'
+      )
+
+
+def _refuse_other_model(path, cell, models) -> None:
+  """Raises ValueError where two students are of one name only."""
+  fields = ('model', 'parameters', 'macs')
+  own = {name: cell[name] for name in fields if name in cell}
+  known = models.setdefault(cell['student'], {})
+  for name in own.keys() & known.keys():
+    if own[name] != known[name]:
+      raise ValueError(
+        f'{path} has a {cell["student"]} with {name} {own[name]}, a part '
+        f'before it with {known[name]}: expected one student of a name; '
+        'report the parts apart'
+      )
+  known |= own
+
+
+def _refuse_other_weights(path, cell, known) -> None:
+  """Raises ValueError where two finished cells are of one name only."""
+  both = all(one.get('status') == 'done' for one in (cell, known))
+  own, earlier = cell.get('weights'), known.get('weights')
+  if both and None not in (own, earlier) and own != earlier:
+    raise ValueError(
+      f'{path} has {cell["student"]} {cell["objective"]} seed {cell["seed"]} '
+      f'with the weights {own}, a part before it with {earlier}: expected one '
+      'run of a cell; report the parts apart'
+    )
+
+
+def _mean(values) -> float | None:
+  """Of the numbers among them; None where there are none."""
+  found = [value for value in values if value is not None]
+  return sum(found) / len(found) if found else None
+
+
+def _origin(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """Command and environment of several parts together, see `collect`."""
+  commands: dict[str, None] = {}
+  environments: dict[str, list] = {}
+  for part in parts:
+    commands |= dict.fromkeys(part['command'].splitlines())
+    for name, value in part['environment'].items():
+      values = environments.setdefault(name, [])
+      values += [v for v in _listed(value) if v not in values]
+  return {
+    'command': '\n'.join(commands),
+    'environment': {
+      name: values[0] if len(values) == 1 else values
+      for name, values in environments.items()
+    },
+  }
+
+
+def _listed(value) -> list:
+  return value if isinstance(value, list) else [value]
+
+
+def _read_part(path: pathlib.Path) -> dict[str, Any]:
+  """A workdir, or a file of cells, as `collect` gives it."""
+  part = load(path)
+  if path.is_file():
+    return part
+  if (config := experiment.config_path(path)).is_file():
+    part['recipe'] = recipe(json.loads(config.read_text()))
+  missing = {'status': 'missing', 'reason': 'not run yet'}
+  for number, facts in enumerate(part['cells']):
+    record = path / 'cells' / facts.pop('name') / 'cell.json'
+    found = json.loads(record.read_text()) if record.exists() else missing
+    part['cells'][number] = facts | found
+  part['teachers'] = [
+    json.loads(file.read_text())
+    for file in sorted(path.glob('teachers/*.json'))
+  ]
+  return part
+
+
+def _key(record: Mapping[str, Any]):
+  return tuple(
+    record[name] for name in ('rotation', 'student', 'objective', 'seed')
+  )

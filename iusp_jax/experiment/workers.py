@@ -1,0 +1,109 @@
+"""Several processes on one machine that share a table's groups of cells.
+
+On a CPU a student is too small to keep many cores busy, and processes that all
+use all cores are in each other's way: each gets cores of its own.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import jax
+
+from iusp_jax.runtime import logs, preemption
+
+_WORKER = '--jobs=0'
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+def check(jobs: int, workdir: pathlib.Path) -> None:
+  """Raises ValueError where there cannot be so many processes."""
+  if jobs <= 1:
+    return
+  backend, num_cores = jax.default_backend(), len(os.sched_getaffinity(0))
+  if backend != 'cpu':
+    raise ValueError(
+      f'--jobs is {jobs} and the backend {backend}: one process uses all the '
+      'devices that it sees; expected --jobs=1'
+    )
+  if jobs > num_cores:
+    raise ValueError(
+      f'--jobs is {jobs}, and {num_cores} is the number of cores: expected at '
+      'most one process a core'
+    )
+  if logs.is_remote(workdir):
+    raise ValueError(
+      f'--jobs is {jobs} and --workdir {workdir}: processes share a table by '
+      'locks, which object stores lack; expected a folder of this machine, or '
+      '--shard=i/n for each process'
+    )
+
+
+def run(jobs: int) -> list[int]:
+  """Runs this process's command in several, each on its share of the cores.
+
+  The shares are equal, since the number of cores decides how sums are rounded;
+  cores that are left over stay idle.
+
+  Args:
+    jobs: how many.
+
+  Returns:
+    Their exit codes, when all have ended.
+
+  Raises:
+    ValueError: in a process that is one of such.
+  """
+  if _WORKER in sys.argv:
+    raise ValueError(f'{sys.argv} asks for --jobs={jobs}: expected {_WORKER}')
+  processes: list[subprocess.Popen] = []
+  try:
+    # Ends with no process that is in no list.
+    with preemption.deferred('starts its processes'):
+      _start(jobs, processes)
+    return _wait(processes)
+  finally:
+    for process in processes:
+      process.terminate()  # Nothing, for one that has ended.
+    for process in processes:
+      process.wait()
+
+
+def _start(jobs: int, processes: list[subprocess.Popen]) -> None:
+  """Adds processes, one by one, to those that have begun."""
+  cores = sorted(os.sched_getaffinity(0))
+  each = len(cores) // jobs
+  try:
+    for number in range(jobs):
+      # A process inherits the cores of the thread that starts it; XLA makes as
+      # many threads as it finds there.
+      os.sched_setaffinity(0, cores[number * each : (number + 1) * each])
+      words = [sys.executable, *sys.argv, _WORKER]
+      processes.append(subprocess.Popen(words))
+  finally:
+    os.sched_setaffinity(0, cores)
+
+
+def _wait(processes: list[subprocess.Popen]) -> list[int]:
+  """Exit codes of all; says at once where one has failed."""
+  codes: dict[int, int] = {}
+  while len(codes) < len(processes):
+    for number, process in enumerate(processes):
+      code = process.poll()
+      if code is None or number in codes:
+        continue
+      codes[number] = code
+      if code:
+        logs.say(
+          f'table: process {number + 1} of {len(processes)} ended with exit '
+          f'code {code}; {len(processes) - len(codes)} go on with its work'
+        )
+    time.sleep(_SECONDS_BETWEEN_LOOKS)
+  return [codes[number] for number in range(len(processes))]
+
+
+def command() -> list[str]:
+  """The command that a person typed, here and in the processes of `run`."""
+  return [word for word in sys.argv if word != _WORKER]

@@ -1,0 +1,269 @@
+"""The picture of how similar the frames of a clip are, under each model."""
+
+import dataclasses
+import io
+import json
+import math
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from iusp_jax.reporting import formatting, plots
+
+
+@dataclasses.dataclass(frozen=True)
+class SimilarityPanel:
+  """One clip, as `plot_similarities` draws it.
+
+  Attributes:
+    title: the clip's name.
+    tags: its true tags.
+    log_mel_TF: what a front end hears, `[T, F]`.
+    seconds: length of the clip.
+    similarity: by model ('teacher', 'student', …), the row-normalised frame
+      similarity `[T, T]`; models may differ in T.
+    runs: which ones the models beside the teacher are of, where a picture
+      is not of one run alone.
+  """
+
+  title: str
+  tags: Sequence[str]
+  log_mel_TF: np.ndarray
+  seconds: float
+  similarity: Mapping[str, np.ndarray]
+  runs: str = ''
+
+
+def plot_similarities(
+  clips: Sequence[SimilarityPanel], path: str | os.PathLike
+) -> None:
+  """Draws how similar the frames of a few clips are, under each model.
+
+  After a ReLU most of a row-normalised Gram matrix is one constant, about
+  1/√T. So √T·G less its mean off the diagonal is shown, whatever T. The colours
+  of a row have one scale, which holds 98 % of the teacher's (else the first
+  model's) values: a model of more contrast saturates.
+
+  Args:
+    clips: a row of the picture each.
+    path: of the picture, `.png`; the distances go to `.txt` beside it.
+
+  Raises:
+    ValueError: where there is no clip, or a similarity is not square.
+  """
+  models = list(dict.fromkeys(m for clip in clips for m in clip.similarity))
+  _check_similarities(clips, models)
+  # A page in inches: log-mel, a square for each model, the colour scale.
+  left, gap, between = 0.42, 0.14, 0.38
+  side = min((5.58 - gap * len(models)) / (len(models) + 1.5), 1.9)
+  pitch = side + 0.95
+  notes = [clips[0].runs, _LEGEND] if clips[0].runs else [_LEGEND]
+  height = pitch * len(clips) + 0.04 + 0.16 * len(notes)
+  with plots.figure(height, path, None) as figure:
+    for row, clip in enumerate(clips):
+      bottom = height - pitch * (row + 1) + 0.5
+      _draw_mel(_place(figure, left, bottom, 1.5 * side, side), clip)
+      x = left + 1.5 * side + between
+      spots = [
+        _place(figure, x + i * (side + gap), bottom, side, side)
+        for i in range(len(models))
+      ]
+      x += len(models) * (side + gap) - 0.04
+      bar = _place(figure, x, bottom, 0.07, side)
+      _draw_row(figure, spots, bar, clip, models)
+    place = left / plots.WIDTH, 0.04 / height
+    figure.text(*place, '\n'.join(notes), va='bottom')
+  plots.save_text(_similarity_table(clips), path)
+
+
+def to_bytes(clips: Sequence[SimilarityPanel]) -> bytes:
+  """What `from_bytes` makes panels of again: an `.npz` of their arrays."""
+  facts, arrays = [], {}
+  for i, clip in enumerate(clips):
+    facts.append(
+      {
+        'title': clip.title,
+        'tags': list(clip.tags),
+        'seconds': clip.seconds,
+        'runs': clip.runs,
+        'models': list(clip.similarity),
+      }
+    )
+    arrays[f'{i}/log_mel'] = np.asarray(clip.log_mel_TF, np.float32)
+    for model, matrix in clip.similarity.items():
+      arrays[f'{i}/{model}'] = np.asarray(matrix, np.float32)
+  content = io.BytesIO()
+  np.savez_compressed(content, facts=json.dumps(facts), **arrays)
+  return content.getvalue()
+
+
+def from_bytes(content: bytes) -> list[SimilarityPanel]:
+  """The panels of `to_bytes`."""
+  arrays = np.load(io.BytesIO(content))
+  return [
+    SimilarityPanel(
+      title=facts['title'],
+      tags=tuple(facts['tags']),
+      log_mel_TF=arrays[f'{i}/log_mel'],
+      seconds=facts['seconds'],
+      similarity={model: arrays[f'{i}/{model}'] for model in facts['models']},
+      runs=facts.get('runs', ''),  # Older ones do not say.
+    )
+    for i, facts in enumerate(json.loads(str(arrays['facts'])))
+  ]
+
+
+def _place(figure, x, y, wide, high):
+  """Axes at a place of the page, all in inches."""
+  across, up = figure.get_size_inches()
+  return figure.add_axes((x / across, y / up, wide / across, high / up))
+
+
+_LEGEND = (
+  'd = ‖G − G_teacher‖² / T². Colours: √T·G less its mean off the diagonal; '
+  'grey: not finite.'
+)
+
+
+def _check_similarities(clips, models) -> None:
+  for clip in clips:
+    for model, matrix in clip.similarity.items():
+      if np.ndim(matrix) != 2 or len({*np.shape(matrix)}) != 1:
+        raise ValueError(
+          f'similarity {model!r} of clip {clip.title!r} has shape '
+          f'{np.shape(matrix)}; expected [T, T]'
+        )
+  if not models:
+    raise ValueError(
+      f'{len(clips)} clips without a similarity: expected at least one of each'
+    )
+
+
+def distance(matrix_TT: np.ndarray, teacher_TT: np.ndarray) -> float | None:
+  """‖G_R − G_S‖²/T², IUSP's value for a clip; None where T differs."""
+  matrix_TT, teacher_TT = np.asarray(matrix_TT), np.asarray(teacher_TT)
+  if matrix_TT.shape != teacher_TT.shape:
+    return None
+  return float(np.mean(np.square(teacher_TT - matrix_TT, dtype=np.float64)))
+
+
+def _relative(matrix_TT) -> tuple[np.ndarray, float, np.ndarray]:
+  """√T·G less its mean off the diagonal; that mean; what is off it, finite."""
+  matrix_TT = np.asarray(matrix_TT, np.float64) * math.sqrt(len(matrix_TT))
+  off = matrix_TT[~np.eye(len(matrix_TT), dtype=bool)]
+  off = off[np.isfinite(off)]
+  mean = float(off.mean()) if off.size else 0.0
+  return matrix_TT - mean, mean, off - mean
+
+
+def _draw_mel(axes, clip) -> None:
+  F = np.shape(clip.log_mel_TF)[1]
+  axes.imshow(
+    np.transpose(clip.log_mel_TF),
+    origin='lower',
+    aspect='auto',
+    cmap='magma',
+    extent=(0, clip.seconds, 0, F),
+  )
+  axes.set_ylabel('mel band', labelpad=2)
+  axes.set_xlabel('time (s)', labelpad=1)
+  _mark_seconds(axes.xaxis, clip.seconds, 'left', 'right')
+  tags = ', '.join(clip.tags) or 'no tag'
+  place = {'xytext': (0, 15), 'textcoords': 'offset points'}
+  axes.annotate(
+    textwrap.shorten(f'{clip.title}: {tags}', 105, placeholder=' …'),
+    (0, 1),
+    xycoords='axes fraction',
+    weight='bold',
+    va='bottom',
+    **place,
+  )
+  axes.set_title('log-mel', loc='left', pad=3)
+
+
+def _mark_seconds(axis, seconds: float, first: str, last: str) -> None:
+  """Ticks at start, middle and end that stay clear of the next panel's."""
+  marks = (0.0, seconds / 2, seconds)
+  axis.set_ticks(marks, [f'{mark:.3g}' for mark in marks])
+  for label, place in zip(
+    axis.get_ticklabels(), (first, 'center', last), strict=True
+  ):
+    if first == 'left':
+      label.set_horizontalalignment(place)
+    else:
+      label.set_verticalalignment(place)
+
+
+def _draw_row(figure, spots, bar, clip, models) -> None:
+  """The matrices of one clip, and the scale of their colours."""
+  first = 'teacher' if 'teacher' in clip.similarity else None
+  first = first or next(iter(clip.similarity), None)
+  off = _relative(clip.similarity[first])[2] if first else np.zeros(0)
+  limit = float(np.quantile(np.abs(off), 0.98)) if off.size else 0.0
+  if limit < 1e-5:  # A constant but for rounding errors is shown as one.
+    limit = 1.0
+  picture = None
+  for i, (axes, model) in enumerate(zip(spots, models, strict=True)):
+    axes.set_title(model, loc='left', pad=3)
+    if model not in clip.similarity:
+      axes.set_axis_off()
+      continue
+    values_TT = _relative(clip.similarity[model])[0]
+    picture = axes.imshow(
+      np.ma.masked_invalid(values_TT),
+      cmap='RdBu_r',
+      vmin=-limit,
+      vmax=limit,
+      extent=(0, clip.seconds, clip.seconds, 0),
+    )
+    axes.set_facecolor('#999999')  # what is not finite
+    axes.set_xlabel(f'time (s)\n{_caption(clip, model)}', labelpad=1)
+    _mark_seconds(axes.yaxis, clip.seconds, 'top', 'bottom')
+    _mark_seconds(axes.xaxis, clip.seconds, 'left', 'right')
+    if i:
+      axes.tick_params(labelleft=False)
+  if picture is None:
+    bar.set_axis_off()
+    return
+  figure.colorbar(picture, cax=bar, extend='both', extendfrac=0.04)
+  bar.tick_params(labelsize=6.5, pad=1.5, length=2)
+  bar.locator_params(nbins=5)
+  bar.set_ylabel('√T·G − mean', labelpad=2, fontsize=6.5)
+
+
+def _caption(clip, model) -> str:
+  if model == 'teacher':
+    return 'reference'
+  if 'teacher' not in clip.similarity:
+    return ''
+  value = distance(clip.similarity[model], clip.similarity['teacher'])
+  if value is None:
+    sizes = [len(clip.similarity[m]) for m in (model, 'teacher')]
+    return 'T {} ≠ {}'.format(*sizes)
+  return f'd = {value:.2e}'
+
+
+def _similarity_table(clips) -> str:
+  lines = [['clip', 'model', 'T', 'distance_to_teacher', 'mean', 'sd', 'tags']]
+  for clip in clips:
+    teacher = clip.similarity.get('teacher')
+    for model, matrix in clip.similarity.items():
+      value = None if teacher is None else distance(matrix, teacher)
+      mean, off = _relative(matrix)[1:]
+      lines.append(
+        [
+          clip.title,
+          model,
+          str(len(matrix)),
+          '-' if value is None else f'{value:.3e}',
+          f'{mean:.3f}',
+          f'{off.std():.3f}' if off.size else '-',
+          ','.join(clip.tags) or '-',
+        ]
+      )
+  return formatting.align(lines) + (
+    'distance_to_teacher is |G_teacher - G_model|^2 / T^2; mean and sd '
+    'are of sqrt(T)*G off the diagonal\n'
+  )

@@ -1,0 +1,1 @@
+"""The DCASE metric, other scores, and statistics over runs."""
