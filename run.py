@@ -20,11 +20,11 @@ def main(argv):
   quiet = not flags.FLAGS['verbosity'].present
   if quiet:
     logging.set_verbosity(logging.ERROR)  # The libraries' own chatter.
-  from iusp_jax.runtime import preemption
+  from iusp_jax.runtime import files, logs, preemption
 
   preemption.listen()  # SIGTERM ends the process with preemption.EXIT_CODE.
   from iusp_jax.experiment import experiment, runner, teacher, tuning
-  from iusp_jax.runtime import hosts, logs
+  from iusp_jax.runtime import hosts
   from iusp_jax.scoring import score_file
 
   logs.relay('tfds_dcase')
@@ -38,13 +38,13 @@ def main(argv):
       if mode == 'report':
         place = command_line.WORKDIR.value
         runner.report(
-          [logs.place(name) for name in argv[1:]],
-          logs.place(place) if place else None,
+          [files.resolve(name) for name in argv[1:]],
+          files.resolve(place) if place else None,
         )
         return
       config = command_line.config()
       teacher.refuse_other_model(config, command_line.overrides())
-      workdir = logs.place(command_line.workdir())
+      workdir = files.resolve(command_line.workdir())
       if mode == 'table':
         runner.run(config, workdir, **command_line.values(command_line.TABLE))
       elif mode == 'tune':

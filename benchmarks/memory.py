@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from configs import base
 from iusp_jax.data import datasets
 from iusp_jax.experiment import teacher
-from iusp_jax.runtime import logs
+from iusp_jax.runtime import metrics_log
 from iusp_jax.training import step, train
 from tfds_dcase import taxonomy
 
@@ -65,7 +65,7 @@ def main(argv):
     'eval_every_epochs': _STEPS.value / 10 * 4 / NUM_CLIPS,
   }
   found = []
-  write = logs.Metrics.write
+  write = metrics_log.MetricsWriter.write
 
   def watched(self, step, scalars):
     write(self, step, scalars)
@@ -73,7 +73,7 @@ def main(argv):
       found.append(resident_mb())
       print(f'step {step}: {found[-1]:.1f} MB', flush=True)
 
-  logs.Metrics.write = watched
+  metrics_log.MetricsWriter.write = watched
   with tempfile.TemporaryDirectory() as folder:
     job = step.Job('tiny', recipe, {}, dataset(), 0, pathlib.Path(folder))
     train.fit(job)

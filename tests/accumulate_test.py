@@ -17,7 +17,7 @@ from iusp_jax.data import datasets
 from iusp_jax.experiment import experiment
 from iusp_jax.models import tagger
 from iusp_jax.objectives import similarity
-from iusp_jax.runtime import checkpoint, devices, logs
+from iusp_jax.runtime import checkpoint, devices, metrics_log
 from iusp_jax.training import optim, step, train
 
 
@@ -214,7 +214,7 @@ def test_bfloat16_trains_like_float32(tmp_path):
     workdir = tmp_path / dtype
     workdir.mkdir()
     train.fit(step.Job('student', made, {}, fake(), 5, workdir))
-    rows = logs.read_metrics(workdir / 'metrics.jsonl')
+    rows = metrics_log.read_metrics(workdir / 'metrics.jsonl')
     losses[dtype] = [r['train/loss'] for r in rows if 'train/loss' in r]
     restored = checkpoint.restore_newest(workdir / 'checkpoints' / 'last')
     assert restored is not None

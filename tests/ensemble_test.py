@@ -11,7 +11,7 @@ from train_test import fake, frozen, make_job
 from iusp_jax.data import datasets, in_memory, store
 from iusp_jax.experiment import teacher as teachers
 from iusp_jax.models import tagger
-from iusp_jax.runtime import checkpoint, devices, logs
+from iusp_jax.runtime import checkpoint, devices, logs, metrics_log
 from iusp_jax.training import ensemble, evaluate, train
 
 
@@ -44,7 +44,9 @@ def alone(job, outputs, workdir):
   train.fit(job)
   restored = checkpoint.restore_newest(workdir / 'checkpoints' / 'last')
   assert restored is not None
-  return logs.read_metrics(workdir / 'metrics.jsonl'), restored[1]['params']
+  return metrics_log.read_metrics(workdir / 'metrics.jsonl'), restored[1][
+    'params'
+  ]
 
 
 @pytest.mark.parametrize('together', [1, 3])
@@ -173,7 +175,7 @@ def test_what_does_not_fit_on_a_device_is_brought_in_parts(
   train_split, validate = residents(job, outputs)
   size = bytes_of(train_split)
   said, brought = [], watch_parts(monkeypatch)
-  monkeypatch.setattr(logs, 'say', said.append)
+  monkeypatch.setattr(logs, 'log', said.append)
   monkeypatch.setattr(ensemble, 'SECONDS_BETWEEN_LINES', np.inf)
   whole = ensemble.fit(jobs, train_split, validate, room=size)
   assert not said

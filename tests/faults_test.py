@@ -15,7 +15,7 @@ from fakes import TINY, dataset, fake, recipe
 from configs import sp
 from iusp_jax.data import datasets
 from iusp_jax.experiment import experiment, outcome, teacher
-from iusp_jax.runtime import checkpoint, logs, preemption
+from iusp_jax.runtime import checkpoint, metrics_log, preemption
 from iusp_jax.training import step, train, watch
 
 
@@ -171,7 +171,7 @@ def test_nan_stops_and_its_batch_is_kept(
   np.testing.assert_array_equal(kept['wave'], batch['wave'])
   assert f'{clip:02d}_{clip:06d}.wav' in kept['clip_id']
   assert np.isnan(kept['loss/tagging'])
-  rows = logs.read_metrics(job.workdir / 'metrics.jsonl')
+  rows = metrics_log.read_metrics(job.workdir / 'metrics.jsonl')
   assert np.isfinite([value for row in rows for value in row.values()]).all()
 
 
@@ -187,7 +187,7 @@ def test_roll_back_is_training_without_the_batch(
   held, _ = batches_with(clip, job, 9)
   assert held == [2, 3, 7]  # Before any checkpoint, and after one.
   train.fit(job)
-  rows = logs.read_metrics(job.workdir / 'metrics.jsonl')
+  rows = metrics_log.read_metrics(job.workdir / 'metrics.jsonl')
   skips = [row for row in rows if 'train/skipped_batch' in row]
   assert [row['train/skipped_batch'] for row in skips] == held
   found = end(job.workdir)
@@ -212,7 +212,7 @@ def test_roll_back_is_training_without_the_batch(
   train.fit(plain)
   expected = end(plain.workdir)
   assert found[:2] == expected[:2]
-  assert without_skips(rows) == logs.read_metrics(
+  assert without_skips(rows) == metrics_log.read_metrics(
     plain.workdir / 'metrics.jsonl'
   )
 

@@ -12,7 +12,14 @@ from train_test import fake, frozen
 
 from iusp_jax.data import datasets
 from iusp_jax.experiment import experiment
-from iusp_jax.runtime import checkpoint, devices, hosts, logs, peers, preemption
+from iusp_jax.runtime import (
+  checkpoint,
+  devices,
+  hosts,
+  metrics_log,
+  peers,
+  preemption,
+)
 from iusp_jax.training import evaluate
 
 JOBS = (
@@ -26,7 +33,7 @@ JOBS = (
 
 def losses(folder, name):
   """By step, the parts of the loss that a run wrote down."""
-  rows = logs.read_metrics(folder / name / 'metrics.jsonl')
+  rows = metrics_log.read_metrics(folder / name / 'metrics.jsonl')
   return [
     {key: row[key] for key in row if key.startswith('train/')}
     for row in rows
@@ -241,7 +248,7 @@ def test_notice_to_one_host_stops_all_and_they_continue(tmp_path):
       stop(children)
     (teacher,) = (tmp_path / 'cache' / 'teachers').iterdir()
     steps.append(checkpoint.steps(teacher / 'checkpoints' / 'last')[-1])
-    rows = logs.read_metrics(teacher / 'metrics.jsonl')
+    rows = metrics_log.read_metrics(teacher / 'metrics.jsonl')
     trained = [row['step'] for row in rows if 'train/loss' in row]
     assert trained == [*range(1, steps[-1] + 1)]
   assert 0 < steps[0] < steps[1]

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from iusp_jax.runtime import checkpoint, logs, preemption
+from iusp_jax.runtime import checkpoint, metrics_log, preemption
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -250,7 +250,7 @@ def assert_goes_on(said, saved):
 def is_due(process, place):
   """Whether a validation is, which comes after every second step."""
   for path in process.place.glob(f'{place}/metrics.jsonl'):
-    for row in logs.read_metrics(path)[-1:]:
+    for row in metrics_log.read_metrics(path)[-1:]:
       return 'train/loss' in row and row['step'] % 2 == 0
   return False
 

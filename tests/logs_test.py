@@ -9,7 +9,7 @@ import types
 import numpy as np
 from tensorboardX.proto import event_pb2
 
-from iusp_jax.runtime import logs
+from iusp_jax.runtime import logs, metrics_log
 
 
 @contextlib.contextmanager
@@ -56,7 +56,7 @@ def test_terminal_gets_a_bar_and_no_lines(capsys):
 def test_line_beside_a_bar_is_a_line(capsys):
   with terminal() as read:
     progress = logs.Progress('student', 0, 8)
-    logs.say('validated')
+    logs.log('validated')
     progress.close()
     said = read()
   assert capsys.readouterr().out == 'validated\n'
@@ -98,12 +98,12 @@ def events(folder):
 
 
 def test_tensorboard_has_the_numbers_of_metrics_jsonl(tmp_path):
-  metrics = logs.Metrics(tmp_path, 0)
+  metrics = metrics_log.MetricsWriter(tmp_path, 0)
   metrics.write(10, {'train/loss': 0.7, 'train/learning_rate': 3e-3})
   metrics.write(20, {'train/loss': np.float32(0.3)})
   metrics.write(20, {'validate/coarse_micro_auprc': 0.6180339887})
   metrics.close()
-  rows = logs.read_metrics(tmp_path / 'metrics.jsonl')
+  rows = metrics_log.read_metrics(tmp_path / 'metrics.jsonl')
   written = {
     (row['step'], name): value
     for row in rows
@@ -123,11 +123,11 @@ def test_tensorboard_has_the_numbers_of_metrics_jsonl(tmp_path):
 
 
 def test_tensorboard_forgets_what_a_resumed_run_does_again(tmp_path):
-  metrics = logs.Metrics(tmp_path, 0)
+  metrics = metrics_log.MetricsWriter(tmp_path, 0)
   for step in (1, 2, 3):
     metrics.write(step, {'train/loss': 1.0})
   metrics.close()
-  metrics = logs.Metrics(tmp_path, 2)
+  metrics = metrics_log.MetricsWriter(tmp_path, 2)
   metrics.write(3, {'train/loss': 0.5})
   metrics.close()
   start = event_pb2.SessionLog.START

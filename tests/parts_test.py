@@ -7,7 +7,7 @@ import pytest
 from tables import cells_of, tiny_config
 
 from iusp_jax.experiment import grid, parts, runner
-from iusp_jax.runtime import logs
+from iusp_jax.runtime import files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -19,11 +19,11 @@ def part(world, folder, objective, dataset='d', cell=None, teacher_facts=None):
   parts.start(world.config, folder, facts)
   guide = {'rotation': '', 'fingerprint': 'f', 'weights': 'w', 'dataset': 'd_1'}
   guide |= {'repetitiveness': {'x': 0.5}, **(teacher_facts or {})}
-  logs.write_atomically(folder / 'teachers' / 'a.json', json.dumps(guide))
+  files.write_atomically(folder / 'teachers' / 'a.json', json.dumps(guide))
   changes = cell or {}
   for cell in cells_of(world, objective):
     text = json.dumps(cell.facts() | {'status': 'done'} | changes)
-    logs.write_atomically(grid.folder(folder, cell) / 'cell.json', text)
+    files.write_atomically(grid.folder(folder, cell) / 'cell.json', text)
   return folder
 
 

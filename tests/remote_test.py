@@ -18,7 +18,7 @@ from configs import iusp
 from iusp_jax.data import datasets, store
 from iusp_jax.experiment import experiment, teacher
 from iusp_jax.reporting import plots
-from iusp_jax.runtime import checkpoint, logs
+from iusp_jax.runtime import checkpoint, files, metrics_log
 from iusp_jax.scoring import predictions
 from iusp_jax.training import watch
 from tfds_dcase import sonyc_ust, urban_scenes
@@ -57,18 +57,18 @@ def bucket(tmp_path, monkeypatch):
 
 def test_addresses_stay_and_local_paths_become_absolute(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert str(logs.place(RUN)) == RUN
-  assert str(logs.place(RUN) / 'a' / 'b') == f'{RUN}/a/b'
-  assert str(checkpoint._absolute(logs.place(RUN) / 'a')) == f'{RUN}/a'
-  assert logs.place('runs/a') == tmp_path / 'runs' / 'a'
-  assert logs.place('~') == pathlib.Path.home()
-  assert str(experiment.config_path(logs.place(RUN))) == f'{RUN}/config.json'
+  assert str(files.resolve(RUN)) == RUN
+  assert str(files.resolve(RUN) / 'a' / 'b') == f'{RUN}/a/b'
+  assert str(checkpoint._absolute(files.resolve(RUN) / 'a')) == f'{RUN}/a'
+  assert files.resolve('runs/a') == tmp_path / 'runs' / 'a'
+  assert files.resolve('~') == pathlib.Path.home()
+  assert str(experiment.config_path(files.resolve(RUN))) == f'{RUN}/config.json'
 
 
 def test_files_of_a_run_are_written_and_read(bucket):
-  workdir = logs.place(RUN)
-  with logs.lock(workdir, 'busy', wait=False):
-    logs.write_atomically(workdir / 'config.json', '{"a": 1}')
+  workdir = files.resolve(RUN)
+  with files.lock(workdir, 'busy', wait=False):
+    files.write_atomically(workdir / 'config.json', '{"a": 1}')
   assert json.loads((bucket / 'some/run/config.json').read_text()) == {'a': 1}
   assert (workdir / 'config.json').exists()
   predictions.write_predictions(
@@ -81,25 +81,25 @@ def test_files_of_a_run_are_written_and_read(bucket):
 
 
 def test_metrics_continue(bucket):
-  workdir = logs.place(RUN)
-  metrics = logs.Metrics(workdir, 0)
+  workdir = files.resolve(RUN)
+  metrics = metrics_log.MetricsWriter(workdir, 0)
   metrics.write(1, {'train/loss': 1.0})
   metrics.write(2, {'validate/score': 0.5})
   rows = [{'step': 1, 'train/loss': 1.0}, {'step': 2, 'validate/score': 0.5}]
-  assert logs.read_metrics(workdir / 'metrics.jsonl') == rows
+  assert metrics_log.read_metrics(workdir / 'metrics.jsonl') == rows
   metrics.close()
-  metrics = logs.Metrics(workdir, 1)
+  metrics = metrics_log.MetricsWriter(workdir, 1)
   metrics.write(2, {'train/loss': 3.0})
   metrics.close()
   rows[1] = {'step': 2, 'train/loss': 3.0}
-  assert logs.read_metrics(workdir / 'metrics.jsonl') == rows
+  assert metrics_log.read_metrics(workdir / 'metrics.jsonl') == rows
   assert (bucket / 'some/run/metrics.jsonl').exists()
 
 
 def test_checkpoints_are_listed(bucket):
   for step in (3, 12):
     (bucket / f'some/run/checkpoints/last/{step:08d}').mkdir(parents=True)
-  folder = logs.place(RUN) / 'checkpoints' / 'last'
+  folder = files.resolve(RUN) / 'checkpoints' / 'last'
   assert checkpoint.steps(folder) == [3, 12]
   checkpoint._delete(folder / '00000003')
   assert checkpoint.steps(folder) == [12]
@@ -107,7 +107,7 @@ def test_checkpoints_are_listed(bucket):
 
 
 def test_checkpoint_that_is_put_aside_is_found(bucket):
-  folder = logs.place(RUN) / 'checkpoints' / 'last'
+  folder = files.resolve(RUN) / 'checkpoints' / 'last'
   (bucket / 'some/run/checkpoints/last/00000003').mkdir(parents=True)
   path = checkpoint.find(folder, 3)
   path.rename(checkpoint._aside(path))
@@ -120,7 +120,7 @@ def test_batch_of_a_nan_is_kept(bucket):
   stream = datasets.train_stream(split, 8, 0)
   done = watch.Done(3, 2, stream.get_state(), {'loss': jnp.full(1, jnp.nan)})
   error = watch.NotFinite('no number', done)
-  path = logs.place(RUN) / 'nan_batch.npz'
+  path = files.resolve(RUN) / 'nan_batch.npz'
   watch.save_batch(path, error, stream, split)
   kept = np.load(bucket / 'some/run/nan_batch.npz')
   assert kept['step'] == 3

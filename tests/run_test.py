@@ -19,7 +19,7 @@ from configs import base, baseline, iusp, iusp_sp, sp, teacher
 from iusp_jax import command_line
 from iusp_jax.experiment import experiment, outcome
 from iusp_jax.experiment.teacher import plain
-from iusp_jax.runtime import checkpoint, logs
+from iusp_jax.runtime import checkpoint, files, metrics_log, wall_time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -84,7 +84,7 @@ def test_smoke_leaves_what_it_promises(smoke):
   assert results['dataset']['name'].startswith('urban_scenes/procedural')
   best = max(
     row['validate/coarse_micro_auprc']
-    for row in logs.read_metrics(workdir / 'metrics.jsonl')
+    for row in metrics_log.read_metrics(workdir / 'metrics.jsonl')
     if 'validate/coarse_micro_auprc' in row
   )
   found = results['student']['best']['validate']['coarse']['micro_auprc']
@@ -266,7 +266,7 @@ def test_place_that_cannot_be_written_is_refused(smoke, tmp_path, field):
 
 def test_time_is_counted_over_the_processes_of_a_run(tmp_path):
   for number in (1, 2):
-    with logs.wall_clock(tmp_path, time.monotonic() - 5.0) as spent:
+    with wall_time.wall_time(tmp_path, time.monotonic() - 5.0) as spent:
       seconds = spent()
     assert seconds['num_processes'] == number
     assert seconds['this_process'] == pytest.approx(5.0, abs=0.5)
@@ -312,7 +312,7 @@ def test_named_runs_and_the_time_of_a_run_in_two_goes(
 
 def test_workdir_in_use_is_refused(tmp_path):
   with (
-    logs.lock(tmp_path, ''),
+    files.lock(tmp_path, ''),
     pytest.raises(ValueError, match='another run works'),
   ):
     experiment.run(iusp.get_config('smoke'), tmp_path)

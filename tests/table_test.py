@@ -19,7 +19,7 @@ from iusp_jax.experiment.world import repetitiveness
 from iusp_jax.models import tagger
 from iusp_jax.objectives import losses
 from iusp_jax.reporting import similarity_plot
-from iusp_jax.runtime import logs
+from iusp_jax.runtime import files, logs, metrics_log
 from iusp_jax.training import ensemble, step
 
 
@@ -51,7 +51,7 @@ def test_cell_is_a_run_whose_scores_its_checkpoints_give(world, tmp_path):
       record['test']['micro_auprc']
       == (results['student']['best']['test']['coarse']['micro_auprc'])
     )
-    rows = logs.read_metrics(folder / 'metrics.jsonl')
+    rows = metrics_log.read_metrics(folder / 'metrics.jsonl')
     assert [row['step'] for row in rows if 'train/loss' in row] == [
       *range(1, 10)
     ]
@@ -115,7 +115,7 @@ def test_cell_that_diverges_stops_no_other(world, tmp_path):
 
 def test_cells_of_another_teacher_are_not_continued(world, tmp_path):
   path = tmp_path / 'teachers' / 'teacher.json'
-  logs.write_atomically(path, json.dumps({'fingerprint': 'g'}))
+  files.write_atomically(path, json.dumps({'fingerprint': 'g'}))
   with pytest.raises(ValueError, match='the fingerprint g, this command has f'):
     runner.save_world(world.config, world, tmp_path)
   assert not (tmp_path / 'grid.json').exists()
@@ -135,7 +135,7 @@ def ran(monkeypatch):
     del world
     order.append(group[0].objective)
     for cell in group:
-      logs.write_atomically(grid.folder(workdir, cell) / 'cell.json', '{}')
+      files.write_atomically(grid.folder(workdir, cell) / 'cell.json', '{}')
     return 0.0
 
   monkeypatch.setattr(runner, 'run_group', run_group)
@@ -149,7 +149,7 @@ def test_group_of_another_process_comes_last_and_again_if_that_dies(
   first, second = groups = grid.groups(tiny_config())[:2]
   folder = tmp_path / 'groups' / first[0].name.rpartition('-')[0]
   other = contextlib.ExitStack()
-  other.enter_context(logs.lock(folder, 'held'))
+  other.enter_context(files.lock(folder, 'held'))
 
   def say(text):
     if text.endswith('waiting'):  # From here on it would wait for ever.
@@ -158,7 +158,7 @@ def test_group_of_another_process_comes_last_and_again_if_that_dies(
         runner.run_group(None, first, tmp_path)
       other.close()
 
-  monkeypatch.setattr(logs, 'say', say)
+  monkeypatch.setattr(logs, 'log', say)
   runner.run_groups(groups, lambda rotation: rotation, tmp_path)
   # If it lives, its own run of the group is the only one.
   assert ran == [second[0].objective, first[0].objective]
@@ -202,20 +202,20 @@ def test_teacher_is_scored_once(scored, world, tmp_path, monkeypatch):
   """Another process may be at it: what that leaves is not done again."""
   path = tmp_path / 'teachers' / 'teacher.json'
   measured, other = [], contextlib.ExitStack()
-  other.enter_context(logs.lock(path.parent, 'held'))
+  other.enter_context(files.lock(path.parent, 'held'))
 
   def say(text):
     assert text.endswith('another process scores the teacher; waiting')
     if scored:
       facts = {'weights': world.guide.weights()}
-      logs.write_atomically(path, json.dumps(facts))
+      files.write_atomically(path, json.dumps(facts))
     other.close()
 
   def measure(*_):
     measured.append(1)
     raise InterruptedError
 
-  monkeypatch.setattr(logs, 'say', say)
+  monkeypatch.setattr(logs, 'log', say)
   monkeypatch.setattr(outcome, 'measure', measure)
   with contextlib.suppress(InterruptedError):
     runner.save_world(world.config, world, tmp_path)
@@ -277,13 +277,13 @@ def test_similarities_of_shards_are_drawn_together(tmp_path, monkeypatch):
       'x', (), np.zeros((4, 2)), 1.0, matrices, runs
     )
     content = similarity_plot.to_bytes([panel])
-    logs.write_atomically(tmp_path / folder / runner.PANELS, content)
+    files.write_atomically(tmp_path / folder / runner.PANELS, content)
   monkeypatch.setattr(
     similarity_plot,
     'plot_similarities',
     lambda clips, _: drawn.extend(clips),
   )
-  monkeypatch.setattr(logs, 'say', said.append)
+  monkeypatch.setattr(logs, 'log', said.append)
   paths = [tmp_path / folder for folder in 'abcd']
   assert runner._draw_similarities(paths, tmp_path) == ['similarities.png']
   (panel,) = drawn
@@ -300,7 +300,7 @@ def test_panels_of_a_killed_table_lack_a_run(world, tmp_path):
       'x', (), np.zeros((4, 2)), 1.0, {m: np.zeros((3, 3)) for m in models}
     )
     content = similarity_plot.to_bytes([panel])
-    logs.write_atomically(tmp_path / runner.PANELS, content)
+    files.write_atomically(tmp_path / runner.PANELS, content)
     return runner._has_similarities(config, None, tmp_path)
 
   assert not runner._has_similarities(config, None, tmp_path)

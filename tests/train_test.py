@@ -12,7 +12,7 @@ from fakes import dataset, recipe, teacher_recipe
 from iusp_jax.data import datasets, store
 from iusp_jax.experiment import teacher as teachers
 from iusp_jax.models import tagger
-from iusp_jax.runtime import checkpoint, devices, logs
+from iusp_jax.runtime import checkpoint, devices, metrics_log
 from iusp_jax.training import optim, step, train
 
 WEIGHTS = {
@@ -221,7 +221,7 @@ def test_frame_mask_marks_the_padding():
 def test_run_learns_and_leaves_its_files(tmp_path):
   job = make_job('baseline', tmp_path, level='coarse', epochs=12.0)
   train.fit(job)
-  rows = logs.read_metrics(tmp_path / 'metrics.jsonl')
+  rows = metrics_log.read_metrics(tmp_path / 'metrics.jsonl')
   scores = [
     row['validate/coarse_micro_auprc']
     for row in rows
@@ -325,8 +325,8 @@ def test_metrics_are_cut_back_to_the_restored_step(tmp_path):
   rows = [{'step': step, 'train/loss': 1.0} for step in (1, 2, 3)]
   text = ''.join(json.dumps(row) + '\n' for row in rows) + '{"step": 4, "tr'
   (tmp_path / 'metrics.jsonl').write_text(text)
-  metrics = logs.Metrics(tmp_path, 2)
+  metrics = metrics_log.MetricsWriter(tmp_path, 2)
   metrics.write(3, {'train/loss': 0.5})
   metrics.close()
-  found = logs.read_metrics(tmp_path / 'metrics.jsonl')
+  found = metrics_log.read_metrics(tmp_path / 'metrics.jsonl')
   assert [row['train/loss'] for row in found] == [1.0, 1.0, 0.5]

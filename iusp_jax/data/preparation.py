@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from iusp_jax.data import datasets
-from iusp_jax.runtime import logs, processes
+from iusp_jax.runtime import files, processes
 
 
 def load(settings: Mapping[str, Any]) -> datasets.Dataset:
@@ -22,12 +22,12 @@ def load(settings: Mapping[str, Any]) -> datasets.Dataset:
   Raises:
     ValueError: as `data.load`, and for a data_dir that cannot be written.
   """
-  folder = logs.place(settings['data_dir'])
+  folder = files.resolve(settings['data_dir'])
   busy = 'another process prepares a data set'
   name = f'config.dataset.data_dir is {folder}'
 
   def prepare():
-    with logs.lock(folder, busy, name=name):
+    with files.lock(folder, busy, name=name):
       return datasets.load(settings)
 
   return processes.primary_first(prepare)

@@ -22,7 +22,7 @@ from iusp_jax.data import datasets
 from iusp_jax.experiment import teacher
 from iusp_jax.models import tagger
 from iusp_jax.objectives import similarity
-from iusp_jax.runtime import devices, logs, processes
+from iusp_jax.runtime import devices, files, logs, processes
 from iusp_jax.training import step
 
 # Above this many clips the [N, N] matrix (4 N² bytes) is not worth its place.
@@ -93,7 +93,7 @@ def obstacle(config: Mapping[str, Any], num_clips: int) -> str:
     )
   if num_clips > MAX_CLIPS:
     return f'{num_clips} clips are more than {MAX_CLIPS}'
-  if logs.is_remote(config['cache_dir']):
+  if files.is_remote(config['cache_dir']):
     return f'config.cache_dir is {config["cache_dir"]}, not a file system'
   return ''
 
@@ -126,7 +126,7 @@ def obtain(
   split = dataset.splits[split_name]
   reason = obstacle(config, len(split))
   if reason and wanted == 'auto':
-    logs.say(f'teacher: runs in every step, since {reason}')
+    logs.log(f'teacher: runs in every step, since {reason}')
     return None
   if reason:
     raise ValueError(
@@ -142,11 +142,11 @@ def obtain(
       'split': split_name,
     }
   )
-  folder = logs.place(config['cache_dir']) / 'outputs' / key
+  folder = files.resolve(config['cache_dir']) / 'outputs' / key
   if not processes.by_primary(folder.exists):  # It appears whole.
     busy = 'another run stores teacher outputs'
     name = f'config.cache_dir is {config["cache_dir"]}'
-    with logs.lock_for_all(folder.parent, busy, name=name):
+    with files.lock_for_all_processes(folder.parent, busy, name=name):
       if not processes.by_primary(folder.exists):
         build(folder, trained, split, precision)
   return open_store(folder)

@@ -18,7 +18,7 @@ from iusp_jax.experiment.grid import Cell
 from iusp_jax.experiment.world import World
 from iusp_jax.models import tagger
 from iusp_jax.objectives import losses
-from iusp_jax.runtime import checkpoint, logs
+from iusp_jax.runtime import checkpoint, files
 from iusp_jax.scoring import metrics
 from iusp_jax.training import ensemble, evaluate, step, train
 
@@ -120,8 +120,8 @@ def write_cell(
     record |= _write_run(world, cell, member, scores, folder)
   folder.mkdir(parents=True, exist_ok=True)
   text = ''.join(json.dumps(row) + '\n' for row in member.rows)
-  logs.write_atomically(folder / 'metrics.jsonl', text)
-  logs.write_atomically(folder / 'cell.json', logs.to_json(record))
+  files.write_atomically(folder / 'metrics.jsonl', text)
+  files.write_atomically(folder / 'cell.json', files.to_json(record))
 
 
 def _write_run(world, cell, member, scores, folder) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _write_run(world, cell, member, scores, folder) -> dict[str, Any]:
   config['student']['model'] = job.recipe['model']
   config |= {'name': cell.objective, 'seed': cell.seed}
   config |= {'objective': dict(job.objective)}
-  logs.write_atomically(experiment.config_path(folder), logs.to_json(config))
+  files.write_atomically(experiment.config_path(folder), files.to_json(config))
   of = experiment.identity(job, world.guide if job.terms() else None)
   teacher.save_facts(folder, of, dataset)
   for which, variables, at in (
@@ -152,7 +152,7 @@ def _write_run(world, cell, member, scores, folder) -> dict[str, Any]:
     'environment': outcome.environment(),
     'student': result,
   }
-  logs.write_atomically(folder / 'results.json', logs.to_json(results))
+  files.write_atomically(folder / 'results.json', files.to_json(results))
   return {
     **{key: result[key] for key in ('parameters', 'macs')},
     **scores_of(result),

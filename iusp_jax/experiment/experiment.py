@@ -12,7 +12,7 @@ import jax
 from iusp_jax.data import datasets, preparation, store
 from iusp_jax.experiment import outcome, teacher
 from iusp_jax.models import tagger
-from iusp_jax.runtime import devices, logs, processes
+from iusp_jax.runtime import devices, files, logs, processes, wall_time
 from iusp_jax.training import accumulate, step, train, watch
 
 # What may differ between two runs of one workdir without changing the result.
@@ -54,14 +54,14 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
   """
   started = time.monotonic()
   check(config)
-  logs.say(devices.describe(), everywhere=True)
+  logs.log(devices.describe(), everywhere=True)
   busy = 'another run works in this --workdir'
   name = f'--workdir is {workdir}'
-  with logs.lock_for_all(workdir, busy, wait=False, name=name):
+  with files.lock_for_all_processes(workdir, busy, wait=False, name=name):
     refuse_other_config(config, workdir)
     results = processes.by_primary(lambda: earlier_results(workdir))
     if results is not None:
-      logs.say(f'This run is complete; delete {workdir} to repeat it.')
+      logs.log(f'This run is complete; delete {workdir} to repeat it.')
       outcome.announce(results, workdir)
       return results
     dataset = load_dataset(config)
@@ -70,12 +70,12 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
     # Not before: a command that was wrong about its data is typed again.
     keep_config(config, workdir)
     outcome.note_environment(workdir)
-    with logs.wall_clock(workdir, started) as spent:
+    with wall_time.wall_time(workdir, started) as spent:
       results = _run(config, dataset, others, workdir)
       results['wall_seconds'] = spent()
     if not processes.is_primary():
       return results
-    logs.write_atomically(workdir / 'results.json', logs.to_json(results))
+    files.write_atomically(workdir / 'results.json', files.to_json(results))
   outcome.announce(results, workdir)
   return results
 
@@ -188,7 +188,9 @@ def named_runs(
   if not path:
     return {}
   try:
-    return {logs.place(path).name: teacher.load(logs.place(path), dataset)}
+    return {
+      files.resolve(path).name: teacher.load(files.resolve(path), dataset)
+    }
   except ValueError as error:
     raise ValueError(
       f'config.compare_with is {path!r}: {error}; or leave it empty'
@@ -215,7 +217,7 @@ def keep_config(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
   """
   path = config_path(workdir)
   if processes.is_primary() and not path.exists():
-    logs.write_atomically(path, logs.to_json(teacher.plain(config)))
+    files.write_atomically(path, files.to_json(teacher.plain(config)))
   processes.barrier()
   deadline = time.monotonic() + SEEN_AFTER_SECONDS
   while not path.exists():
@@ -283,7 +285,7 @@ def load_dataset(config: Mapping[str, Any]) -> datasets.Dataset:
   sizes = ', '.join(
     f'{len(split)} {name}' for name, split in dataset.splits.items()
   )
-  logs.say(
+  logs.log(
     f'data set {dataset.name}: {sizes} clips; {len(dataset.tags)} '
     f'{dataset.level} tags ({time.monotonic() - started:.0f} s)'
   )
@@ -296,12 +298,12 @@ def models(
   """The teacher, where there is one, and the trained student."""
   named = config['teacher']['checkpoint']
   recipe = teacher.facts_of(named) if named else config['teacher']
-  logs.say(
+  logs.log(
     f'teacher: {describe_model(recipe, dataset)}'
     + (f', from {named}' if named else '')
   )
   if config['fit'] == 'student':
-    logs.say(f'student: {describe_model(config["student"], dataset)}')
+    logs.log(f'student: {describe_model(config["student"], dataset)}')
   if config['fit'] == 'teacher':
     return teacher.obtain(config, dataset), None
   terms = distillation_terms(config)

@@ -12,7 +12,7 @@ from typing import Any
 
 from iusp_jax.data import datasets, store
 from iusp_jax.experiment import experiment, teacher
-from iusp_jax.runtime import logs
+from iusp_jax.runtime import files
 from iusp_jax.training import accumulate, step
 
 Rotation = tuple[int, int]
@@ -298,9 +298,9 @@ def keep_config(
   """
   own = teacher.plain(config)
   own['table'].pop('tuned')  # Only said: the weights themselves are compared.
-  with logs.lock(workdir, 'another process looks at this folder'):
+  with files.lock(workdir, 'another process looks at this folder'):
     experiment.refuse_other_config(own, workdir, free)
-    logs.write_atomically(experiment.config_path(workdir), logs.to_json(own))
+    files.write_atomically(experiment.config_path(workdir), files.to_json(own))
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from iusp_jax.experiment import teacher
 from iusp_jax.models import tagger
 from iusp_jax.objectives import similarity
 from iusp_jax.reporting import formatting, plots, similarity_plot
-from iusp_jax.runtime import devices, logs, processes
+from iusp_jax.runtime import devices, files, logs, metrics_log, processes
 from iusp_jax.scoring import score_file
 from iusp_jax.training import evaluate, train
 
@@ -148,7 +148,7 @@ def note_environment(workdir: pathlib.Path) -> None:
   path = workdir / 'environment.json'
   now = environment()
   if not path.exists():
-    logs.write_atomically(path, logs.to_json(now))
+    files.write_atomically(path, files.to_json(now))
     return
   then = json.loads(path.read_text())
 
@@ -163,7 +163,7 @@ def note_environment(workdir: pathlib.Path) -> None:
     if old.get(name) != new
   ]
   if differing:
-    logs.say(
+    logs.log(
       'Notice: this run was started with other versions or on another '
       f'machine ({"; ".join(differing)}): it continues, but may end in other '
       'bits than without the break'
@@ -173,7 +173,7 @@ def note_environment(workdir: pathlib.Path) -> None:
 def draw(dataset, guide, student, others, results, workdir) -> None:
   """The pictures of a run; see `pictures`, `similarity_picture`."""
   subject = student or guide
-  rows = logs.read_metrics(subject.workdir / 'metrics.jsonl')
+  rows = metrics_log.read_metrics(subject.workdir / 'metrics.jsonl')
   best_by = train.selection_metric(dataset)
   path = workdir / 'learning_curves.png'
   plots.plot_learning_curves(rows, path, best_by=best_by)
@@ -254,7 +254,7 @@ def similarity_matrices(frames) -> dict[str, np.ndarray]:
 
 def announce(results: Mapping[str, Any], workdir: pathlib.Path) -> None:
   """The table of scores, and where everything is."""
-  logs.say(formatting.score_table(results))
-  logs.say(f'Results: {workdir}/results.json')
+  logs.log(formatting.score_table(results))
+  logs.log(f'Results: {workdir}/results.json')
   for picture in ('learning_curves', 'tag_scores', 'similarities'):
-    logs.say(f'Picture: {workdir}/{picture}.png')
+    logs.log(f'Picture: {workdir}/{picture}.png')

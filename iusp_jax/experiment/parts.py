@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from iusp_jax.experiment import experiment, grid, teacher
-from iusp_jax.runtime import logs
+from iusp_jax.runtime import files
 
 
 def start(
@@ -22,10 +22,10 @@ def start(
     for cell in group
   ]
   path = workdir / 'grid.json'
-  with logs.lock(workdir, 'another process looks at this table'):
+  with files.lock(workdir, 'another process looks at this table'):
     earlier = [json.loads(path.read_text())] if path.exists() else []
     joined = {**facts, **_origin([*earlier, facts]), 'cells': cells}
-    logs.write_atomically(path, logs.to_json(joined))
+    files.write_atomically(path, files.to_json(joined))
 
 
 def load(path: pathlib.Path) -> dict[str, Any]:

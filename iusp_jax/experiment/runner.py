@@ -28,7 +28,7 @@ from iusp_jax.experiment.world import World, repetitiveness
 from iusp_jax.models import tagger
 from iusp_jax.reporting import similarity_plot
 from iusp_jax.reporting.table import plots, records, tables
-from iusp_jax.runtime import devices, logs
+from iusp_jax.runtime import devices, files, logs
 
 PANELS = 'similarities.npz'
 
@@ -55,11 +55,11 @@ def run(
   number, count = grid.parse_shard(shard)
   workers.check(jobs, workdir)
   if jobs:
-    logs.say(devices.describe())
+    logs.log(devices.describe())
   grid.keep_config(config, workdir)
   mine = grid.groups(config)[number::count]
   if not mine:
-    logs.say(f'table: no group of cells is left for shard {number}/{count}')
+    logs.log(f'table: no group of cells is left for shard {number}/{count}')
     return
   todo = undone(mine, workdir)
   if jobs:
@@ -84,11 +84,11 @@ def run(
 
 def _say_plan(config: Any, num_groups: int, num_todo: int) -> None:
   if names := grid.untuned(config):
-    logs.say(
+    logs.log(
       f'table: weights of {", ".join(names)} were not tuned for '
       f'{config["dataset"]["name"]}, see --mode=tune'
     )
-  logs.say(f'table: {num_groups} groups of cells, {num_todo} to run')
+  logs.log(f'table: {num_groups} groups of cells, {num_todo} to run')
 
 
 def undone(
@@ -135,14 +135,14 @@ def run_groups(
   def attempt(group, wait: bool) -> None:
     first = group[0]
     folder = workdir / 'groups' / first.name.rpartition('-')[0]
-    with logs.lock(folder, 'another process runs this group', wait):
+    with files.lock(folder, 'another process runs this group', wait):
       if not undone([group], workdir):
         return
       seconds = run_group(world_of(first.rotation), group, workdir)
     left = len(undone(groups, workdir))
     # Others' groups count as well: they are of the same pace.
     each = (time.monotonic() - started) / max(1, len(groups) - left)
-    logs.say(
+    logs.log(
       f'table: {len(groups) - left}/{len(groups)} {first.student} '
       f'{first.objective}, {len(group)} seeds in {seconds:.0f} s; '
       f'{each * left / 60:.0f} min to go'
@@ -151,7 +151,7 @@ def run_groups(
   for group in groups:
     try:
       attempt(group, wait=False)
-    except logs.Busy:
+    except files.Busy:
       busy.append(group)
   for group in busy:  # In case the process that was at it has died.
     attempt(group, wait=True)
@@ -168,7 +168,7 @@ def keep_similarities(world: World, workdir: pathlib.Path) -> None:
   if world.rotation:
     runs += f', {grid.describe(world.rotation)}'
   # Another process may have more runs by now: the last one draws them all.
-  with logs.lock(workdir / 'groups', 'another process compares frames'):
+  with files.lock(workdir / 'groups', 'another process compares frames'):
     folders = _drawn(world.config, world.rotation, workdir)
     shown = {'teacher': world.guide} | {
       name: teacher.load(folder, world.dataset)
@@ -179,7 +179,7 @@ def keep_similarities(world: World, workdir: pathlib.Path) -> None:
       for panel in outcome.similarity_panels(world.dataset, shown)
     ]
     content = similarity_plot.to_bytes(panels)
-    logs.write_atomically(workdir / PANELS, content)
+    files.write_atomically(workdir / PANELS, content)
 
 
 def _drawn(config: Any, rotation, workdir) -> dict[str, pathlib.Path]:
@@ -212,7 +212,7 @@ def save_world(config: Any, world: World, workdir: pathlib.Path) -> None:
   """
   name = grid.describe(world.rotation)
   path = workdir / 'teachers' / f'{name or "teacher"}.json'
-  with logs.lock(path.parent, 'another process scores the teacher'):
+  with files.lock(path.parent, 'another process scores the teacher'):
     if not _is_known(path, world.guide):
       result, _ = outcome.measure(config, world.dataset, world.guide)
       facts = {
@@ -223,7 +223,7 @@ def save_world(config: Any, world: World, workdir: pathlib.Path) -> None:
         **cells.scores_of(result),
         'repetitiveness': repetitiveness(world),
       }
-      logs.write_atomically(path, logs.to_json(facts))
+      files.write_atomically(path, files.to_json(facts))
   facts = {
     # Builders name data sets of other folds by other numbers.
     'dataset': config['dataset']['name'] if name else world.dataset.name,
@@ -301,17 +301,17 @@ def report(paths: Sequence[pathlib.Path], place: pathlib.Path | None) -> None:
       'the report: --workdir=runs/report'
     )
   place = place or paths[0]
-  with logs.lock(place / 'report', 'another process writes this report'):
+  with files.lock(place / 'report', 'another process writes this report'):
     found = parts.collect(paths)
     text = json.dumps(found, separators=(',', ':')) + '\n'
-    logs.write_atomically(place / 'cells.json', text)
-    logs.say(tables.write(found, place))
+    files.write_atomically(place / 'cells.json', text)
+    logs.log(tables.write(found, place))
     for name in [
       *_draw_similarities(paths, place),
       *plots.draw(found, place),
     ]:
-      logs.say(f'Picture: {place / name}')
-    logs.say(f'Table: {place}/table.md, table.csv, table.json; cells.json')
+      logs.log(f'Picture: {place / name}')
+    logs.log(f'Table: {place}/table.md, table.csv, table.json; cells.json')
 
 
 def _draw_similarities(paths, place) -> list[str]:
@@ -329,7 +329,7 @@ def _draw_similarities(paths, place) -> list[str]:
     if not clips:
       clips, runs = {clip.title: clip for clip in found}, found[0].runs
     elif found[0].runs != runs:
-      logs.say(
+      logs.log(
         f'similarities.png is of {runs}; left out: {found[0].runs} of {path}'
       )
       continue

@@ -18,7 +18,7 @@ import jax
 
 from iusp_jax.data import datasets, preparation
 from iusp_jax.models import tagger
-from iusp_jax.runtime import checkpoint, logs, processes
+from iusp_jax.runtime import checkpoint, files, logs, processes, wall_time
 from iusp_jax.training import step, train
 from tfds_dcase import sonyc_ust
 
@@ -141,7 +141,7 @@ def facts_of(path: str) -> dict[str, Any]:
     ValueError: where there is none.
   """
   with _naming_checkpoint(path):
-    return _read_facts(logs.place(path))
+    return _read_facts(files.resolve(path))
 
 
 @contextlib.contextmanager
@@ -185,17 +185,17 @@ def obtain(config: Mapping[str, Any], dataset: datasets.Dataset) -> Trained:
   if config['teacher']['checkpoint']:
     path = config['teacher']['checkpoint']
     with _naming_checkpoint(path):
-      return load(logs.place(path), dataset)
+      return load(files.resolve(path), dataset)
   dataset = own_dataset(config, dataset)
   of = facts(config, dataset)
   name = fingerprint(of)
-  workdir = logs.place(config['cache_dir']) / 'teachers' / name
+  workdir = files.resolve(config['cache_dir']) / 'teachers' / name
   if _is_done(workdir):
-    logs.say(f'teacher: found {name} in {workdir}')
+    logs.log(f'teacher: found {name} in {workdir}')
     return load(workdir, dataset)
   busy = 'the teacher is being trained by another run'
   cache = f'config.cache_dir is {config["cache_dir"]}'
-  with logs.lock_for_all(workdir, busy, name=cache):
+  with files.lock_for_all_processes(workdir, busy, name=cache):
     if not _is_done(workdir):
       _train(of, dataset, workdir, config)
   return load(workdir, dataset)
@@ -207,7 +207,7 @@ def _is_done(workdir):
 
 
 def _train(of, dataset, workdir, config):
-  logs.say(f'teacher: trains in {workdir}')
+  logs.log(f'teacher: trains in {workdir}')
   save_facts(workdir, of, dataset)
   job = step.Job(
     name='teacher',
@@ -219,19 +219,19 @@ def _train(of, dataset, workdir, config):
     on_nan=config['on_nan'],
     profile_steps=config['profile_steps'],
   )
-  with logs.wall_clock(workdir, time.monotonic()) as spent:
+  with wall_time.wall_time(workdir, time.monotonic()) as spent:
     train.fit(job)
     minutes = spent()['all_processes'] / 60
-  logs.write_atomically(workdir / 'done', f'{minutes:.1f} minutes\n')
+  files.write_atomically(workdir / 'done', f'{minutes:.1f} minutes\n')
 
 
 def save_facts(
   workdir: pathlib.Path, of: Mapping[str, Any], dataset: datasets.Dataset
 ) -> None:
   """Writes `model.json`: what is needed to use the checkpoints of a run."""
-  logs.write_atomically(
+  files.write_atomically(
     workdir / 'model.json',
-    logs.to_json({**of, 'tags': list(dataset.tags)}),
+    files.to_json({**of, 'tags': list(dataset.tags)}),
   )
 
 
@@ -289,7 +289,7 @@ def find(
   if config['teacher']['checkpoint']:
     return obtain(config, dataset)
   name = fingerprint(facts(config, own_dataset(config, dataset)))
-  workdir = logs.place(config['cache_dir']) / 'teachers' / name
+  workdir = files.resolve(config['cache_dir']) / 'teachers' / name
   return obtain(config, dataset) if _is_done(workdir) else None
 
 

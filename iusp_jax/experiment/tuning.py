@@ -23,7 +23,7 @@ from iusp_jax.experiment.world import World
 from iusp_jax.models import tagger
 from iusp_jax.objectives import losses
 from iusp_jax.reporting import formatting
-from iusp_jax.runtime import devices, logs
+from iusp_jax.runtime import devices, files, logs
 from iusp_jax.training import ensemble, step
 
 
@@ -44,7 +44,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   """
   experiment.check(config)
   grid.check(config)
-  logs.say(devices.describe())
+  logs.log(devices.describe())
   grid.keep_config(_settings(config), workdir / 'tuning', _OF_CELLS)
   world, tuned, failures = None, {}, []
   lines = [('student', 'objective', 'weights', 'ratio', 'validate by ratio')]
@@ -63,19 +63,19 @@ def run(config: Any, workdir: pathlib.Path) -> None:
           found = tune(world, student, terms, units)
         except FloatingPointError as error:
           failures.append(f'{student} {name}: {error}')
-          logs.say(failures[-1])
+          logs.log(failures[-1])
           continue
-        logs.write_atomically(path, logs.to_json(found))
+        files.write_atomically(path, files.to_json(found))
       found = json.loads(path.read_text())
       tuned[student][name] = found['weights']
       lines.append(_line(student, name, found))
-      logs.say(formatting.align(lines[-1:]))
+      logs.log(formatting.align(lines[-1:]))
       _say_edge(student, name, found)
-  logs.say(formatting.align(lines))
+  logs.log(formatting.align(lines))
   name = config['dataset']['name']
   path = workdir / 'tuned.json'
-  logs.write_atomically(path, logs.to_json({name: tuned}))
-  logs.say(f'Weights: {path}; configs/tuned.json holds those in use')
+  files.write_atomically(path, files.to_json({name: tuned}))
+  logs.log(f'Weights: {path}; configs/tuned.json holds those in use')
   if failures:
     raise FloatingPointError('; '.join(failures))
 
@@ -104,7 +104,7 @@ _OF_CELLS = ('bootstrap', 'table.seeds', 'table.first_seed')  # None is run.
 def _say_edge(student: str, name: str, found: Mapping[str, Any]) -> None:
   ratio, low, high = found['ratio'], min(found['ratios']), max(found['ratios'])
   if ratio in (low, high):
-    logs.say(
+    logs.log(
       f'{student} {name}: the best ratio, {ratio:g}, is at an edge of the grid '
       f'from {low:g} to {high:g}: one beyond it may be better, see '
       'config.table.tune_ratios'

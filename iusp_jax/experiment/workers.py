@@ -12,7 +12,7 @@ import time
 
 import jax
 
-from iusp_jax.runtime import logs, preemption
+from iusp_jax.runtime import files, logs, preemption
 
 _WORKER = '--jobs=0'
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -33,7 +33,7 @@ def check(jobs: int, workdir: pathlib.Path) -> None:
       f'--jobs is {jobs}, and {num_cores} is the number of cores: expected at '
       'most one process a core'
     )
-  if logs.is_remote(workdir):
+  if files.is_remote(workdir):
     raise ValueError(
       f'--jobs is {jobs} and --workdir {workdir}: processes share a table by '
       'locks, which object stores lack; expected a folder of this machine, or '
@@ -96,7 +96,7 @@ def _wait(processes: list[subprocess.Popen]) -> list[int]:
         continue
       codes[number] = code
       if code:
-        logs.say(
+        logs.log(
           f'table: process {number + 1} of {len(processes)} ended with exit '
           f'code {code}; {len(processes) - len(codes)} go on with its work'
         )

@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from iusp_jax.reporting import formatting
-from iusp_jax.runtime import logs
+from iusp_jax.runtime import files
 
 TERMS = (
   'loss', 'tagging', 'kd', 'sp', 'iusp', 'iusp_centred', 'gradient_norm'
@@ -306,7 +306,7 @@ def _label_tags(axes, models, support) -> None:
 @contextlib.contextmanager
 def figure(height: float, path: str | os.PathLike, layout: Any = 'constrained'):
   """A figure `WIDTH` inches wide that is written to `path` at the end."""
-  target = logs.place(os.fspath(path))
+  target = files.resolve(os.fspath(path))
   if target.suffix != '.png':
     raise ValueError(f"picture {str(path)!r}: expected a name ending in '.png'")
   import matplotlib
@@ -319,10 +319,10 @@ def figure(height: float, path: str | os.PathLike, layout: Any = 'constrained'):
     yield page
     content = io.BytesIO()
     canvas.print_png(content)
-  logs.write_atomically(target, content.getvalue())
+  files.write_atomically(target, content.getvalue())
 
 
 def save_text(text: str, picture: str | os.PathLike) -> None:
   """Writes the numbers of a picture beside it."""
-  path = logs.place(os.fspath(picture)).with_suffix('.txt')
-  logs.write_atomically(path, text)
+  path = files.resolve(os.fspath(picture)).with_suffix('.txt')
+  files.write_atomically(path, text)

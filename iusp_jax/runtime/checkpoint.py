@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from iusp_jax.runtime import logs, preemption, processes
+from iusp_jax.runtime import files, preemption, processes
 
 Tree = Mapping[str, Any]
 
@@ -210,7 +210,7 @@ def _facts_checksum(facts: Mapping[str, Any]) -> str:
 def _delete(path):
   if not path.exists():
     return
-  if logs.is_remote(path):
+  if files.is_remote(path):
     path.rmtree()
   else:
     shutil.rmtree(path)
@@ -218,7 +218,7 @@ def _delete(path):
 
 def _absolute(path):
   """As Orbax wants it; an address like gs://bucket/run is so already."""
-  return path if logs.is_remote(path) else path.resolve()
+  return path if files.is_remote(path) else path.resolve()
 
 
 def _checkpointer():

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from iusp_jax.runtime import logs
+from iusp_jax.runtime import files
 
 CLIP = 'audio_filename'
 _NAMED = 5  # names that a message lists before it only counts
@@ -80,7 +80,7 @@ def write_predictions(
   writer = csv.writer(text, lineterminator='\n')
   writer.writerow([CLIP, *columns])
   writer.writerows(zip(clip_ids, *columns.values(), strict=True))
-  logs.write_atomically(logs.place(os.fspath(path)), text.getvalue())
+  files.write_atomically(files.resolve(os.fspath(path)), text.getvalue())
 
 
 def read_predictions(

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from iusp_jax.runtime import logs
+from iusp_jax.runtime import files
 from iusp_jax.scoring import metrics
 from iusp_jax.scoring.predictions import (
   Predictions,
@@ -182,7 +182,7 @@ def main_score(
   print(table(result))
   if output:
     text = json.dumps(result, indent=2, allow_nan=False) + '\n'
-    logs.write_atomically(pathlib.Path(output), text)
+    files.write_atomically(pathlib.Path(output), text)
     print(f'written to {output}')
   return result
 

@@ -151,7 +151,7 @@ def groups(
     )
   count = -(-len(jobs) // at_once)
   if count > 1:
-    logs.say(
+    logs.log(
       f'{jobs[0].name} and {len(jobs) - 1} more: in {count} groups, one after '
       f'the other, as a step of {at_once} of them fills the '
       f'{room / 1e6:.0f} MB for features and teacher outputs on a device'
@@ -248,7 +248,7 @@ class Run:
         self._validate(member, last, own, logits_MNC[m], truth)
       if time.monotonic() - said > SECONDS_BETWEEN_LINES:
         said = time.monotonic()
-        logs.say(self._progress(members, last))
+        logs.log(self._progress(members, last))
     return members
 
   def feed(self, resident: Resident, room: int) -> Callable:
@@ -264,7 +264,7 @@ class Run:
     of_step = self.order(0, 1).size
     steps = in_memory.clips_in(resident, room) // of_step
     steps = min(steps, self.plan.eval_every_steps)  # No more are asked for.
-    logs.say(
+    logs.log(
       f'{self._jobs[0].name}: features and teacher outputs of the split are '
       f'{size / 1e6:.0f} MB, more than the {room / 1e6:.0f} MB for them on a '
       f'device: it gets the clips of {steps} steps at a time'

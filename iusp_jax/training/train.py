@@ -16,7 +16,14 @@ import jax
 
 from iusp_jax.data import datasets
 from iusp_jax.models import tagger
-from iusp_jax.runtime import checkpoint, devices, logs, preemption, processes
+from iusp_jax.runtime import (
+  checkpoint,
+  devices,
+  logs,
+  metrics_log,
+  preemption,
+  processes,
+)
 from iusp_jax.training import accumulate, evaluate, optim, watch
 from iusp_jax.training.step import Job, State, initial_state, make_step
 
@@ -70,7 +77,7 @@ def fit(job: Job) -> None:
         processes.barrier()  # A host that stops ends the others.
         if job.on_nan == 'stop' or len(skipped) == watch.MAX_SKIPPED:
           raise
-        logs.say(
+        logs.log(
           f'{job.name}: no number at step {error.done.step}; rolls back, to '
           f'pass over batch {error.done.batch}'
         )
@@ -105,7 +112,7 @@ def resume(job: Job, state: State, stream) -> tuple[State, dict[str, Any]]:
       f'({error}): choose another --workdir'
     ) from error
   stream.set_state(json.loads(found['stream']))
-  logs.say(f'{job.name}: continues after step {step}')
+  logs.log(f'{job.name}: continues after step {step}')
   return state, {**facts, 'taken': step, **found}
 
 
@@ -138,7 +145,7 @@ class Loop:
     first = int(state.step)
     if first >= plan.num_steps and facts['validated']:
       return
-    self._metrics = logs.Metrics(job.workdir, first)
+    self._metrics = metrics_log.MetricsWriter(job.workdir, first)
     self._progress = logs.Progress(job.name, first, plan.num_steps)
     self._watch = watch.Watch()
     self._newest = self._done = None  # Steps dispatched; not yet logged.
@@ -163,7 +170,7 @@ class Loop:
       if step == first:
         jax.block_until_ready(outputs)
         seconds = time.monotonic() - started
-        logs.say(f'{job.name}: compiled the train step in {seconds:.1f} s')
+        logs.log(f'{job.name}: compiled the train step in {seconds:.1f} s')
       self._log()
       number = self._facts['taken'] - 1
       self._newest = watch.Done(step + 1, number, before, outputs)
@@ -189,7 +196,7 @@ class Loop:
       if number not in self._facts['skipped']:
         return batch, before
       self._log()
-      logs.say(f'{self._job.name}: passes over batch {number}')
+      logs.log(f'{self._job.name}: passes over batch {number}')
       self._metrics.write(step + 1, {'train/skipped_batch': number})
 
   def _constants(self):
@@ -264,7 +271,7 @@ class Loop:
     rows = processes.by_primary(lambda: self._score(scores_NC))
     score = rows[selection_metric(job.dataset)]
     self._metrics.write(step, rows)
-    logs.say(
+    logs.log(
       f'{job.name}: step {step}, {selection_metric(job.dataset)} {score:.4f}'
     )
     if self._facts['best'] is None or score > self._facts['best']:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from iusp_jax.data import datasets
-from iusp_jax.runtime import logs
+from iusp_jax.runtime import files, logs
 
 # After so many batches it is not the batches' fault.
 MAX_SKIPPED = 3
@@ -109,8 +109,8 @@ def save_batch(
     path = path.with_stem(f'{path.stem}_{jax.process_index()}')
   content = io.BytesIO()
   np.savez_compressed(content, **arrays)
-  logs.write_atomically(path, content.getvalue(), everywhere=True)
-  logs.say(f'The batch of step {error.done.step} is in {path}')
+  files.write_atomically(path, content.getvalue(), everywhere=True)
+  logs.log(f'The batch of step {error.done.step} is in {path}')
 
 
 def refuse_not_finite(
@@ -158,7 +158,7 @@ class Trace:
     if self._runs:
       jax.profiler.stop_trace()
       steps = self._num_steps - self._left
-      logs.say(
+      logs.log(
         f'A trace of {steps} steps is in {self._folder}: '
         'see it with https://ui.perfetto.dev or TensorBoard'
       )

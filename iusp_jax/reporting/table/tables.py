@@ -13,7 +13,7 @@ from typing import Any
 
 from iusp_jax.reporting import formatting
 from iusp_jax.reporting.table import aggregates, layout, records
-from iusp_jax.runtime import logs
+from iusp_jax.runtime import files
 
 # Columns of words; those of numbers are set to the right.
 _WORDS = (
@@ -66,13 +66,13 @@ def write(table: Mapping[str, Any], folder: str | os.PathLike) -> str:
   """
   numbers = aggregates.aggregate(table)
   # All is text before the first file is touched.
-  files = {
+  content = {
     'table.csv': cells_csv(table),
-    'table.json': logs.to_json(numbers),
+    'table.json': files.to_json(numbers),
     'table.md': markdown(numbers),
   }
-  for name, text in files.items():
-    logs.write_atomically(pathlib.Path(folder) / name, text)
+  for name, text in content.items():
+    files.write_atomically(pathlib.Path(folder) / name, text)
   return terminal(numbers)
 
 
