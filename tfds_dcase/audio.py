@@ -27,7 +27,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from tfds_dcase import files, mpeg, sound_header
+from tfds_dcase import files, interrupt, mpeg, sound_header
 
 SAMPLE_RATE = 16000
 # For telling recordings from the other files of a folder; `read` itself goes
@@ -52,6 +52,8 @@ _OFFSET = 0.1  # of the effective value
 _OVER = 1.001  # a peak that is as good as full scale
 # Samples of a coded block that a header may count though they are not there.
 _SLACK = {'GSM610': 320, 'MPEG_LAYER_III': 1152, 'MPEG_LAYER_II': 1152}
+_LOSSY = ('VORBIS', 'OPUS', 'MPEG')
+_OVERSHOOT = 1.25  # 2 dB: not worth a note
 _EXACT = ('PCM', 'FLOAT', 'DOUBLE', 'ULAW', 'ALAW', 'VORBIS', 'OPUS', 'ALAC')
 
 
@@ -355,11 +357,12 @@ def _opened(name: str, file, size: int) -> Iterator[_Opened]:
   try:
     sound = _Sequential(target, closefd=False)
   except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
-    why = _cut(f'{header.found}', f'{header.declared} bytes')
+    why = _cut(f'{header.found} bytes', f'{header.declared} bytes')
     if not header.is_cut:
+      because = header.note or _libsndfile(error)
       why = (
-        f'({size} bytes) not a sound file that can be read '
-        f'({_libsndfile(error)}); use WAV, FLAC, Ogg, MP3 or AIFF'
+        f'({size} bytes) not a sound file that can be read ({because}); use '
+        'WAV, FLAC, Ogg, MP3 or AIFF'
       )
     raise BadRecordingError(name, why) from error
   with sound:
@@ -440,26 +443,34 @@ def _decode(opened: _Opened, limit: int | None) -> Iterator[np.ndarray]:
   Raises:
     BadRecordingError: damaged, or less than the header promises.
   """
-  file, done = opened.file, 0
+  file, done, rate = opened.file, 0, opened.rate
   size = max(1024, _BLOCK // file.channels)
+  if file.format == 'FLAC':
+    size = 4096  # of a block that is cut nothing is delivered
   while limit is None or done < limit:
     count = size if limit is None else min(size, limit - done)
     try:
       block_SH = file.read(count, dtype='float32', always_2d=True)
     except (soundfile.SoundFileError, RuntimeError) as error:
+      whole = f'of {opened.frames / rate:.2f} s ' if opened.frames else ''
       raise BadRecordingError(
         opened.name,
-        f'damaged or cut after {done / opened.rate:.2f} s '
+        f'damaged or cut after {done / rate:.2f} s {whole}'
         f'({_libsndfile(error)}); copy or download it again',
       ) from error
     if not len(block_SH):
       break
+    interrupt.check()
     done += len(block_SH)
     yield block_SH
   if opened.frames is None or (limit is not None and done >= limit):
     return
+  # libsndfile delivers what was in its memory in place of missing SDS blocks.
+  if file.format == 'SDS' and 'short read' in file.extra_info:
+    raise BadRecordingError(
+      opened.name, 'cut: blocks are missing; copy or download it again'
+    )
   if done < opened.frames - _slack(file.subtype):
-    rate = opened.rate
     raise BadRecordingError(
       opened.name, _cut(f'{done / rate:.2f} s', f'{opened.frames / rate:.2f} s')
     )
@@ -507,7 +518,9 @@ def _judge(opened: _Opened, levels: _Levels, min_seconds, notes) -> _Treatment:
       'of their format',
     )
   gain = 1 / peak if peak > _OVER else 1.0
-  if gain != 1:
+  # Decoders of lossy formats go a little over full scale all the time.
+  lossy = opened.file.subtype.startswith(_LOSSY)
+  if gain != 1 and not (lossy and peak < _OVERSHOOT):
     told.append(f'its peak of {peak:.4g} was scaled down to 1')
   if notes is not None:
     notes += told

@@ -3,8 +3,9 @@
 import concurrent.futures
 import hashlib
 import os
+import pathlib
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tfds_dcase import interrupt
 
@@ -37,6 +38,46 @@ def why_unusable(path) -> str | None:
   if not os.access(path, os.R_OK):
     return 'no permission to read it'
   return None
+
+
+def below(folder, hidden: bool = True) -> Iterator[pathlib.Path]:
+  """Every file below a folder, whatever it is.
+
+  Links to folders are followed, wherever they lead, but each folder is visited
+  once, by its own name where it has one below `folder`.
+
+  Args:
+    folder: where to begin.
+    hidden: whether names that begin with '.', and folders that begin with
+      '__', count.
+
+  Raises:
+    ValueError: for a folder that cannot be listed.
+  """
+  visited, tops = set(), [os.fspath(folder)]
+  while tops:
+    links = []
+    for root, folders, names in os.walk(tops.pop(0), onerror=_fail):
+      real = os.path.realpath(root)
+      if real in visited:
+        folders.clear()
+        continue
+      visited.add(real)
+      if not hidden:
+        folders[:] = [f for f in folders if not f.startswith(('.', '__'))]
+        names = [name for name in names if not name.startswith('.')]
+      folders.sort()
+      paths = [os.path.join(root, name) for name in folders]
+      links += [path for path in paths if os.path.islink(path)]
+      yield from (pathlib.Path(root, name) for name in sorted(names))
+    tops += links
+
+
+def _fail(error: OSError):
+  raise ValueError(
+    f'{error.filename}: cannot be listed ({error.strerror}); allow it, or move '
+    'the folder away'
+  ) from error
 
 
 def digest(path) -> str:

@@ -2,8 +2,9 @@
 
 Whoever wants to stop it, on a signal or a deadline, appends a function to
 `CHECKS` that raises (SystemExit, say). Every loop of the builders that may
-take long calls `check` between two scenes, recordings or parts of a download;
-what such an exception leaves behind never counts as a finished data set.
+take long calls `check` between two scenes, recordings, parts of a recording or
+of a download, from several threads at once; what such an exception leaves
+behind never counts as a finished data set.
 """
 
 import queue

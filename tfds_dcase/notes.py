@@ -15,7 +15,7 @@ SHOWN = 10  # Names in a line of the log.
 
 def line(what: str, names: Sequence[str], where: str = '') -> str:
   """'what: a; b', or the first names and where the others are."""
-  text = f'{what}: {"; ".join(names[:SHOWN])}'
+  text = f'{what}: {"; ".join(map(_printable, names[:SHOWN]))}'
   if len(names) > SHOWN:
     text += f'; and {len(names) - SHOWN} more'
     text += f', all in {where}' if where else ''
@@ -24,7 +24,12 @@ def line(what: str, names: Sequence[str], where: str = '') -> str:
 
 def listing(what: str, names: Sequence[str]) -> str:
   """All the names, one a line."""
-  return ''.join([f'{what}:\n', *(f'  {name}\n' for name in names)])
+  return ''.join([f'{what}:\n', *(f'  {_printable(name)}\n' for name in names)])
+
+
+def _printable(name: str) -> str:
+  """A name that is no legal Unicode, as file systems may have it, escaped."""
+  return name.encode('utf-8', 'backslashreplace').decode()
 
 
 def tell(what: str, names: Sequence[str], folder) -> None:
