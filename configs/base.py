@@ -125,7 +125,7 @@ def dataset(name: str) -> Config:
     config.builder.snr_db = (-6.0, 12.0)  # Weakest, strongest source, dB.
     config.builder.sources = (1, 4)  # Fewest, most tagged sources of a scene.
   if name == 'urban_scenes/procedural':
-    config.builder.hear_half_db = -2.0  # Where annotators miss half, dB.
+    config.builder.detect_half_db = -2.0  # SNR where annotators miss half, dB.
     config.builder.confusion = 0.1  # Chance that they name another fine tag.
   if name == 'urban_scenes/clips':
     config.builder.validate_fold = 4  # Fold of the recordings.

@@ -266,7 +266,7 @@ def test_another_process_writes_the_same_without_tensorflow(tmp_path, manual):
 )
 def test_mixed_versions_are_refused(train, test, split):
   with pytest.raises(ValueError, match='is refused') as error:
-    sonyc_ust.refuse_mixed_versions(train, test, split)
+    sonyc_ust.check_mixed_versions(train, test, split)
   assert "v1's clips" in str(error.value)
   assert f'the {split} split' in str(error.value)
 
@@ -274,10 +274,10 @@ def test_mixed_versions_are_refused(train, test, split):
 def test_builders_of_mixed_versions_are_refused(tmp_path):
   one, two = (sonyc_ust.make_builder(tmp_path, v) for v in ('v1', 'v2'))
   with pytest.raises(ValueError, match='Training on sonyc_ust/v2'):
-    sonyc_ust.refuse_mixed_versions(two, one)
-  sonyc_ust.refuse_mixed_versions(one, one)
-  sonyc_ust.refuse_mixed_versions(two, two, 'validate')
-  sonyc_ust.refuse_mixed_versions(one, two)
+    sonyc_ust.check_mixed_versions(two, one)
+  sonyc_ust.check_mixed_versions(one, one)
+  sonyc_ust.check_mixed_versions(two, two, 'validate')
+  sonyc_ust.check_mixed_versions(one, two)
 
 
 def test_records_are_those_published():

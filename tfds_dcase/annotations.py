@@ -181,8 +181,8 @@ def clips(
 
   Train uses the volunteers' votes (annotator_id > 0) only; validate and test
   use the agreed truth (annotator_id 0) only, as the challenge does. A coarse
-  tag joins each volunteer's own coarse vote, so that two volunteers who heard
-  an engine of different sizes make a majority for engine.
+  tag joins each volunteer's own coarse vote, so that two volunteers who marked
+  engines of different sizes make a majority for engine.
 
   Args:
     annotations: from `read`.

@@ -1,7 +1,7 @@
-"""What was done with a user's recordings without being asked: one line each.
+"""Notes on what a build changed or left out of a user's recordings.
 
-The lines go to the logger of this package; `iusp_jax.logs.relay` shows them.
-All names are kept in a file of the prepared data set.
+Each is one line of this package's logger. All names are kept in a file of the
+prepared data set.
 """
 
 import logging
@@ -32,8 +32,8 @@ def _printable(name: str) -> str:
   return name.encode('utf-8', 'backslashreplace').decode()
 
 
-def tell(what: str, names: Sequence[str], folder) -> None:
-  """Says a note and keeps it in the folder that is being prepared."""
+def log_and_keep(what: str, names: Sequence[str], folder) -> None:
+  """Logs a note and adds it to the folder that is being prepared."""
   LOGGER.warning('%s', line(what, names, FILE_NAME))
   with (pathlib.Path(folder) / FILE_NAME).open('a', encoding='utf-8') as file:
     file.write(listing(what, names))

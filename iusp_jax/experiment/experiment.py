@@ -23,7 +23,7 @@ LATER_FIELDS = {
   'dataset.builder.snr_db': [-6.0, 12.0],
   'dataset.builder.sources': [1, 4],
   'dataset.builder.split_by': 'auto',
-  'dataset.builder.hear_half_db': -2.0,
+  'dataset.builder.detect_half_db': -2.0,
   'dataset.builder.confusion': 0.1,
   'objective.iusp_centred_weight': 0.0,
   **{

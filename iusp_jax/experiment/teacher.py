@@ -279,7 +279,7 @@ def refuse_leak(trained_on: str, scored_on: str) -> None:
     for name in (trained_on, scored_on)
   ]
   if all(versions):
-    sonyc_ust.refuse_mixed_versions(*versions)
+    sonyc_ust.check_mixed_versions(*versions)
 
 
 def find(

@@ -131,7 +131,7 @@ class Folder(tfds.core.ShardBasedBuilder):
     for what, names in (('cut to 10 s', cut), ('left out', problems)):
       if names:
         what = f'{split}: {len(names)} {of} {what}'
-        notes.tell(what, names, self.data_path)
+        notes.log_and_keep(what, names, self.data_path)
 
   def _example(self, row: int):
     """The example of a row or None, problems, length of what was read."""
@@ -167,7 +167,7 @@ def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
     ValueError: for an unknown setting, a faulty labels.csv, or rows without
       their file (with on_bad_recording='stop').
   """
-  settings.refuse_unknown(given, ['on_bad_recording'], 'folder')
+  settings.check_names(given, ['on_bad_recording'], 'folder')
   on_bad = given.get('on_bad_recording', 'stop')
   audio.check_on_bad_recording(on_bad)
   what = f'recordings and a {labels_lib.FILE_NAME}'

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfds_dcase import annotations as annotations_lib
+from tfds_dcase import download, taxonomy
 from tfds_dcase import notes as notes_lib
-from tfds_dcase import taxonomy
 from tfds_dcase.notes import LOGGER
-from tfds_dcase.sonyc_ust import availability, decode, fetch, gather, records
+from tfds_dcase.sonyc_ust import availability, decode, gather, records
 
 PROXIMITY_CODE = {-1: 'not labelled', 0: 'near', 1: 'far', 2: 'notsure'}
 
@@ -42,7 +42,7 @@ def prepare(
 
   Args:
     plan: where the files are; what is missing is downloaded.
-    folder: for decoded clips that wait for their turn.
+    folder: for decoded clips until they are written.
     settings: see there.
 
   Returns:
@@ -81,14 +81,14 @@ def prepare(
   gatherer = gather.Gatherer(wanted, keep, **settings._asdict())
   report = gather.gather(plan, gatherer)
   for what, names in report.summary().items():
-    notes_lib.tell(what, names, folder)
+    notes_lib.log_and_keep(what, names, folder)
   shards = {
     split: _shards(annotations, split, clips, stores[split])
     for split, clips in splits.items()
   }
   build = {
     'annotations': plan.annotations.name,
-    'annotations_md5': fetch.file_md5(plan.annotations),
+    'annotations_md5': download.file_digest(plan.annotations),
     'faulty_rows': faulty.count,
     'notes': notes,
     'skipped': dict(sorted(report.skipped.items())),
@@ -123,7 +123,7 @@ def _check_space(folder, num_clips):
 
 
 def _splits(annotations) -> dict[str, annotations_lib.Clips]:
-  """Splits that have clips; those without a truth row stand apart."""
+  """Splits that have clips; those without a truth row are their own split."""
   splits = {}
   for split in annotations_lib.SPLITS:
     clips = annotations_lib.clips(annotations, split)

@@ -123,7 +123,7 @@ class SonycUst(tfds.core.ShardBasedBuilder):
       'base_url': base_url,
       **self._settings._asdict(),
     }
-    self._say_skipped()
+    self._log_skipped()
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
@@ -156,7 +156,7 @@ class SonycUst(tfds.core.ShardBasedBuilder):
       f'sonyc_ust/{self._version_name} takes about '
       f'{_gigabytes(self._version_name)} GB besides its downloads. '
     )
-    with disk.full_disk_said(self._data_dir_root, needed):
+    with disk.full_disk_named(self._data_dir_root, needed):
       super()._download_and_prepare(dl_manager, download_config)
 
   def _example_writer(self):
@@ -171,7 +171,7 @@ class SonycUst(tfds.core.ShardBasedBuilder):
     self.info.metadata['build'] = build  # pyright: ignore
     return shards
 
-  def _say_skipped(self):
+  def _log_skipped(self):
     build = (self.info.metadata or {}).get('build', {})  # pyright: ignore
     if build.get('skipped'):
       LOGGER.warning(
@@ -223,8 +223,8 @@ def make_builder(
   )
 
 
-def refuse_mixed_versions(train, test, test_split: str = 'test') -> None:
-  """Refuses training and testing on the same recordings.
+def check_mixed_versions(train, test, test_split: str = 'test') -> None:
+  """Raises where training and testing would share recordings.
 
   v1's clips, its test set included, are in v2's train and validate.
 

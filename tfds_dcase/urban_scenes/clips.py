@@ -29,7 +29,7 @@ def make_config(manual_dir, **given) -> settings.ClipsConfig:
       scenes need.
   """
   names = settings.setting_names(settings.ClipsConfig)
-  settings.refuse_unknown(given, names, 'urban_scenes/clips')
+  settings.check_names(given, names, 'urban_scenes/clips')
   given = settings.coerce(settings.ClipsConfig, given)
   config = settings.ClipsConfig(name='clips', version=VERSION, **given)
   settings.check_scenes(config)

@@ -1,4 +1,4 @@
-"""One synthesised street scene: which tags, how they sound, who hears them.
+"""One synthesised street scene: its tags, its sound and its annotators' votes.
 
 A scene is a pure function of (settings, split, index).
 """
@@ -77,7 +77,7 @@ def _synthesise(rng, column: int):
   """Wave and distance of one source.
 
   An X column sounds like some tag of its class, but from so far away that it
-  could not be told which; an unknown alert signal has a sound of its own.
+  could not be identified; an unknown alert signal has a sound of its own.
   """
   name = taxonomy.FINE_COLUMNS[column]
   distance = rng.uniform(0.0, 1.0)
@@ -123,13 +123,13 @@ def vote(rng, column: int, snr_db: float, config) -> int | None:
     rng: random generator.
     column: the true fine column.
     snr_db: of the source.
-    config: has `hear_half_db`, the SNR at which half of all sources are
+    config: has `detect_half_db`, the SNR at which half of all sources are
       missed, `confusion` and `unknown`, the chances of the two mistakes.
 
   Returns:
     A column of the same coarse class, or None for a source not noticed.
   """
-  noticed = 1 / (1 + np.exp(-(snr_db - config.hear_half_db) / 5.0))
+  noticed = 1 / (1 + np.exp(-(snr_db - config.detect_half_db) / 5.0))
   draw, which = rng.random(2)
   if rng.random() > noticed:
     return None
@@ -159,7 +159,7 @@ def _votes(rng, split: str, columns, snrs_db, config) -> np.ndarray:
 
 
 def aggregate(votes_AQ) -> dict[str, np.ndarray]:
-  """The stored tags: present where at least one annotator says so."""
+  """The stored tags: present where at least one annotator marked them."""
   present_Q = votes_AQ.max(axis=0)
   coarse_C = np.zeros(len(taxonomy.COARSE), np.int8)
   np.maximum.at(coarse_C, taxonomy.COARSE_OF_COLUMN, present_Q)

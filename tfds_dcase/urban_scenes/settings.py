@@ -1,4 +1,4 @@
-"""Settings of the builders: checked early, and told apart by a fingerprint."""
+"""Settings of the builders: checked early, compared by a fingerprint."""
 
 import dataclasses
 import difflib
@@ -8,7 +8,7 @@ import math
 
 import tensorflow_datasets as tfds
 
-# Marks fields that are worked out from the folder, not set by a user.
+# Marks fields that are derived from the folder, not set by a user.
 _DERIVED = {'derived': True}
 
 
@@ -41,13 +41,13 @@ class ProceduralConfig(ScenesConfig):
   """Synthesised sources, with three simulated annotators for `train`.
 
   Attributes:
-    hear_half_db: SNR in dB at which an annotator misses half of all sources.
+    detect_half_db: SNR in dB at which an annotator misses half of all sources.
     confusion: chance that a noticed source is marked as another fine tag of
       its coarse class.
     unknown: chance that it is marked as the X of its coarse class.
   """
 
-  hear_half_db: float = -2.0
+  detect_half_db: float = -2.0
   confusion: float = 0.1
   unknown: float = 0.06
 
@@ -95,7 +95,7 @@ def values(config) -> dict:
   return {k: list(v) if isinstance(v, tuple) else v for k, v in result.items()}
 
 
-def refuse_unknown(given, legal, what: str) -> None:
+def check_names(given, legal, what: str) -> None:
   """Raises for a setting that is not legal, with the nearest legal names."""
   for name in given:
     if name not in legal:

@@ -149,11 +149,11 @@ class UrbanScenes(tfds.core.ShardBasedBuilder):
     other = recordings.passed_over(config.manual_dir)
     if other:
       what = f'{len(other)} files of the class folders are no recordings'
-      notes.tell(what, other, self.data_path)
+      notes.log_and_keep(what, other, self.data_path)
     if library.problems:
       total = len(config.recordings)
       what = f'{len(library.problems)} of {total} recordings left out'
-      notes.tell(what, library.problems, self.data_path)
+      notes.log_and_keep(what, library.problems, self.data_path)
 
   def _shards(self, make, count: int) -> list:
     starts = range(0, count, _SCENES_PER_SHARD)
@@ -216,7 +216,7 @@ def make_config(variant: str, manual_dir=None, **given):
     )
   default = UrbanScenes.BUILDER_CONFIGS[0]
   names = settings.setting_names(settings.ProceduralConfig)
-  settings.refuse_unknown(given, names, 'urban_scenes/procedural')
+  settings.check_names(given, names, 'urban_scenes/procedural')
   given = settings.coerce(settings.ProceduralConfig, given)
   config = settings.ProceduralConfig(
     name='procedural', description=default.description, **given
