@@ -128,14 +128,14 @@ def test_an_mp3_without_a_count_is_read_whole(mode, rate):
   wave_S = tone(9.0, rate)
   wave_S[: 3 * rate] *= 0.001  # a soft beginning: small first frames
   data = mp3(wave_S, rate, mode)
-  told_S, bare_S = audio.read(data), audio.read(untagged(data))
-  assert len(told_S) == 9 * RATE
+  counted_S, bare_S = audio.read(data), audio.read(untagged(data))
+  assert len(counted_S) == 9 * RATE
   assert len(bare_S) == pytest.approx(9 * RATE, abs=0.15 * RATE)
   # The same sound, later by what the encoder put before it.
   size = 1 << 18
-  spectra = [np.fft.rfft(wave_S, size) for wave_S in (told_S, bare_S)]
+  spectra = [np.fft.rfft(wave_S, size) for wave_S in (counted_S, bare_S)]
   correlation = np.fft.irfft(spectra[0].conj() * spectra[1], size)
-  assert correlation.max() > 0.98 * float(np.dot(told_S, told_S))
+  assert correlation.max() > 0.98 * float(np.dot(counted_S, counted_S))
 
 
 def test_frames_are_counted_behind_tags_and_over_junk():
