@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
 
 import numpy as np
@@ -104,6 +105,7 @@ class Folder(tfds.core.ShardBasedBuilder):
 
   def _shard_iterators_per_split(self, dl_manager):
     del dl_manager
+    self._first_by_sound = {}
     # One shard a split: a generator based builder would need TensorFlow above
     # 1 GB of recordings (3,200 clips).
     return {
@@ -118,6 +120,8 @@ class Folder(tfds.core.ShardBasedBuilder):
     for example, problem, length in made:
       problems += problem
       if example is not None:
+        problems += (double := self._in_another_split(example, split))
+      if example is not None and not double:
         cut += [example['clip_id']] * (length > NUM_SAMPLES)
         padded += length < NUM_SAMPLES
         yield example['clip_id'], example
@@ -132,6 +136,25 @@ class Folder(tfds.core.ShardBasedBuilder):
       if names:
         what = f'{split}: {len(names)} {of} {what}'
         notes.log_and_keep(what, names, self.data_path)
+
+  def _in_another_split(self, example, split: str) -> list[str]:
+    """A message where another split has the same sound, in any format.
+
+    Raises:
+      ValueError: the message, with on_bad_recording='stop'.
+    """
+    key = hashlib.sha256(example['audio'].tobytes()).digest()
+    here = example['clip_id'], split
+    other = self._first_by_sound.setdefault(key, here)
+    if other[1] == split:
+      return []
+    message = '{} ({}) has the same sound as {} ({})'.format(*here, *other)
+    if self._config.on_bad_recording == 'stop':
+      raise ValueError(
+        f'{self._config.manual_dir}: {message}. Remove one of them, or '
+        "on_bad_recording='skip' leaves out the first of them"
+      )
+    return [message]
 
   def _example(self, row: int):
     """The example of a row or None, problems, length of what was read."""
@@ -176,8 +199,8 @@ def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
   exists = [f for f in labels.files if (folder / f).is_file()]
   found = sorted({*recordings.find_sound_files(folder), *exists})
   missing, unlabelled = labels_lib.match(labels, found)
-  lines = _say_unmatched(
-    labels_lib.unmatched(missing, unlabelled), folder, data_dir
+  lines = _unmatched_lines(
+    labels_lib.unmatched(missing, unlabelled, folder), folder, data_dir
   )
   if missing and on_bad == 'stop':
     lines = '\n'.join(lines)
@@ -185,16 +208,18 @@ def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
   for line in lines:
     notes.LOGGER.warning('%s', line)
   labels = labels_lib.without(labels, missing)
-  contents = [
-    [(folder / f).stat().st_size, recordings.content(folder / f)]
+  content = {
+    f: ((folder / f).stat().st_size, recordings.content(folder / f))
     for f in labels.files
-  ]
+  }
+  labels = _without_duplicates(labels, content, folder, on_bad)
+  _log_report(labels, folder)
   name = settings.fingerprint(
     labels.tags,
     labels.files,
     labels.splits,
     labels.tags_NC.tolist(),
-    contents,
+    [content[f] for f in labels.files],
     on_bad,
   )
   return FolderConfig(
@@ -206,7 +231,37 @@ def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
   )
 
 
-def _say_unmatched(found, folder, data_dir) -> list[str]:
+def _without_duplicates(labels, content, folder, on_bad):
+  """The labels without recordings that are in another split too.
+
+  Raises:
+    ValueError: for such a recording, with on_bad='stop'.
+  """
+  doubles, contradictory = labels_lib.duplicates(labels, content)
+  for what, messages in (
+    ('recordings are in two splits', doubles),
+    ('recordings are there twice with other tags', contradictory),
+  ):
+    if messages:
+      what = f'{folder}: {len(messages)} {what}'
+      line = notes.line(what, list(messages.values()))
+      if messages is doubles and on_bad == 'stop':
+        raise ValueError(
+          f"{line}. Remove one of each, or on_bad_recording='skip' leaves out "
+          'the one that is later in labels.csv'
+        )
+      notes.LOGGER.warning('%s', line)
+  return labels_lib.without(labels, list(doubles))
+
+
+def _log_report(labels, folder) -> None:
+  line, warnings = labels_lib.report(labels)
+  notes.LOGGER.info('%s: %d recordings, %s', folder, len(labels.files), line)
+  for each in warnings:
+    notes.LOGGER.warning('%s', each)
+
+
+def _unmatched_lines(found, folder, data_dir) -> list[str]:
   """A line for rows without a file and one for files without a row.
 
   Where they are too many for a line, a file in `data_dir` has them all.

@@ -16,6 +16,7 @@ import pathlib
 import re
 
 from tfds_dcase import audio
+from tfds_dcase.urban_scenes import class_names
 
 NUM_FOLDS = 5  # of recordings whose names do not say a fold
 SPLIT_BY = ('auto', 'fold', 'hash', 'balanced')
@@ -109,6 +110,7 @@ def list_recordings(manual_dir) -> list[Recording]:
     for p in folder.iterdir()
     if p.is_dir() and not p.name.startswith(('.', '__'))
   )
+  class_names.check(folder, classes)
   files = {name: find_sound_files(folder / name) for name in classes}
   if not any(files.values()):
     raise ValueError(
