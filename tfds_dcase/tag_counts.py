@@ -32,15 +32,19 @@ def count(tags_NC, split_of_clip: Sequence[str]) -> dict[str, np.ndarray]:
   }
 
 
-def line(tags: Sequence[str], count_by_split: Mapping[str, np.ndarray]) -> str:
-  """One line with the positives of each tag in each split."""
+def line(
+  tags: Sequence[str],
+  count_by_split: Mapping[str, np.ndarray],
+  what: str = 'positives',
+) -> str:
+  """One line with the number of positives of each tag in each split."""
   shown = [
     f'{tag!r} {_counts(c, count_by_split)}'
     for c, tag in enumerate(tags[:_SHOWN])
   ]
   if len(tags) > _SHOWN:
     shown.append(f'and {len(tags) - _SHOWN} more tags')
-  return f'positives in {"/".join(count_by_split)}: {", ".join(shown)}'
+  return f'{what} in {"/".join(count_by_split)}: {", ".join(shown)}'
 
 
 def warnings(
@@ -51,19 +55,27 @@ def warnings(
   for split, count_C in count_by_split.items():
     absent = [tag for tag, n in zip(tags, count_C, strict=True) if not n]
     if not count_C.any():
-      found.append(f'no positives of any tag in {split}: nothing to score')
+      found.append(
+        f'no positives of any tag in {split}: nothing can be scored there'
+      )
     elif absent:
       found.append(
         f'no positives in {split}: {_some(absent)}'
         + (f'; {_WITHOUT[split]}' if split in _WITHOUT else '')
       )
-  found += [
-    f'the tags {tags[a]!r} ({_counts(a, count_by_split)} positives in '
+  return found + similar_warnings(tags, count_by_split)
+
+
+def similar_warnings(
+  tags: Sequence[str], count_by_split: Mapping[str, np.ndarray]
+) -> list[str]:
+  """Lines on tags that may be one, misspelt."""
+  return [
+    f'the tags {tags[a]!r} ({_counts(a, count_by_split)} in '
     f'{"/".join(count_by_split)}) and {tags[b]!r} '
     f'({_counts(b, count_by_split)}) nearly equal each other; are they one?'
     for a, b in similar(tags, count_by_split)
   ]
-  return found
 
 
 def similar(

@@ -6,7 +6,7 @@ python -m tfds_dcase.folder FOLDER
 import shlex
 import sys
 
-from tfds_dcase.folder import known_layouts
+from tfds_dcase import known_layouts
 
 
 def main(arguments: list[str]) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tfds_dcase import csv_rows, tag_counts
-from tfds_dcase.folder import file_hints, known_layouts, tag_cells
+from tfds_dcase import csv_rows, known_layouts, tag_counts
+from tfds_dcase.folder import file_hints, tag_cells
 
 SPLITS = ('train', 'validate', 'test')
 FILE_NAME = known_layouts.FILE_NAME

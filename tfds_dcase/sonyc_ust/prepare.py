@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfds_dcase import annotations as annotations_lib
-from tfds_dcase import download, taxonomy
+from tfds_dcase import download, tag_counts, taxonomy
 from tfds_dcase import notes as notes_lib
 from tfds_dcase.notes import LOGGER
 from tfds_dcase.sonyc_ust import availability, decode, gather, records
@@ -62,6 +62,7 @@ def prepare(
   notes = _notes(splits, plan)
   for note in notes:
     LOGGER.warning('%s', note)
+  _log_counts(splits)
   plan = _without_unneeded(plan, splits)
 
   stores, wanted, place = {}, {}, {}
@@ -177,6 +178,15 @@ def _notes(splits, plan) -> list[str]:
         f'the split {split}, tagged by the volunteers.'
       )
   return notes
+
+
+def _log_counts(splits) -> None:
+  count = {
+    split: (clips.coarse == 1).sum(axis=0) for split, clips in splits.items()
+  }
+  LOGGER.info('%s', tag_counts.line(taxonomy.COARSE, count))
+  for warning in tag_counts.warnings(taxonomy.COARSE, count):
+    LOGGER.warning('%s', warning)
 
 
 def _without_unneeded(plan, splits):

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from tfds_dcase.folder import known_layouts
+from tfds_dcase import known_layouts
 
 _FOLD = re.compile(r'(fold|split|part)[ _-]?\d+')
 _TRAIN = ('train', 'training')
