@@ -1,5 +1,6 @@
 """SONYC-UST: clear words for every bad recording, archive or annotation."""
 
+import gzip
 import io
 import logging
 import re
@@ -155,10 +156,10 @@ def _member(name, kind=tarfile.REGTYPE):
     (_member('audio/../../00_000009.wav'), r'a path with \.\.'),
     (_member('C:/00_000009.wav'), 'an absolute path'),
     (_member('audio\\..\\00_000009.wav'), r'a path with \.\.'),
-    (_member('00_000009.wav', tarfile.SYMTYPE), 'a link or device'),
-    (_member('00_000009.wav', tarfile.LNKTYPE), 'a link or device'),
-    (_member('00_000009.wav', tarfile.CHRTYPE), 'a link or device'),
-    (_member('00_000009.wav', tarfile.FIFOTYPE), 'a link or device'),
+    (_member('00_000009.wav', tarfile.SYMTYPE), 'a link, device or sparse'),
+    (_member('00_000009.wav', tarfile.LNKTYPE), 'a link, device or sparse'),
+    (_member('00_000009.wav', tarfile.CHRTYPE), 'a link, device or sparse'),
+    (_member('00_000009.wav', tarfile.FIFOTYPE), 'a link, device or sparse'),
   ],
 )
 def test_unsafe_member_is_refused(tmp_path, manual, member, words):
@@ -167,6 +168,76 @@ def test_unsafe_member_is_refused(tmp_path, manual, member, words):
     build(tmp_path, manual, on_bad_recording='skip')
   assert 'audio-dev.tar.gz' in str(error.value)
   assert repr(member.name) in str(error.value)
+
+
+def _header(kind, size, data=b''):
+  """A header block of a member, and its data in whole blocks."""
+  info = tarfile.TarInfo('x')
+  info.type, info.size = kind, size
+  return info.tobuf() + data + bytes(-len(data) % 512)
+
+
+def _pax(text):
+  line = f'00 {text}\n'.encode()
+  line = f'{len(line)} {text}\n'.encode()
+  return _header(tarfile.XHDTYPE, len(line), line)
+
+
+def _plain(name='audio/00_000001.wav'):
+  info = tarfile.TarInfo(name)
+  info.size = 10
+  return info.tobuf() + b'0123456789' + bytes(502)
+
+
+def _sparse():
+  info = tarfile.TarInfo('audio/00_000001.wav')
+  info.type = tarfile.GNUTYPE_SPARSE
+  return info.tobuf()
+
+
+HUGE = {
+  'PAX size of 2^62': (_pax(f'size={2**62}') + _plain(), f'{2**62} bytes'),
+  'negative PAX size': (_pax('size=-5000') + _plain(), 'damaged|bytes'),
+  'PAX header of 300 MB': (_header(tarfile.XHDTYPE, 300 << 20), 'a header of'),
+  'global header of 300 MB': (
+    _header(tarfile.XGLTYPE, 300 << 20),
+    'a header of 314572800 bytes, at most 65536',
+  ),
+  'long name of 300 MB': (
+    _header(tarfile.GNUTYPE_LONGNAME, 300 << 20),
+    'a header of',
+  ),
+  'a file of 2^40': (_header(tarfile.REGTYPE, 2**40), f'{2**40} bytes'),
+  'a chain of headers': (3000 * _pax('a=b') + _plain(), 'damaged'),
+  'a sparse file': (_sparse(), 'sparse file'),
+  'PAX sparse of 2^62': (
+    _pax(f'GNU.sparse.size={2**62}') + _plain(),
+    'sparse|bytes',
+  ),
+}
+
+
+@pytest.mark.parametrize('fault', HUGE)
+def test_sizes_that_no_release_has(tmp_path, manual, fault):
+  data, words = HUGE[fault]
+  # What a header promises is there as zeros, which gzip makes small.
+  zeros = bytes(310 << 20) if '300 MB' in fault else bytes(1024)
+  with gzip.open(manual / 'audio-dev.tar.gz', 'wb', compresslevel=1) as file:
+    file.write(data + zeros)
+  with pytest.raises(ValueError, match=words) as error:
+    build(tmp_path, manual, on_bad_recording='skip')
+  assert str(manual / 'audio-dev.tar.gz') in str(error.value)
+  assert 'download' in str(error.value)
+
+
+def test_an_archive_with_more_bytes_than_the_release(
+  tmp_path, manual, monkeypatch
+):
+  monkeypatch.setattr(sources, 'MAX_BYTES', 100)
+  write_archive(manual / 'audio-dev.tar.gz')
+  most = 100 * (2351 + 443 + 274)
+  with pytest.raises(ValueError, match=f'{most} .*of the|{most} expected'):
+    build(tmp_path, manual, on_bad_recording='skip')
 
 
 @pytest.mark.parametrize('keep', [0, 5, 0.3, 0.7, -9])

@@ -255,7 +255,9 @@ def gather(plan: availability.Plan, gatherer: Gatherer) -> Report:
   parts = [names[n :: gatherer.workers] for n in range(gatherer.workers)]
   gatherer.run([_loose(plan, part) for part in parts if part])
   if gatherer.unseen():
-    gatherer.run([sources.from_archive(path) for path in plan.archives])
+    gatherer.run(
+      [sources.from_archive(path, plan.release) for path in plan.archives]
+    )
   missing = gatherer.unseen()
   if missing and not (gatherer.skips and len(missing) < len(wanted)):
     raise ValueError(_missing(plan, wanted, missing))
