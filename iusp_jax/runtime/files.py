@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -74,6 +75,16 @@ def _plain(value):
   if isinstance(value, np.generic | np.ndarray):
     return value.tolist()
   return str(value)
+
+
+def remove_folder(path: Any) -> None:
+  """Deletes a folder and what is in it, where it is there."""
+  if not processes.is_primary() or not path.exists():
+    return
+  if is_remote(path):
+    path.rmtree()
+  else:
+    shutil.rmtree(path)
 
 
 class Busy(ValueError):

@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorboardX
@@ -28,13 +28,13 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
 class MetricsWriter:
   """Appends rows of numbers to metrics.jsonl and to TensorBoard's events."""
 
-  def __init__(self, workdir: pathlib.Path, step: int):
-    """Cuts the file back to the rows up to `step`, then appends."""
+  def __init__(self, workdir: pathlib.Path, rows: Sequence[Mapping[str, Any]]):
+    """Starts with the rows that a checkpoint has, then appends."""
     self._writes = processes.is_primary()
     if not self._writes:
       return
     self._path = workdir / 'metrics.jsonl'
-    rows = [row for row in read_metrics(self._path) if row['step'] <= step]
+    step = int(rows[-1]['step']) if rows else 0
     text = ''.join(json.dumps(row) + '\n' for row in rows)
     files.write_atomically(self._path, text)
     self._local = self._path
@@ -48,16 +48,15 @@ class MetricsWriter:
       str(workdir / 'tensorboard'), purge_step=step + 1 if step else None
     )
 
-  def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    """One row; names are like `validate/coarse_micro_auprc`."""
+  def write(self, row: Mapping[str, Any]) -> None:
+    """One row: `step`, and numbers like `validate/coarse_micro_auprc`."""
     if not self._writes:
       return
-    row = {'step': step, **{k: float(v) for k, v in scalars.items()}}
     self._file.write(json.dumps(row) + '\n')
     self._file.flush()
-    for name, value in scalars.items():
-      self._board.add_scalar(name, float(value), step)
-    if any(name.startswith('validate/') for name in scalars):
+    for name in row.keys() - {'step'}:
+      self._board.add_scalar(name, row[name], row['step'])
+    if any(name.startswith('validate/') for name in row):
       self._publish()  # A checkpoint follows.
 
   def sync(self) -> None:
