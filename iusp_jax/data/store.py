@@ -261,7 +261,7 @@ def _create(partial, name, shape, dtype='float32'):
 
 def _compile(trained: teacher.Trained) -> Callable:
   def predict(variables, batch):
-    mel_BTF = tagger.hear(trained.model, batch['wave'])
+    mel_BTF = tagger.log_mel(trained.model, batch['wave'])
     output = tagger.apply(trained.model, variables, mel_BTF)
     gram_BTT = jax.vmap(similarity.gram)(output.frames_BTD)
     flat = similarity.flatten_clips(output.frames_BTD).astype('float32')

@@ -220,7 +220,7 @@ def similarity_panels(dataset, shown) -> list:
     wave_BS = example['audio'][None]
     frames, log_mel = {}, np.zeros((0, 0))
     for name, trained in shown.items():
-      mel_BTF = tagger.hear(trained.model, wave_BS)
+      mel_BTF = tagger.log_mel(trained.model, wave_BS)
       output = tagger.apply(trained.model, trained.variables, mel_BTF)
       frames[name] = output.frames_BTD[0]
       if mel_BTF.shape[2] > log_mel.shape[1]:  # The finest picture.

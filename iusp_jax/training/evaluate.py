@@ -19,7 +19,7 @@ def compile_predict(model: tagger.Tagger) -> Callable:
   """A pmapped `predict(variables, batch)`: logits of the global batch."""
 
   def predict(variables, batch):
-    mel_BTF = tagger.hear(model, batch['wave'])
+    mel_BTF = tagger.log_mel(model, batch['wave'])
     output = tagger.apply(model, variables, mel_BTF)
     return devices.gather(output.logits_BC)
 

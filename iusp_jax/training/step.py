@@ -221,12 +221,13 @@ def make_step(
 def _make_prepare(student: tagger.Tagger, job: Job) -> Callable:
   """What a batch still lacks: the student's log-mel, the teacher's outputs."""
   terms, hearing = job.terms(), job.recipe['augment']
-  masks, roll = augment_config(hearing), hearing['time_roll_seconds']
+  masks = augment.spec_augment_config(hearing)
+  roll = hearing['time_roll_seconds']
 
   def hear(model, wave_BS, keys_B):
     if roll:
       wave_BS = augment.time_roll(wave_BS, tagger.subkeys(keys_B, 0), roll)
-    return tagger.hear(model, wave_BS, tagger.subkeys(keys_B, 1), masks)
+    return tagger.log_mel(model, wave_BS, tagger.subkeys(keys_B, 1), masks)
 
   def prepare(batch, keys_B, teacher_variables):
     if terms and not targets_given(batch, terms):
@@ -270,17 +271,6 @@ def _make_loss(student: tagger.Tagger, job: Job) -> Callable:
     return loss, (shares | {'loss': loss}, updates.get('batch_stats', {}))
 
   return loss_share
-
-
-def augment_config(hearing: Mapping[str, Any]):
-  """SpecAugment's settings from `augment` of a recipe; None where off."""
-  config = augment.SpecAugmentConfig(
-    num_time_masks=hearing['num_time_masks'],
-    max_time_fraction=hearing['max_time_fraction'],
-    num_mel_masks=hearing['num_mel_masks'],
-    max_mel_fraction=hearing['max_mel_fraction'],
-  )
-  return config if config.num_time_masks or config.num_mel_masks else None
 
 
 def initial_state(
