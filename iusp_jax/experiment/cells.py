@@ -18,7 +18,7 @@ from iusp_jax.experiment.grid import Cell
 from iusp_jax.experiment.world import World
 from iusp_jax.models import tagger
 from iusp_jax.objectives import losses
-from iusp_jax.runtime import checkpoint, files
+from iusp_jax.runtime import checkpoint, environment, files
 from iusp_jax.scoring import metrics
 from iusp_jax.training import ensemble, evaluate, step, train
 
@@ -149,7 +149,7 @@ def _write_run(world, cell, member, scores, folder) -> dict[str, Any]:
     'config': config,
     'dataset': {**dataset.fingerprint(), 'tags': list(dataset.tags)},
     'seed': cell.seed,
-    'environment': outcome.environment(),
+    'environment': environment.collect(),
     'student': result,
   }
   files.write_atomically(folder / 'results.json', files.to_json(results))

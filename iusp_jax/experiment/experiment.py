@@ -12,7 +12,14 @@ import jax
 from iusp_jax.data import datasets, preparation, store
 from iusp_jax.experiment import outcome, teacher
 from iusp_jax.models import tagger
-from iusp_jax.runtime import devices, files, logs, processes, wall_time
+from iusp_jax.runtime import (
+  devices,
+  environment,
+  files,
+  logs,
+  processes,
+  wall_time,
+)
 from iusp_jax.training import accumulate, step, train, watch
 
 # What may differ between two runs of one workdir without changing the result.
@@ -69,7 +76,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
     others = named_runs(config, dataset)
     # Not before: a command that was wrong about its data is typed again.
     keep_config(config, workdir)
-    outcome.note_environment(workdir)
+    environment.record(workdir)
     with wall_time.wall_time(workdir, started) as spent:
       results = _run(config, dataset, others, workdir)
       results['wall_seconds'] = spent()
@@ -87,7 +94,7 @@ def _run(config, dataset, others, workdir) -> dict[str, Any]:
     'config': teacher.plain(config),
     'dataset': {**dataset.fingerprint(), 'tags': list(dataset.tags)},
     'seed': config['seed'],
-    'environment': outcome.environment(),
+    'environment': environment.collect(),
   }
   measured = {}
   for name, trained in (('teacher', guide), ('student', student)):

@@ -1,15 +1,9 @@
 """What a run leaves: scores, predictions, pictures."""
 
-import functools
-import importlib.metadata
-import json
-import os
 import pathlib
-import subprocess
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from iusp_jax.data import datasets
@@ -17,14 +11,9 @@ from iusp_jax.experiment import teacher
 from iusp_jax.models import tagger
 from iusp_jax.objectives import similarity
 from iusp_jax.reporting import formatting, plots, similarity_plot
-from iusp_jax.runtime import devices, files, logs, metrics_log, processes
+from iusp_jax.runtime import devices, logs, metrics_log, processes
 from iusp_jax.scoring import score_file
 from iusp_jax.training import evaluate, train
-
-PACKAGES = (
-  'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy',
-  'tensorflow-datasets',
-)  # fmt: skip
 
 
 def measure(
@@ -119,55 +108,6 @@ def write_predictions(
       columns = dict(zip(dataset.coarse, coarse.T, strict=True)) | columns
     path = workdir / f'predictions_{split}.csv'
     score_file.write_predictions(path, names, columns)
-
-
-@functools.cache
-def environment() -> dict[str, Any]:
-  """Versions, commit, device: what a result also depends on."""
-  root = pathlib.Path(__file__).resolve().parent.parent
-  commit = subprocess.run(
-    ['git', 'describe', '--always', '--dirty', '--abbrev=12'],
-    cwd=root,
-    capture_output=True,
-    text=True,
-    check=False,
-  ).stdout.strip()
-  return {
-    'packages': {name: importlib.metadata.version(name) for name in PACKAGES},
-    'git_commit': commit or 'unknown',
-    'backend': jax.default_backend(),
-    'device': jax.devices()[0].device_kind,
-    'num_devices': jax.device_count(),
-    'num_processes': jax.process_count(),
-    'num_cores': len(os.sched_getaffinity(0)),
-  }
-
-
-def note_environment(workdir: pathlib.Path) -> None:
-  """Notes what a run starts with; says what differs where it continues."""
-  path = workdir / 'environment.json'
-  now = environment()
-  if not path.exists():
-    files.write_atomically(path, files.to_json(now))
-    return
-  then = json.loads(path.read_text())
-
-  def flat(found):
-    rest = {k: v for k, v in found.items() if k != 'packages'}
-    return found.get('packages', {}) | rest
-
-  old = flat(then)
-  differing = [
-    f'{name} {old.get(name, "unknown")} then, {new} now'
-    for name, new in flat(now).items()
-    if old.get(name) != new
-  ]
-  if differing:
-    logs.log(
-      'Notice: this run was started with other versions or on another '
-      f'machine ({"; ".join(differing)}): it continues, but may end in other '
-      'bits than without the break'
-    )
 
 
 def draw(dataset, guide, student, others, results, workdir) -> None:

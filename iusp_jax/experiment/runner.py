@@ -28,7 +28,7 @@ from iusp_jax.experiment.world import World, repetitiveness
 from iusp_jax.models import tagger
 from iusp_jax.reporting import similarity_plot
 from iusp_jax.reporting.table import plots, records, tables
-from iusp_jax.runtime import devices, files, logs
+from iusp_jax.runtime import devices, environment, files, logs
 
 PANELS = 'similarities.npz'
 
@@ -228,7 +228,7 @@ def save_world(config: Any, world: World, workdir: pathlib.Path) -> None:
     # Builders name data sets of other folds by other numbers.
     'dataset': config['dataset']['name'] if name else world.dataset.name,
     'tags': list(world.dataset.coarse),
-    'environment': outcome.environment(),
+    'environment': environment.collect(),
     'command': shlex.join(['python', *workers.command()]),
   }
   parts.start(config, workdir, facts)

@@ -238,7 +238,7 @@ class Run:
     feed = self.feed(resident, room)
     stops = [*range(0, plan.num_steps, plan.eval_every_steps), plan.num_steps]
     for first, last in itertools.pairwise(stops):
-      preemption.check()  # In case its exception was lost in a callback.
+      preemption.check()
       outputs = self.take_steps(first, last, feed)
       logits_MNC = np.asarray(self.predict(self.state.variables(), mel))
       variables = self.state.variables()

@@ -63,7 +63,7 @@ def fit(job: Job) -> None:
   beginning = stream.get_state()
   loop = Loop(job, plan, student, optimizer, learning_rate, stream)
   skipped: set[int] = set()
-  with preemption.deferred():
+  with preemption.stop_instead_of_errors():
     while True:
       stream.set_state(beginning)
       state, facts = resume(job, initial, stream)
@@ -222,8 +222,8 @@ class Loop:
   def _must_stop(self, step: int) -> bool:
     """Whether a notice has come, to this host or, now and then, to any."""
     if jax.process_count() == 1:
-      return preemption.asked()
-    return step % self._every == 0 and devices.any_host(preemption.asked())
+      return preemption.requested()
+    return step % self._every == 0 and devices.any_host(preemption.requested())
 
   def _log(self) -> None:
     """Looks at the last step but the newest, and writes it where it is due."""
