@@ -26,6 +26,33 @@ def describe() -> str:
   )
 
 
+# What pip installs for each backend; a CPU needs nothing.
+_PLUGINS = {'cuda': 'jax[cuda13]', 'gpu': 'jax[cuda13]', 'tpu': 'jax[tpu]'}
+
+
+def check_backend() -> None:
+  """Starts JAX's backend, the first time that devices are asked for.
+
+  Raises:
+    ValueError: where JAX_PLATFORMS names one that does not start here.
+  """
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    reason = str(error).partition(' (set JAX_PLATFORMS')[0].partition('\n')[0]
+    wanted = jax.config.jax_platforms or ''  # pyright: ignore
+    remedy = 'set JAX_PLATFORMS=cpu'
+    for name in set(wanted.split(',')) & _PLUGINS.keys():
+      remedy = (
+        f'install its plugin (pip install "{_PLUGINS[name]}") on a machine '
+        f'with such a device, or {remedy}'
+      )
+    raise ValueError(
+      f'JAX_PLATFORMS is {wanted!r}: JAX starts no such backend here '
+      f'({reason or "no such device, or no plugin for it"}); {remedy}'
+    ) from error
+
+
 def check_batch_size(batch_size: int, num_parts: int = 1) -> None:
   """Raises ValueError unless every device gets the same number of clips.
 
