@@ -2,8 +2,11 @@
 
 Frame-rate law: the convolution's stride and the pooling after it reduce time
 by `time_reduction` in all, 8 by default: T log-mel frames become ceil(T / 8)
-frame embeddings, 998 become 125; frame j has heard the log-mel frames up to
-8 (j + 1) + 1, and nothing later.
+frame embeddings, 998 become 125; frame j depends on the log-mel frames up to
+8 (j + 1) + 1, and on nothing later.
+
+Inner layers: `block_1` is the convolution after its pooling. The LSTM's output
+is the last frame embedding.
 """
 
 from typing import Any
@@ -52,27 +55,29 @@ class Crnn(nn.Module):
     kinds = ('max', 'average')
     layers.check_choice('Crnn', 'block_pool', self.block_pool, kinds)
 
+  @property
+  def num_blocks(self) -> int:
+    """How many inner layers have a name."""
+    return 1
+
   @nn.compact
   def __call__(self, mel_BTF, train: bool = False, keys_B=None):
     """Tags log-mel spectrograms [B, T, F]."""
     x_BTF = layers.prepare(mel_BTF, train, self.axis_name, self.time_reduction)
-    x_BTFH = layers.Conv(
+    x_BTFH = layers.ConvNorm(
       self.width,
       size=(5, 5),
       strides=(2, 2),
       pad_frequency=False,
-      dtype=self.dtype,
-      lowering=self.lowering,
-    )(x_BTF[..., None])
-    x_BTFH = layers.Norm(
       pool=(self.time_reduction // 2, 1),
       pool_kind=self.block_pool,
-      axis_name=self.axis_name,
-      dtype=self.dtype,
-      lowering=self.lowering,
-    )(x_BTFH, train)
+      name=layers.block_name(1),
+      **layers.shared_fields(self),
+    )(x_BTF[..., None], train)
     x_BTD = x_BTFH.reshape(*x_BTFH.shape[:2], -1)
-    frames_BTD = layers.Lstm(self.hidden, dtype=self.dtype)(x_BTD)
-    head = layers.Head(self.num_tags, self.pooling, self.dropout_rate)
+    frames_BTD = layers.Lstm(self.hidden, dtype=self.dtype, name='lstm')(x_BTD)
+    head = layers.Head(
+      self.num_tags, self.pooling, self.dropout_rate, name='head'
+    )
     logits_BC = head(frames_BTD, keys_B if train else None)
     return TaggerOutput(logits_BC, frames_BTD)
