@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from tfds_dcase import audio, in_order, notes
+from tfds_dcase import audio, disk, files, in_order, notes
 from tfds_dcase.folder import labels as labels_lib
 from tfds_dcase.urban_scenes import recordings, settings
 
@@ -208,10 +208,8 @@ def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
   for line in lines:
     notes.LOGGER.warning('%s', line)
   labels = labels_lib.without(labels, missing)
-  content = {
-    f: ((folder / f).stat().st_size, recordings.content(folder / f))
-    for f in labels.files
-  }
+  contents = files.digests([folder / f for f in labels.files])
+  content = dict(zip(labels.files, contents, strict=True))
   labels = _without_duplicates(labels, content, folder, on_bad)
   _log_report(labels, folder)
   name = settings.fingerprint(
@@ -269,8 +267,9 @@ def _unmatched_lines(found, folder, data_dir) -> list[str]:
   place = ''
   if data_dir and any(len(names) > notes.SHOWN for names in found.values()):
     place = epath.Path(data_dir) / f'unmatched-{folder.name}.txt'
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(''.join(notes.listing(*each) for each in found.items()))
+    with disk.full_disk_named(place):
+      place.parent.mkdir(parents=True, exist_ok=True)
+      place.write_text(''.join(notes.listing(*each) for each in found.items()))
   return [
     f'{folder}: {notes.line(what, names, str(place))}'
     for what, names in found.items()

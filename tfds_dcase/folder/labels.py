@@ -7,7 +7,6 @@ import io
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -280,23 +279,23 @@ def unmatched(
 
 
 def duplicates(
-  labels: Labels, content_by_file: Mapping[str, tuple[int, Any]]
+  labels: Labels, content_by_file: Mapping[str, str]
 ) -> tuple[dict[str, str], dict[str, str]]:
   """Recordings that are there twice, each with a message that names both.
 
   Args:
     labels: of the recordings.
-    content_by_file: (size, hash) of each file; empty ones are not compared.
+    content_by_file: checksum of each file; '' is not compared.
 
   Returns:
     By file, the later one in labels.csv: those whose other copy is in another
     split, and those with other tags in the same split.
   """
-  first: dict[Any, int] = {}
+  first: dict[str, int] = {}
   in_two_splits, contradictory = {}, {}
   for row, file in enumerate(labels.files):
-    size, _ = content = content_by_file[file]
-    other = first.setdefault(content, row) if size else row
+    content = content_by_file[file]
+    other = first.setdefault(content, row) if content else row
     split, other_split = labels.splits[row], labels.splits[other]
     message = f'{file} ({split}) is the same recording as {labels.files[other]}'
     if split != other_split:
