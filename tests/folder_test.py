@@ -11,6 +11,7 @@ import soundfile
 import tensorflow_datasets as tfds
 from absl import logging
 from conftest import ROOT
+from sonyc_ust_world import python
 
 import tfds_dcase
 from iusp_jax.data import datasets
@@ -584,3 +585,23 @@ def test_no_public_data_set(tmp_path):
   (tmp_path / 'meta/esc50.csv').write_text('filename,fold\na.wav,1\n')
   with pytest.raises(SystemExit, match="no column 'category'"):
     folder_main.main([str(tmp_path)])
+
+
+_FULL = """
+  import resource, sys
+  from tfds_dcase import folder
+  data_dir, manual_dir = sys.argv[1:]
+  resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+  folder.make_builder(data_dir, manual_dir)
+"""
+
+
+def test_a_full_disk_is_named_with_the_list_that_was_written(
+  tmp_path, user_dir
+):
+  with (user_dir / 'labels.csv').open('a') as file:
+    file.writelines(f'absent{k}.wav,train,0,1\n' for k in range(30))
+  done = python(_FULL, tmp_path / 'data', user_dir)
+  assert done.returncode == 1
+  path = tmp_path / 'data/unmatched-user.txt'
+  assert f'The disk of {path} is full' in done.stderr.strip().splitlines()[-1]

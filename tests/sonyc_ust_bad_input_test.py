@@ -1,4 +1,4 @@
-"""SONYC-UST: clear words for every bad recording, archive or annotation."""
+"""SONYC-UST: a clear message for every bad recording, archive or annotation."""
 
 import gzip
 import io
@@ -34,8 +34,8 @@ def manual(tmp_path):
 
 
 @pytest.fixture
-def said(caplog):
-  """What is logged."""
+def logged(caplog):
+  """The records of the builders' logger."""
   caplog.set_level(logging.INFO, logger='tfds_dcase')
   return caplog
 
@@ -63,7 +63,7 @@ BAD = {
 
 @pytest.mark.parametrize('packed', [False, True])
 @pytest.mark.parametrize('fault', BAD)
-def test_bad_recording(tmp_path, manual, fault, packed, said):
+def test_bad_recording(tmp_path, manual, fault, packed, logged):
   data, words = BAD[fault]
   wavs = {**WAVS, '00_000002.wav': data}
   if data is None:
@@ -83,12 +83,12 @@ def test_bad_recording(tmp_path, manual, fault, packed, said):
   skipped = builder.info.metadata['build']['skipped']
   assert list(skipped) == ['00_000002.wav']
   assert words in skipped['00_000002.wav']
-  assert '1 recordings skipped' in said.text
+  assert '1 recordings skipped' in logged.text
   assert len(builder.as_data_source('train')) == 2
-  # Whoever opens it later is told.
-  said.clear()
+  # Later uses log it too.
+  logged.clear()
   sonyc_ust.make_builder(tmp_path / 'data', 'v1')
-  assert 'was built without 1 recordings' in said.text
+  assert 'was built without 1 recordings' in logged.text
 
 
 def test_skipping_everything_is_refused(tmp_path, manual):
@@ -109,21 +109,21 @@ def test_missing_recordings_are_counted_by_split(tmp_path, manual):
   assert str(manual / 'audio') in str(error.value)
 
 
-def test_extra_recordings_are_left_out_and_named(tmp_path, manual, said):
+def test_extra_recordings_are_left_out_and_named(tmp_path, manual, logged):
   write_folder(manual / 'audio', {**WAVS, '77_123456.wav': wav(9)})
   builder = build(tmp_path, manual)
-  assert '1 recordings that the annotations do not name' in said.text
-  assert '77_123456.wav' in said.text
+  assert '1 recordings that the annotations do not name' in logged.text
+  assert '77_123456.wav' in logged.text
   assert builder.info.metadata['build']['extra'] == 1
   assert '77_123456.wav' in (builder.data_path / 'notes.txt').read_text()
 
 
-def test_the_same_recording_twice_is_counted(tmp_path, manual, said):
+def test_the_same_recording_twice_is_counted(tmp_path, manual, logged):
   write_folder(manual / 'a')
   write_folder(manual / 'b', {'00_000001.wav': WAVS['00_000001.wav']})
   builder = build(tmp_path, manual)
   assert builder.info.metadata['build']['duplicates'] == 1
-  assert '1 recordings were there twice' in said.text
+  assert '1 recordings were there twice' in logged.text
 
 
 @pytest.mark.parametrize('packed', [False, True])
@@ -303,4 +303,4 @@ def test_annotations_of_the_other_version(tmp_path, manual, has, asked):
   write_annotations(manual / 'annotations.csv', version=has)
   with pytest.raises(ValueError, match=f'an annotations file of {has}') as e:
     build(tmp_path, manual, version=asked)
-  assert f'sonyc_ust/{asked} is asked for' in str(e.value)
+  assert f'sonyc_ust/{asked} was requested' in str(e.value)

@@ -256,7 +256,7 @@ def _log_report(labels, folder) -> None:
   line, warnings = labels_lib.report(labels)
   notes.LOGGER.info('%s: %d recordings, %s', folder, len(labels.files), line)
   for each in warnings:
-    notes.LOGGER.warning('%s', each)
+    notes.LOGGER.warning('%s: %s', folder, each)
 
 
 def _unmatched_lines(found, folder, data_dir) -> list[str]:

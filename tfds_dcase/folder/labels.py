@@ -37,11 +37,11 @@ class Labels:
   """The content of a labels.csv.
 
   Attributes:
-    tags: names, in column order, or sorted where they stand in one column.
+    tags: names, in column order, or sorted where one column has them.
     files: relative paths with '/', in file order.
     splits: of each file.
     tags_NC: 0/1. [N, C] int8
-    notes: what reading it took for granted, a line each.
+    notes: assumptions that were made in reading it, a line each.
   """
 
   tags: tuple[str, ...]
@@ -102,7 +102,7 @@ def _one_column(path, rows, names):
     row['tags'] for _, row in rows if row['tags'] in tag_cells.EMPTY
   )
   notes = [
-    f'{path}: {n} cells of tags are {cell!r}, read as no tag'
+    f'{n} cells of tags are {cell!r}, read as no tag'
     for cell, n in empty.items()
   ]
   return tags, [[int(t in tag_set) for t in tags] for tag_set in sets], notes

@@ -80,12 +80,12 @@ class Store:
 
 @dataclasses.dataclass
 class Report:
-  """What became of the recordings.
+  """Recordings that were skipped, left out or found twice.
 
   Attributes:
     skipped: name to reason, of bad and missing ones.
-    extra: names that the annotations do not know.
-    twice: names met again with the same content.
+    extra: names that the annotations do not have.
+    twice: names of recordings found again with the same content.
   """
 
   skipped: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -136,7 +136,7 @@ class Gatherer:
     self._lock = threading.Lock()
     self._failed = threading.Event()
     # Bounds what is read but not yet decoded, and so the memory.
-    self._room = threading.Semaphore(2 * self.workers)
+    self._free_slots = threading.Semaphore(2 * self.workers)
 
   def run(self, readers: list[Iterable[sources.Recording]]) -> None:
     """Decodes what the readers bring; several readers run at once.
@@ -171,7 +171,7 @@ class Gatherer:
         if self._failed.is_set():
           break
         if self._is_new(recording):
-          self._room.acquire()
+          self._free_slots.acquire()
           tasks.append(decoders.submit(self._decode, recording))
       for task in tasks:
         task.result()
@@ -212,7 +212,7 @@ class Gatherer:
       self._failed.set()
       raise
     finally:
-      self._room.release()
+      self._free_slots.release()
       self._bar.update()
 
   def skip(self, name: str, reason: str) -> None:
@@ -242,7 +242,7 @@ def gather(plan: availability.Plan, gatherer: Gatherer) -> Report:
     gatherer: what is wanted, and what to do with it.
 
   Returns:
-    What was skipped, left out or met twice.
+    What was skipped, left out or found twice.
 
   Raises:
     ValueError: see `Gatherer.run`; recordings missing under 'stop', or none

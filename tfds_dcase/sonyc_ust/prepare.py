@@ -102,13 +102,13 @@ def prepare(
 def check_version(
   annotations: annotations_lib.Annotations, version: str
 ) -> None:
-  """Refuses v1's annotations for v2 and the other way round."""
+  """Raises for v1's annotations of v2's builder and the other way round."""
   found = 'v2' if annotations.extra else 'v1'
   if found != version:
     raise ValueError(
       f'{annotations.path} is an annotations file of {found} '
       f'({"with" if found == "v2" else "without"} year, week, … columns), but '
-      f'sonyc_ust/{version} is asked for. Ask for sonyc_ust/{found}, or put '
+      f'sonyc_ust/{version} was requested. Use sonyc_ust/{found}, or put '
       f'the annotations.csv of Zenodo record {records.release(version).record} '
       'in its place.'
     )

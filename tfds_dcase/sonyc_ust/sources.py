@@ -61,9 +61,9 @@ class Found(NamedTuple):
 
 
 def find(folder: pathlib.Path) -> Found:
-  """Looks through a folder and its subfolders, in any of the known layouts.
+  """Lists a folder and its subfolders, in any layout of the releases.
 
-  Known are audio/, audio-dev/train, audio-dev/validate, audio-eval/, all files
+  These are audio/, audio-dev/train, audio-dev/validate, audio-eval/, all files
   in one folder, the archives of every record, and mixtures of these.
 
   Raises:
@@ -140,7 +140,7 @@ def from_archive(
   """Reads the sound files of a .tar.gz in its own order, nothing on disk.
 
   The archive is read to its end even where nothing more is wanted, as its
-  checksum stands there. Sizes are bounded by what the release can hold: its
+  checksum is at its end. Sizes are bounded by what the release can hold: its
   clips, each of at most `MAX_BYTES`.
 
   Raises:
