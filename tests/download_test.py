@@ -14,7 +14,7 @@ import time
 import pytest
 from sonyc_ust_world import Server, python
 
-from tfds_dcase import disk, download, stopping
+from tfds_dcase import disk, download, interrupt
 
 ARCHIVE = '3338310/files/audio-dev.tar.gz'
 WHOLE = b''.join(hashlib.sha256(bytes([n])).digest() for n in range(256)) * 40
@@ -256,12 +256,10 @@ def test_a_wish_to_stop_ends_a_download_that_the_next_run_continues(
 
   url = f'{server.url}/{ARCHIVE}'
   server.cuts = [1000]
-  stopping.set_check(check)
-  try:
+  with monkeypatch.context() as patch:
+    patch.setattr(interrupt, 'CHECKS', [check])
     with pytest.raises(StopError):
       download.download(url, tmp_path)
-  finally:
-    stopping.set_check(lambda: None)
   assert download.download(url, tmp_path).read_bytes() == WHOLE
 
 

@@ -76,7 +76,8 @@ class _Sequential(soundfile.SoundFile):
   """A sound file that is read from start to end.
 
   soundfile seeks after every block of a file that it calls seekable, which
-  costs time, makes MP3 decoders start anew and fails at the end of cut files.
+  costs time, makes MP3 decoders start anew and fails at the end of damaged
+  files.
   """
 
   def seekable(self) -> bool:
@@ -357,11 +358,11 @@ def _opened(name: str, file, size: int) -> Iterator[_Opened]:
   try:
     sound = _Sequential(target, closefd=False)
   except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
-    why = _cut(f'{header.found} bytes', f'{header.declared} bytes')
-    if not header.is_cut:
+    why = _truncated(f'{header.found} bytes', f'{header.declared} bytes')
+    if not header.is_truncated:
       because = header.note or _libsndfile(error)
       why = (
-        f'({size} bytes) not a sound file that can be read ({because}); use '
+        f'({size} bytes) not a readable sound file ({because}); use '
         'WAV, FLAC, Ogg, MP3 or AIFF'
       )
     raise BadRecordingError(name, why) from error
@@ -389,7 +390,7 @@ def _target(name: str, file, stream: mpeg.Stream | None) -> Any:
 
 
 def _with_length(name: str, sound, header: sound_header.Header) -> _Opened:
-  """Adds how long a file is, and refuses one that is cut."""
+  """Adds how long a file is, and refuses one that is truncated."""
   low, high = _RATES
   if not low <= sound.samplerate <= high:
     raise BadRecordingError(
@@ -399,12 +400,12 @@ def _with_length(name: str, sound, header: sound_header.Header) -> _Opened:
     )
   rate, frames = sound.samplerate, sound.frames
   stream = header.stream
-  if header.is_cut:
+  if header.is_truncated:
     assert header.declared
     found = frames if stream is None else stream.samples
     whole = found * header.declared / max(1, header.found)
     raise BadRecordingError(
-      name, _cut(f'{found / rate:.2f} s', f'{whole / rate:.2f} s')
+      name, _truncated(f'{found / rate:.2f} s', f'{whole / rate:.2f} s')
     )
   if stream is not None and abs(frames - stream.samples) > 3 * 1152:
     raise BadRecordingError(
@@ -415,7 +416,9 @@ def _with_length(name: str, sound, header: sound_header.Header) -> _Opened:
   log = sound.extra_info
   if re.search(r'truncated|Data length\D+\d+ should be \d+', log):
     raise BadRecordingError(
-      name, f'cut: it ends after {frames / rate:.2f} s, before its header says'
+      name,
+      f'truncated: it ends after {frames / rate:.2f} s, sooner than its header '
+      'says; copy or download it again',
     )
   return _Opened(
     name,
@@ -425,9 +428,9 @@ def _with_length(name: str, sound, header: sound_header.Header) -> _Opened:
   )
 
 
-def _cut(found: str, declared: str) -> str:
+def _truncated(found: str, declared: str) -> str:
   return (
-    f'cut: it ends after {found}, its header gives {declared}; copy or '
+    f'truncated: it ends after {found}, its header gives {declared}; copy or '
     'download it again'
   )
 
@@ -446,7 +449,7 @@ def _decode(opened: _Opened, limit: int | None) -> Iterator[np.ndarray]:
   file, done, rate = opened.file, 0, opened.rate
   size = max(1024, _BLOCK // file.channels)
   if file.format == 'FLAC':
-    size = 4096  # of a block that is cut nothing is delivered
+    size = 4096  # nothing is delivered of a damaged block
   while limit is None or done < limit:
     count = size if limit is None else min(size, limit - done)
     try:
@@ -455,7 +458,7 @@ def _decode(opened: _Opened, limit: int | None) -> Iterator[np.ndarray]:
       whole = f'of {opened.frames / rate:.2f} s ' if opened.frames else ''
       raise BadRecordingError(
         opened.name,
-        f'damaged or cut after {done / rate:.2f} s {whole}'
+        f'damaged or truncated after {done / rate:.2f} s {whole}'
         f'({_libsndfile(error)}); copy or download it again',
       ) from error
     if not len(block_SH):
@@ -468,11 +471,12 @@ def _decode(opened: _Opened, limit: int | None) -> Iterator[np.ndarray]:
   # libsndfile delivers what was in its memory in place of missing SDS blocks.
   if file.format == 'SDS' and 'short read' in file.extra_info:
     raise BadRecordingError(
-      opened.name, 'cut: blocks are missing; copy or download it again'
+      opened.name, 'truncated: blocks are missing; copy or download it again'
     )
   if done < opened.frames - _slack(file.subtype):
     raise BadRecordingError(
-      opened.name, _cut(f'{done / rate:.2f} s', f'{opened.frames / rate:.2f} s')
+      opened.name,
+      _truncated(f'{done / rate:.2f} s', f'{opened.frames / rate:.2f} s'),
     )
 
 

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 
 import tqdm
 
-from tfds_dcase import disk, stopping
+from tfds_dcase import disk, interrupt
 from tfds_dcase.notes import LOGGER
 
 _CHUNK = 1 << 18
@@ -138,8 +138,12 @@ def probe(url: str, timeout_seconds: float = 10.0) -> int | None:
 
 def file_digest(path: str | os.PathLike, algorithm: str = 'md5') -> str:
   """Checksum of a file in hexadecimal digits, read in pieces."""
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, algorithm).hexdigest()
+  digest = hashlib.new(algorithm)
+  with open(path, 'rb', buffering=0) as file:
+    while chunk := file.read(_CHUNK):
+      interrupt.check()
+      digest.update(chunk)
+  return digest.hexdigest()
 
 
 def _name(url: str) -> str:
@@ -157,7 +161,7 @@ def _download_part(url, part, size, attempts, pause_seconds, timeout_seconds):
   while idle < attempts:
     before = _size(part)
     try:
-      total = _continue(url, part, size, timeout_seconds)
+      total = interrupt.wait_for(_continue, url, part, size, timeout_seconds)
       if total is None or _size(part) == total:
         return
       problem = f'the connection ended at {_size(part)} of {total} bytes'
@@ -179,7 +183,7 @@ def _download_part(url, part, size, attempts, pause_seconds, timeout_seconds):
 def _wait(seconds: float) -> None:
   end = time.monotonic() + seconds
   while (left := end - time.monotonic()) > 0:
-    stopping.check()
+    interrupt.check()
     time.sleep(min(left, 1.0))
 
 
@@ -255,7 +259,7 @@ def _copy(answer, file, name, have, total):
   ) as bar:
     logged = time.monotonic()
     while chunk := answer.read1(_CHUNK):  # whatever has come, so not late
-      stopping.check()
+      interrupt.check()
       file.write(chunk)
       file.flush()  # so that a killed process leaves what has come
       bar.update(len(chunk))

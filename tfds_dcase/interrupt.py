@@ -18,8 +18,20 @@ CHECKS: list[Callable[[], None]] = []
 _PAUSE_SECONDS = 0.2
 
 
+class _Helper(threading.Thread):
+  """A thread that nobody may wait for any more."""
+
+  abandoned = False
+
+
 def check() -> None:
-  """Calls every function of `CHECKS`; what they raise ends the preparation."""
+  """Calls every function of `CHECKS`; what they raise ends the preparation.
+
+  Raises:
+    SystemExit: in a thread that `wait_for` has left behind.
+  """
+  if getattr(threading.current_thread(), 'abandoned', False):
+    raise SystemExit
   for function in CHECKS:
     function()
 
@@ -27,8 +39,9 @@ def check() -> None:
 def wait_for(function: Callable[..., _Result], *args) -> _Result:
   """`function(*args)` in a thread, while `check` is called five times a second.
 
-  For calls that may block for a minute, such as a read from a network: such a
-  thread is left behind when `check` raises, and ends with the process.
+  For calls that may block for a minute, such as a read from a network. When
+  `check` raises, the thread is left behind: it ends with the process, or where
+  it calls `check` itself.
   """
   answers = queue.SimpleQueue()
 
@@ -38,9 +51,14 @@ def wait_for(function: Callable[..., _Result], *args) -> _Result:
     except BaseException as error:  # handed over, whatever it is
       answers.put((None, error))
 
-  threading.Thread(target=run, daemon=True).start()
+  thread = _Helper(target=run, daemon=True)
+  thread.start()
   while True:
-    check()
+    try:
+      check()
+    except BaseException:
+      thread.abandoned = True
+      raise
     try:
       result, error = answers.get(timeout=_PAUSE_SECONDS)
     except queue.Empty:

@@ -1,8 +1,8 @@
 """Counts the frames of an MPEG audio stream, layers I to III.
 
 libsndfile guesses the length of an MP3 without a Xing or Info header from its
-first frame, and reads no further than that; of one that is cut it promises
-what the header says. Both are told by counting.
+first frame, and reads no further than that; of a truncated one it promises what
+the header says. Both are found by counting.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """What the header of a sound file promises, against what is there.
 
-libsndfile reads what is left of a cut file without a word; the sizes in the
-header tell it from a whole one. Known are RIFF (WAV, RIFX), RF64 and BW64,
+libsndfile reads what is left of a truncated file without a word; the sizes in
+its header tell it from a whole one. Known are RIFF (WAV, RIFX), RF64 and BW64,
 W64, AIFF, AIFF-C and 8SVX, AU, CAF, NIST, AVR, FLAC and Ogg; MPEG streams are
 counted in `mpeg`. The other formats have no size, or are left to libsndfile.
 """
@@ -43,7 +43,7 @@ class Header(NamedTuple):
   stream: mpeg.Stream | None = None
 
   @property
-  def is_cut(self) -> bool:
+  def is_truncated(self) -> bool:
     """Whether less is there than promised."""
     return self.declared is not None and self.found < self.declared
 
@@ -72,7 +72,7 @@ def _of_stream(stream: mpeg.Stream) -> Header:
   if lost > max(1000, (stream.end - stream.start) // 100):
     note = f'{lost} bytes of it are no MPEG frames'
   elif stream.rest and not stream.declared:
-    note = 'its last MPEG frame is not whole: it may have been cut'
+    note = 'its last MPEG frame is not whole: it may be truncated'
   declared = stream.declared
   # Some encoders count the frame that holds the number.
   if declared is not None and stream.frames >= declared - 1:
@@ -108,13 +108,15 @@ def _looks_like_chunk(head: bytes, endian: str, left: int) -> bool:
 def _riff(file, start: int, size: int) -> Header:
   """RIFF, RIFX, RF64, BW64: chunks of four letters and a 32-bit size."""
   file.seek(start)
-  endian = '>' if file.read(4) == b'RIFX' else '<'
+  head = file.read(8)
+  endian = '>' if head[:4] == b'RIFX' else '<'
+  (whole,) = struct.unpack(endian + 'I', head[4:])
   position, tag, large = start + 12, 0, None
   for _ in range(_MOST_CHUNKS):
     file.seek(position)
     head = file.read(8)
     if len(head) < 8:
-      return Header()
+      return _sized(whole + 8, size - start)
     (length,) = struct.unpack(endian + 'I', head[4:])
     left = size - position - 8
     if head[:4] == b'fmt ':
@@ -134,7 +136,7 @@ def _riff_data(file, position, length, left, tag, endian) -> Header:
     stream = mpeg.count(file, position, min(position + length, position + left))
     if stream is not None:
       header = _of_stream(stream)
-      if left < length < _UNKNOWN_FROM and not header.is_cut:
+      if left < length < _UNKNOWN_FROM and not header.is_truncated:
         header = header._replace(declared=length, found=left)
       return header
   if length == 0 and left > 0:
@@ -199,7 +201,7 @@ def _caf(file, start: int, size: int) -> Header:
     head = file.read(12)
     if len(head) < 12:
       # libsndfile refuses it without a reason: all others have 'data'.
-      return Header(problem='cut: it ends before its sound begins')
+      return Header(problem='truncated: it ends before its sound begins')
     (length,) = struct.unpack('>q', head[4:])
     found = size - position - 12
     if head[:4] == b'data':
@@ -259,10 +261,11 @@ def _ogg(file, start: int, size: int) -> Header:
   page = data[place:] if place >= 0 else b''
   table = page[27 : 27 + page[26]] if len(page) >= 27 else b''
   if not table or len(page) < 27 + len(table) + sum(table):
-    return Header(note='its last Ogg page is not whole: it was cut')
+    return Header(note='its last Ogg page is not whole: it was truncated')
   if not page[5] & 4:
     return Header(
-      note='its Ogg stream is not closed: it was cut, or its recorder stopped'
+      note='its Ogg stream is not closed: it was truncated, or its recorder '
+      'stopped'
     )
   return Header()
 

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from tfds_dcase import audio, disk, files, in_order, notes
+from tfds_dcase import audio, builder, disk, files, in_order, notes
 from tfds_dcase.folder import labels as labels_lib
 from tfds_dcase.urban_scenes import recordings, settings
 
@@ -41,11 +41,18 @@ class FolderConfig(tfds.core.BuilderConfig):
     return f'{self.name} of {self.manual_dir}'
 
 
-class Folder(tfds.core.ShardBasedBuilder):
+class Folder(builder.BaseBuilder):
   """A folder of recordings with `labels.csv` (see `labels.EXAMPLE`).
 
-  Its fingerprint (labels, files, their sizes, first and last 64 kB) is in the
+  Its fingerprint (labels, names and whole content of the files) is in the
   config's name, so that two folders never share stored data.
+
+  Links in the folder, to recordings or to folders, are followed wherever they
+  lead, each folder once. Only regular files are opened, and only to be decoded:
+  a link that leads nowhere, a pipe or a device is a bad recording, by which
+  `on_bad_recording` decides. Rows of labels.csv cannot name files outside of
+  the folder but by such links. What is stored, and logged, has the names of
+  labels.csv. Nothing is written to the folder.
 
   Elements:
     audio: int16 [160000], 10 s at 16 kHz, cut or padded with zeros.
@@ -57,7 +64,7 @@ class Folder(tfds.core.ShardBasedBuilder):
   # TFDS finds this path itself only where importlib_resources is installed,
   # which it does not require.
   code_path = epath.Path(__file__)
-  VERSION = tfds.core.Version('1.0.0')
+  VERSION = tfds.core.Version('1.1.0')
 
   def __init__(
     self,
@@ -81,7 +88,7 @@ class Folder(tfds.core.ShardBasedBuilder):
 
   def _info(self):
     tags = self._config.labels.tags
-    return tfds.core.DatasetInfo(
+    return builder.Info(
       builder=self,
       description=_DESCRIPTION,
       citation=_CITATION,
@@ -115,10 +122,11 @@ class Folder(tfds.core.ShardBasedBuilder):
   def _examples(self, split):
     config = self._config
     rows = [i for i, s in enumerate(config.labels.splits) if s == split]
-    problems, cut, padded = [], [], 0
+    problems, cut, corrected, padded = [], [], [], 0
     made = in_order.in_order(self._example, rows, self._workers)
-    for example, problem, length in made:
+    for example, problem, done, length in made:
       problems += problem
+      corrected += done
       if example is not None:
         problems += (double := self._in_another_split(example, split))
       if example is not None and not double:
@@ -136,6 +144,9 @@ class Folder(tfds.core.ShardBasedBuilder):
       if names:
         what = f'{split}: {len(names)} {of} {what}'
         notes.log_and_keep(what, names, self.data_path)
+    if corrected:
+      what = f'{split}: {len(corrected)} corrections of recordings'
+      notes.log_and_keep(what, corrected, self.data_path)
 
   def _in_another_split(self, example, split: str) -> list[str]:
     """A message where another split has the same sound, in any format.
@@ -157,17 +168,18 @@ class Folder(tfds.core.ShardBasedBuilder):
     return [message]
 
   def _example(self, row: int):
-    """The example of a row or None, problems, length of what was read."""
+    """Of a row: the example or None, problems, corrections, length read."""
     config = self._config
-    file, problems = config.labels.files[row], []
+    file, problems, done = config.labels.files[row], [], []
     wave_S = audio.read_usable(
       os.path.join(config.manual_dir, file),
       problems,
       config.on_bad_recording,
       max_seconds=10.1,  # a little more, to see that there is more
+      notes=done,
     )
     if wave_S is None:
-      return None, problems, 0
+      return None, problems, [], 0
     fitted_S, length = audio.fit_length(audio.to_int16(wave_S), NUM_SAMPLES)
     example = {
       'audio': fitted_S,
@@ -175,7 +187,7 @@ class Folder(tfds.core.ShardBasedBuilder):
       'clip_id': file,
       'coarse': config.labels.tags_NC[row],
     }
-    return example, problems, len(wave_S)
+    return example, problems, [f'{file}: {each}' for each in done], len(wave_S)
 
 
 def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
@@ -196,7 +208,9 @@ def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
   what = f'recordings and a {labels_lib.FILE_NAME}'
   folder = recordings.check_folder(manual_dir, what)
   labels = labels_lib.read(folder)
-  exists = [f for f in labels.files if (folder / f).is_file()]
+  # Pipes, devices and links that lead nowhere are there: they are bad
+  # recordings, not missing ones.
+  exists = [f for f in labels.files if os.path.lexists(folder / f)]
   found = sorted({*recordings.find_sound_files(folder), *exists})
   missing, unlabelled = labels_lib.match(labels, found)
   lines = _unmatched_lines(
@@ -209,7 +223,10 @@ def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
     notes.LOGGER.warning('%s', line)
   labels = labels_lib.without(labels, missing)
   contents = files.digests([folder / f for f in labels.files])
-  content = dict(zip(labels.files, contents, strict=True))
+  content = {
+    f: each if files.size(folder / f) else ''  # empty files are no duplicates
+    for f, each in zip(labels.files, contents, strict=True)
+  }
   labels = _without_duplicates(labels, content, folder, on_bad)
   _log_report(labels, folder)
   name = settings.fingerprint(

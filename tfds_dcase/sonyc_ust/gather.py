@@ -17,11 +17,12 @@ from typing import NamedTuple
 import numpy as np
 import tqdm
 
-from tfds_dcase import audio
+from tfds_dcase import audio, interrupt
 from tfds_dcase.sonyc_ust import availability, sources
 from tfds_dcase.sonyc_ust import decode as decode_lib
 
 CLIPS_PER_SHARD = 256
+_PAUSE_SECONDS = 0.5  # between two looks for a wish to stop
 _CLIP_BYTES = 2 * decode_lib.NUM_SAMPLES
 
 
@@ -86,11 +87,13 @@ class Report:
     skipped: name to reason, of bad and missing ones.
     extra: names that the annotations do not have.
     twice: names of recordings found again with the same content.
+    corrected: what was done to recordings, one line each.
   """
 
   skipped: dict[str, str] = dataclasses.field(default_factory=dict)
   extra: list[str] = dataclasses.field(default_factory=list)
   twice: list[str] = dataclasses.field(default_factory=list)
+  corrected: list[str] = dataclasses.field(default_factory=list)
 
   def summary(self) -> dict[str, list[str]]:
     """What happened, and to which recordings; empty where all went well."""
@@ -101,6 +104,9 @@ class Report:
       f'{len(extra)} recordings that the annotations do not name were left '
       'out': extra,
       f'{len(twice)} recordings were there twice with the same content': twice,
+      f'{len(self.corrected)} corrections of recordings': sorted(
+        self.corrected
+      ),
     }
     return {what: names for what, names in found.items() if names}
 
@@ -154,8 +160,13 @@ class Gatherer:
       bar.update(len(self._seen))
       tasks = [threads.submit(self._read, each, decoders) for each in readers]
       try:
-        for task in futures.as_completed(tasks):
-          task.result()
+        while tasks:
+          interrupt.check()
+          done, tasks = futures.wait(
+            tasks, _PAUSE_SECONDS, futures.FIRST_COMPLETED
+          )
+          for task in done:
+            task.result()
       except BaseException:  # Ctrl-C too must not wait for the archive's end
         self._failed.set()
         raise
@@ -202,10 +213,12 @@ class Gatherer:
     try:
       if self._failed.is_set():
         return
-      self._keep(
-        recording.name,
-        decode_lib.decode(recording.data, self._tolerance_seconds),
-      )
+      if recording.problem is not None:
+        raise decode_lib.BadRecordingError('', recording.problem)
+      clip = decode_lib.decode(recording.data, self._tolerance_seconds)
+      self._keep(recording.name, clip)
+      with self._lock:
+        self.report.corrected += [f'{recording.name}: {n}' for n in clip.notes]
     except decode_lib.BadRecordingError as error:
       self.skip(recording.name, f'{recording.where}: {error}')
     except BaseException:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfds_dcase import annotations as annotations_lib
-from tfds_dcase import download, tag_counts, taxonomy
+from tfds_dcase import download, interrupt, tag_counts, taxonomy
 from tfds_dcase import notes as notes_lib
 from tfds_dcase.notes import LOGGER
 from tfds_dcase.sonyc_ust import availability, decode, gather, records
@@ -93,6 +93,7 @@ def prepare(
     'faulty_rows': faulty.count,
     'notes': notes,
     'skipped': dict(sorted(report.skipped.items())),
+    'corrected': sorted(report.corrected),
     'extra': len(set(report.extra)),
     'duplicates': len(report.twice),
   }
@@ -202,6 +203,7 @@ def _shards(annotations, split, clips, store) -> list[Shard]:
     def examples():
       audio = store.take(places)
       for n, audio_S in zip(places, audio, strict=True):
+        interrupt.check()
         num_samples = int(store.num_samples_N[n])
         yield n, _example(annotations, split, clips, n, audio_S, num_samples)
 

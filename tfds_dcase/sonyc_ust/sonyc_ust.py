@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
-from tfds_dcase import audio, disk, taxonomy
+from tfds_dcase import audio, builder, disk, taxonomy
 from tfds_dcase.notes import LOGGER
 from tfds_dcase.sonyc_ust import (
   availability,
@@ -60,13 +60,18 @@ class _StableWriter(tfds.core.ExampleWriter):
     return super().write(path, stable)
 
 
-class SonycUst(tfds.core.ShardBasedBuilder):
+class SonycUst(builder.BaseBuilder):
   """SONYC-UST as ArrayRecord, built without TensorFlow.
 
   A `ShardBasedBuilder`, as a generator based one shuffles in 1 GB of memory
   and, above that, with TensorFlow.
 
   Configs: `v1` (DCASE 2019) and `v2` (release 2.3).
+
+  Links in `manual_dir` are followed wherever they lead, each folder once. Only
+  regular files are opened: a recording that is a pipe, a device or a link that
+  leads nowhere is a bad one. Archives may hold no links. Nothing is written to
+  `manual_dir`.
 
   Elements (A: volunteers of the clip, mostly 3):
     audio: int16 [160000], 10 s at 16 kHz, cut or padded with zeros.
@@ -125,8 +130,8 @@ class SonycUst(tfds.core.ShardBasedBuilder):
     }
     self._log_skipped()
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
+  def _info(self) -> builder.Info:
+    return builder.Info(
       builder=self,
       description=_DESCRIPTION,
       features=tfds.features.FeaturesDict(_features(self._version_name)),

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import os
 import pathlib
 import re
 import tarfile
@@ -10,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from tfds_dcase import files
 from tfds_dcase.sonyc_ust import records
 
 # Ten seconds at 192 kHz in stereo and 32 bits are 15 MB: whatever is larger
@@ -33,12 +33,15 @@ class Recording(NamedTuple):
   Attributes:
     name: base name, as in the annotations.
     where: folder path or `archive: member`, for messages.
-    data: the file's bytes; None where it is larger than `MAX_BYTES`.
+    data: the file's bytes; None where it is larger than `MAX_BYTES`, or cannot
+      be read.
+    problem: why it cannot be read, if so.
   """
 
   name: str
   where: str
   data: bytes | None
+  problem: str | None = None
 
   def digest(self) -> bytes:
     """md5 of the bytes."""
@@ -67,13 +70,14 @@ def find(folder: pathlib.Path) -> Found:
   in one folder, the archives of every record, and mixtures of these.
 
   Raises:
-    ValueError: `folder` is not a folder.
+    ValueError: `folder` is not a folder, or an annotation file or archive in
+      it is no regular file, such as a pipe, or a link that leads nowhere.
   """
   if not folder.is_dir():
     raise ValueError(f'manual_dir: {folder} is not a folder.')
   annotations, archives = [], []
   recordings: dict[str, list[pathlib.Path]] = {}
-  for path in sorted(_files(folder)):
+  for path in sorted(files.below(folder)):
     if path.name in records.ANNOTATION_NAMES:
       annotations.append(path)
     elif records.ARCHIVE_PATTERN.fullmatch(path.name):
@@ -82,6 +86,7 @@ def find(folder: pathlib.Path) -> Found:
       recordings.setdefault(path.name, []).append(path)
   annotations.sort(key=lambda path: (path.name, len(path.parts)))
   archives.sort(key=lambda path: _natural(path.name))
+  _check_regular([*annotations, *archives])
   return Found(
     tuple(annotations),
     tuple(archives),
@@ -89,23 +94,21 @@ def find(folder: pathlib.Path) -> Found:
   )
 
 
-def _files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Every file below a folder; links to folders are followed, once each."""
-  visited = set()
-  for root, folders, names in os.walk(folder, followlinks=True):
-    real = os.path.realpath(root)
-    if real in visited:
-      folders.clear()
-      continue
-    visited.add(real)
-    yield from (pathlib.Path(root, name) for name in names)
+def _check_regular(paths) -> None:
+  for path in paths:
+    reason = files.why_unusable(path)
+    if reason is not None:
+      raise ValueError(f'{path}: {reason}; give a regular file')
 
 
 def from_paths(paths: tuple[pathlib.Path, ...]) -> Iterator[Recording]:
   """Reads loose sound files."""
   for path in paths:
-    whole = path.stat().st_size <= MAX_BYTES
-    yield Recording(path.name, str(path), path.read_bytes() if whole else None)
+    problem = files.why_unusable(path)
+    data = None
+    if problem is None and path.stat().st_size <= MAX_BYTES:
+      data = path.read_bytes()
+    yield Recording(path.name, str(path), data, problem)
 
 
 class _Member(tarfile.TarInfo):

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from tfds_dcase import in_order, notes, taxonomy
+from tfds_dcase import builder, in_order, notes, taxonomy
 from tfds_dcase.urban_scenes import (
   clips,
   mixer,
@@ -48,7 +48,7 @@ _CLIPS_LICENSE = 'That of the recordings in manual_dir.'
 _SCENES_PER_SHARD = 1000  # 320 MB.
 
 
-class UrbanScenes(tfds.core.ShardBasedBuilder):
+class UrbanScenes(builder.BaseBuilder):
   """Scenes of several overlapping sources over street noise.
 
   A `ShardBasedBuilder`, as a generator based one shuffles in 1 GB of memory
@@ -56,6 +56,14 @@ class UrbanScenes(tfds.core.ShardBasedBuilder):
 
   Configs: `procedural` (default) and `clips` (needs `manual_dir`). Any other
   settings than the defaults go to a folder of their own, `procedural_<hex>`.
+  What scenes of `clips` are made of, all content included, is in the name of
+  its folder, `clips_<hex>`.
+
+  Links in `manual_dir`, to recordings or to folders, are followed wherever they
+  lead, each folder once. Only regular files are opened, and only to be decoded:
+  a link that leads nowhere, a pipe or a device is a bad recording, by which
+  `on_bad_recording` decides. What is stored, and logged, has the names in
+  `manual_dir`, not those that links lead to. Nothing is written there.
 
   Elements:
     audio: int16 [160000], 10 s at 16 kHz.
@@ -119,7 +127,7 @@ class UrbanScenes(tfds.core.ShardBasedBuilder):
   def _info(self):
     # Citation and licence of SONYC do not apply to a user's recordings.
     own = isinstance(self.builder_config, settings.ClipsConfig)
-    return tfds.core.DatasetInfo(
+    return builder.Info(
       builder=self,
       description=_DESCRIPTION,
       citation=_CLIPS_CITATION if own else _CITATION,
@@ -154,6 +162,9 @@ class UrbanScenes(tfds.core.ShardBasedBuilder):
       total = len(config.recordings)
       what = f'{len(library.problems)} of {total} recordings left out'
       notes.log_and_keep(what, library.problems, self.data_path)
+    if library.corrections:
+      what = f'{len(library.corrections)} corrections of recordings'
+      notes.log_and_keep(what, library.corrections, self.data_path)
 
   def _shards(self, make, count: int) -> list:
     starts = range(0, count, _SCENES_PER_SHARD)
