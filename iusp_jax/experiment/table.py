@@ -344,7 +344,7 @@ def save_setup(
     # Builders name data sets of other folds by other numbers.
     'dataset': config['dataset']['name'] if name else setup.dataset.name,
     'tags': list(setup.dataset.coarse),
-    'environment': environment.environment(),
+    'environment': environment.collect(),
     'command': shlex.join(['python', *workers.command()]),
   }
   parts.start(config, workdir, metadata)
