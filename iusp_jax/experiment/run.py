@@ -79,10 +79,11 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
   with wall_time.wall_time(workdir, started) as spent:
     extra: dict[str, Any] = {}
     scores: dict[str, Any] = {}
-    if setup.get_teacher(required=alone or bool(objective.terms)):
-      check.check_teacher_layers(setup.teacher.model, objective)
+    found = setup.get_teacher(required=alone or bool(objective.terms))
+    if found is not None:
+      check.check_teacher_layers(found.model, objective)
       extra['teacher'], scores = results.measure_trained(
-        setup, setup.teacher, config['bootstrap']
+        setup, found, config['bootstrap']
       )
     if alone:
       record = _teacher_record(config, setup, extra, scores, workdir)

@@ -267,6 +267,7 @@ def keep_similarities(
     if not processes.is_primary():
       return
     folders = _drawn(config, rotation, workdir)
+    assert setup.teacher is not None
     shown = {'teacher': setup.teacher} | {
       name: teacher.load(folder, setup.dataset)
       for name, folder in folders.items()
