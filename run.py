@@ -50,7 +50,7 @@ def main(argv):
       elif mode == 'tune':
         tuning.run(config, workdir)
       else:
-        run.run(config, workdir)
+        run.run(config, workdir, command_line.CONTINUE_ANYWAY.value)
   except (ValueError, OSError, FloatingPointError) as error:
     if flags.FLAGS.verbosity > 0:  # --verbosity=1 shows where it came from.
       raise

@@ -60,8 +60,8 @@ STUDENTS = {
 }
 
 
-# The objectives of a table, by name. Where `--mode=tune` has been run for a data
-# set and a student, tuned.json has better weights (docs/reproduction.md).
+# The objectives of a table, by name. Where `--mode=tune` has been run for a
+# data set and a student, tuned.json has better weights.
 WEIGHTS = {
   'baseline': {},
   **{name: {f'{name}_weight': term.weight} for name, term in TERMS.items()},

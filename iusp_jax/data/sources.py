@@ -117,7 +117,8 @@ def _mixes(num_clips: int, seed: int, alpha: float) -> grain.MapDataset:
 
 def _share(num_clips: int, seed: int, alpha: float, place: int) -> float:
   """The share at one place of a run's endless sequence of clips."""
-  return _mixes(num_clips, seed, alpha)[place]
+  share: Any = _mixes(num_clips, seed, alpha)[place]
+  return share
 
 
 def features(

@@ -59,17 +59,15 @@ def _check_recipe(config: Mapping[str, Any], part: str) -> None:
 
 def check_layers(recipe: Recipe, objective: terms.Objective) -> None:
   """Raises ValueError where a term looks at a layer that a model lacks."""
-  legal = tagger.layer_names(tagger.build(recipe.plain(), num_tags=1))
-  for layer in objective.layers:
-    tagger.check_layer(layer, legal)
+  model = tagger.build(recipe.plain(), num_tags=1)
+  tagger.check_layers(model, objective.layers)
 
 
 def check_teacher_layers(
   model: tagger.Tagger, objective: terms.Objective
 ) -> None:
   """Raises ValueError where a target is of a layer that the teacher lacks."""
-  for layer in targets.layers(objective.targets):
-    tagger.check_layer(layer, tagger.layer_names(model))
+  tagger.check_layers(model, targets.layers(objective.targets))
 
 
 def check_batches(

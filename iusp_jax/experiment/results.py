@@ -161,7 +161,7 @@ def _record(setup, member, run, scores) -> dict[str, Any]:
     'dataset': {**dataset.fingerprint(), 'tags': list(dataset.tags)},
     'seed': member.job.seed,
     'weights': dict(member.job.objective.weights),
-    'environment': environment.environment(),
+    'environment': environment.collect(),
     'curve': [
       [row['step'], row[metric]] for row in member.rows if metric in row
     ],

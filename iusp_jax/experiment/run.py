@@ -31,7 +31,9 @@ BASELINE = 'baseline'  # The folder of the student without distillation.
 SEEN_AFTER_SECONDS = 60.0
 
 
-def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
+def run(
+  config: Any, workdir: pathlib.Path, continue_anyway: bool = False
+) -> dict[str, Any]:
   """Trains, evaluates and reports what a config asks for.
 
   Continues a run that was stopped; logs so if the run is complete.
@@ -39,6 +41,8 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
   Args:
     config: as configs/base.py makes it.
     workdir: for everything that the run leaves.
+    continue_anyway: also where settings that change bits differ from those
+      that the run was started with.
 
   Returns:
     What results.json holds.
@@ -58,12 +62,12 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
       logs.log(f'This run is complete; delete {workdir} to repeat it.')
       announce(record, workdir)
       return record
-    record = _run(config, workdir, started)
+    record = _run(config, workdir, started, continue_anyway)
   announce(record, workdir)
   return record
 
 
-def _run(config, workdir, started) -> dict[str, Any]:
+def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
   """Everything that takes long."""
   objective = terms.Objective.from_config(config['objective'])
   alone = config['fit'] == 'teacher'
@@ -71,14 +75,15 @@ def _run(config, workdir, started) -> dict[str, Any]:
   check.check_batches(config, setup.dataset, bool(objective.terms))
   others = named_runs(config, setup.dataset)
   keep_config(config, workdir)
-  environment.note(workdir)
+  environment.record(workdir, continue_anyway)
   with wall_time.wall_time(workdir, started) as spent:
     extra: dict[str, Any] = {}
     scores: dict[str, Any] = {}
-    if setup.get_teacher(required=alone or bool(objective.terms)):
-      check.check_teacher_layers(setup.teacher.model, objective)
+    found = setup.get_teacher(required=alone or bool(objective.terms))
+    if found is not None:
+      check.check_teacher_layers(found.model, objective)
       extra['teacher'], scores = results.measure_trained(
-        setup, setup.teacher, config['bootstrap']
+        setup, found, config['bootstrap']
       )
     if alone:
       record = _teacher_record(config, setup, extra, scores, workdir)
@@ -149,7 +154,7 @@ def _teacher_record(config, setup, extra, scores, workdir) -> dict[str, Any]:
     'identity': run_identity(config),
     'dataset': {**dataset.fingerprint(), 'tags': list(dataset.tags)},
     'seed': config['seed'],
-    'environment': environment.environment(),
+    'environment': environment.collect(),
     **extra,
   }
 

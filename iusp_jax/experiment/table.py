@@ -267,6 +267,7 @@ def keep_similarities(
     if not processes.is_primary():
       return
     folders = _drawn(config, rotation, workdir)
+    assert setup.teacher is not None
     shown = {'teacher': setup.teacher} | {
       name: teacher.load(folder, setup.dataset)
       for name, folder in folders.items()
@@ -344,7 +345,7 @@ def save_setup(
     # Builders name data sets of other folds by other numbers.
     'dataset': config['dataset']['name'] if name else setup.dataset.name,
     'tags': list(setup.dataset.coarse),
-    'environment': environment.environment(),
+    'environment': environment.collect(),
     'command': shlex.join(['python', *workers.command()]),
   }
   parts.start(config, workdir, metadata)

@@ -266,20 +266,21 @@ class _Group:
     if metadata['identities'] != self._identities:
       raise ValueError(
         f'the checkpoint of step {step} in {self._workdir} was made from '
-        'another recipe, other data or another teacher: choose another --workdir, or '
-        'delete it to start over'
+        'another recipe, other data or another teacher: choose another '
+        '--workdir, or delete it to start over'
       )
     try:
-      state = flax.serialization.from_state_dict(state, dict(arrays['state']))
+      kept: Any = dict(arrays['state'])
+      state: Any = flax.serialization.from_state_dict(state, kept)
     except (ValueError, KeyError) as error:
       raise ValueError(
         f'the checkpoint of step {step} in {self._workdir} is of another model '
         f'({error}): choose another --workdir'
       ) from error
-    for m, (member, kept) in enumerate(
+    for m, (member, of) in enumerate(
       zip(self.members, metadata['members'], strict=True)
     ):
-      for name, value in kept.items():
+      for name, value in of.items():
         setattr(member, name, value)
       if member.best_score is not None:
         member.best = jax.tree.map(lambda x, m=m: x[m], arrays['best'])
@@ -470,13 +471,12 @@ class _Group:
       if member.best_score is None or score > member.best_score:
         member.best_score, member.best_step = score, step
         member.best = jax.tree.map(lambda x, m=m: x[m], variables)
-    scores = [
-      (row[metric], member.best_score)
-      for row, member in zip(rows, self.members, strict=True)
-      if not member.diverged
-    ]
-    if scores:
-      now, best = np.mean(scores, axis=0)
+    live = [not member.diverged for member in self.members]
+    if any(live):
+      scored = zip(rows, live, strict=True)
+      now = np.mean([row[metric] for row, is_live in scored if is_live])
+      kept = zip(self.members, live, strict=True)
+      best = np.mean([m.best_score or 0.0 for m, is_live in kept if is_live])
       logs.log(
         f'{self.name}: step {step}/{self.plan.num_steps}, {metric} {now:.4f}, '
         f'best {best:.4f}'
