@@ -590,18 +590,20 @@ def test_no_public_data_set(tmp_path):
 _FULL = """
   import resource, sys
   from tfds_dcase import folder
-  data_dir, manual_dir = sys.argv[1:]
-  resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
-  folder.make_builder(data_dir, manual_dir)
+  data_dir, manual_dir, limit = sys.argv[1:]
+  resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+  folder.make_builder(data_dir, manual_dir).download_and_prepare()
 """
 
 
-def test_a_full_disk_is_named_with_the_list_that_was_written(
-  tmp_path, user_dir
-):
+def test_a_full_disk_is_named_with_what_was_written(tmp_path, user_dir):
+  done = python(_FULL, tmp_path / 'data', user_dir, 20_000)
+  assert done.returncode == 1
+  last = done.stderr.strip().splitlines()[-1]
+  assert f'The disk of {tmp_path / "data"} is full' in last
   with (user_dir / 'labels.csv').open('a') as file:
     file.writelines(f'absent{k}.wav,train,0,1\n' for k in range(30))
-  done = python(_FULL, tmp_path / 'data', user_dir)
+  done = python(_FULL, tmp_path / 'data', user_dir, 10)
   assert done.returncode == 1
   path = tmp_path / 'data/unmatched-user.txt'
   assert f'The disk of {path} is full' in done.stderr.strip().splitlines()[-1]
