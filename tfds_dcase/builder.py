@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from tfds_dcase import interrupt
+from tfds_dcase import disk, interrupt
 from tfds_dcase.notes import LOGGER
 
 _INCOMPLETE = 'incomplete.*'  # how TFDS calls what is being prepared
@@ -49,7 +49,15 @@ class BaseBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
   """
 
   def download_and_prepare(self, **options) -> None:
-    """As in TFDS; see there for the options."""
+    """As in TFDS; see there for the options.
+
+    Raises:
+      disk.FullDiskError: no space left; names the folder of data sets.
+    """
+    with disk.full_disk_named(self._data_dir_root):
+      self._prepare_alone(**options)
+
+  def _prepare_alone(self, **options) -> None:
     if self.data_path.exists() or '://' in str(self.data_path):
       super().download_and_prepare(**options)
       return

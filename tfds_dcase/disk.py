@@ -1,12 +1,12 @@
-"""A full disk reported as such, whoever was writing."""
+"""A full disk reported as such, with the path that was written."""
 
 import contextlib
 import errno
 import os
 from collections.abc import Iterator
 
-# The ArrayRecord writer wraps the system's words in a RuntimeError.
-_WORDS = ('No space left', 'File too large', 'quota exceeded')
+# The ArrayRecord writer wraps the system's message in a RuntimeError.
+_MESSAGES = ('No space left', 'File too large', 'quota exceeded')
 _CODES = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
@@ -35,7 +35,7 @@ def full_disk_named(
     raise
   except (OSError, RuntimeError) as error:
     if getattr(error, 'errno', None) not in _CODES and not any(
-      word in str(error) for word in _WORDS
+      word in str(error) for word in _MESSAGES
     ):
       raise
     raise FullDiskError(

@@ -8,6 +8,8 @@ import logging
 import pathlib
 from collections.abc import Sequence
 
+from tfds_dcase import disk
+
 LOGGER = logging.getLogger('tfds_dcase')
 FILE_NAME = 'notes.txt'
 SHOWN = 10  # Names in a line of the log.
@@ -35,5 +37,6 @@ def _printable(name: str) -> str:
 def log_and_keep(what: str, names: Sequence[str], folder) -> None:
   """Logs a note and adds it to the folder that is being prepared."""
   LOGGER.warning('%s', line(what, names, FILE_NAME))
-  with (pathlib.Path(folder) / FILE_NAME).open('a', encoding='utf-8') as file:
+  path = pathlib.Path(folder) / FILE_NAME
+  with disk.full_disk_named(path), path.open('a', encoding='utf-8') as file:
     file.write(listing(what, names))

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from tfds_dcase import audio, builder, files, in_order, notes
+from tfds_dcase import audio, builder, disk, files, in_order, notes
 from tfds_dcase.folder import labels as labels_lib
 from tfds_dcase.urban_scenes import recordings, settings
 
@@ -111,6 +112,7 @@ class Folder(builder.BaseBuilder):
 
   def _shard_iterators_per_split(self, dl_manager):
     del dl_manager
+    self._first_by_sound = {}
     # One shard a split: a generator based builder would need TensorFlow above
     # 1 GB of recordings (3,200 clips).
     return {
@@ -126,6 +128,8 @@ class Folder(builder.BaseBuilder):
       problems += problem
       corrected += done
       if example is not None:
+        problems += (double := self._in_another_split(example, split))
+      if example is not None and not double:
         cut += [example['clip_id']] * (length > NUM_SAMPLES)
         padded += length < NUM_SAMPLES
         yield example['clip_id'], example
@@ -143,6 +147,25 @@ class Folder(builder.BaseBuilder):
     if corrected:
       what = f'{split}: {len(corrected)} corrections of recordings'
       notes.log_and_keep(what, corrected, self.data_path)
+
+  def _in_another_split(self, example, split: str) -> list[str]:
+    """A message where another split has the same sound, in any format.
+
+    Raises:
+      ValueError: the message, with on_bad_recording='stop'.
+    """
+    key = hashlib.sha256(example['audio'].tobytes()).digest()
+    here = example['clip_id'], split
+    other = self._first_by_sound.setdefault(key, here)
+    if other[1] == split:
+      return []
+    message = '{} ({}) has the same sound as {} ({})'.format(*here, *other)
+    if self._config.on_bad_recording == 'stop':
+      raise ValueError(
+        f'{self._config.manual_dir}: {message}. Remove one of them, or '
+        "on_bad_recording='skip' leaves out the first of them"
+      )
+    return [message]
 
   def _example(self, row: int):
     """Of a row: the example or None, problems, corrections, length read."""
@@ -190,8 +213,8 @@ def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
   exists = [f for f in labels.files if os.path.lexists(folder / f)]
   found = sorted({*recordings.find_sound_files(folder), *exists})
   missing, unlabelled = labels_lib.match(labels, found)
-  lines = _say_unmatched(
-    labels_lib.unmatched(missing, unlabelled), folder, data_dir
+  lines = _unmatched_lines(
+    labels_lib.unmatched(missing, unlabelled, folder), folder, data_dir
   )
   if missing and on_bad == 'stop':
     lines = '\n'.join(lines)
@@ -200,12 +223,18 @@ def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
     notes.LOGGER.warning('%s', line)
   labels = labels_lib.without(labels, missing)
   contents = files.digests([folder / f for f in labels.files])
+  content = {
+    f: each if files.size(folder / f) else ''  # empty files are no duplicates
+    for f, each in zip(labels.files, contents, strict=True)
+  }
+  labels = _without_duplicates(labels, content, folder, on_bad)
+  _log_report(labels, folder)
   name = settings.fingerprint(
     labels.tags,
     labels.files,
     labels.splits,
     labels.tags_NC.tolist(),
-    contents,
+    [content[f] for f in labels.files],
     on_bad,
   )
   return FolderConfig(
@@ -217,7 +246,37 @@ def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
   )
 
 
-def _say_unmatched(found, folder, data_dir) -> list[str]:
+def _without_duplicates(labels, content, folder, on_bad):
+  """The labels without recordings that are in another split too.
+
+  Raises:
+    ValueError: for such a recording, with on_bad='stop'.
+  """
+  doubles, contradictory = labels_lib.duplicates(labels, content)
+  for what, messages in (
+    ('recordings are in two splits', doubles),
+    ('recordings are there twice with other tags', contradictory),
+  ):
+    if messages:
+      what = f'{folder}: {len(messages)} {what}'
+      line = notes.line(what, list(messages.values()))
+      if messages is doubles and on_bad == 'stop':
+        raise ValueError(
+          f"{line}. Remove one of each, or on_bad_recording='skip' leaves out "
+          'the one that is later in labels.csv'
+        )
+      notes.LOGGER.warning('%s', line)
+  return labels_lib.without(labels, list(doubles))
+
+
+def _log_report(labels, folder) -> None:
+  line, warnings = labels_lib.report(labels)
+  notes.LOGGER.info('%s: %d recordings, %s', folder, len(labels.files), line)
+  for each in warnings:
+    notes.LOGGER.warning('%s: %s', folder, each)
+
+
+def _unmatched_lines(found, folder, data_dir) -> list[str]:
   """A line for rows without a file and one for files without a row.
 
   Where they are too many for a line, a file in `data_dir` has them all.
@@ -225,8 +284,9 @@ def _say_unmatched(found, folder, data_dir) -> list[str]:
   place = ''
   if data_dir and any(len(names) > notes.SHOWN for names in found.values()):
     place = epath.Path(data_dir) / f'unmatched-{folder.name}.txt'
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(''.join(notes.listing(*each) for each in found.items()))
+    with disk.full_disk_named(place):
+      place.parent.mkdir(parents=True, exist_ok=True)
+      place.write_text(''.join(notes.listing(*each) for each in found.items()))
   return [
     f'{folder}: {notes.line(what, names, str(place))}'
     for what, names in found.items()

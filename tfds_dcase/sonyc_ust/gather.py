@@ -81,12 +81,12 @@ class Store:
 
 @dataclasses.dataclass
 class Report:
-  """What became of the recordings.
+  """Recordings that were skipped, left out or found twice.
 
   Attributes:
     skipped: name to reason, of bad and missing ones.
-    extra: names that the annotations do not know.
-    twice: names met again with the same content.
+    extra: names that the annotations do not have.
+    twice: names of recordings found again with the same content.
     corrected: what was done to recordings, one line each.
   """
 
@@ -142,7 +142,7 @@ class Gatherer:
     self._lock = threading.Lock()
     self._failed = threading.Event()
     # Bounds what is read but not yet decoded, and so the memory.
-    self._room = threading.Semaphore(2 * self.workers)
+    self._free_slots = threading.Semaphore(2 * self.workers)
 
   def run(self, readers: list[Iterable[sources.Recording]]) -> None:
     """Decodes what the readers bring; several readers run at once.
@@ -182,7 +182,7 @@ class Gatherer:
         if self._failed.is_set():
           break
         if self._is_new(recording):
-          self._room.acquire()
+          self._free_slots.acquire()
           tasks.append(decoders.submit(self._decode, recording))
       for task in tasks:
         task.result()
@@ -225,7 +225,7 @@ class Gatherer:
       self._failed.set()
       raise
     finally:
-      self._room.release()
+      self._free_slots.release()
       self._bar.update()
 
   def skip(self, name: str, reason: str) -> None:
@@ -255,7 +255,7 @@ def gather(plan: availability.Plan, gatherer: Gatherer) -> Report:
     gatherer: what is wanted, and what to do with it.
 
   Returns:
-    What was skipped, left out or met twice.
+    What was skipped, left out or found twice.
 
   Raises:
     ValueError: see `Gatherer.run`; recordings missing under 'stop', or none
@@ -268,7 +268,9 @@ def gather(plan: availability.Plan, gatherer: Gatherer) -> Report:
   parts = [names[n :: gatherer.workers] for n in range(gatherer.workers)]
   gatherer.run([_loose(plan, part) for part in parts if part])
   if gatherer.unseen():
-    gatherer.run([sources.from_archive(path) for path in plan.archives])
+    gatherer.run(
+      [sources.from_archive(path, plan.release) for path in plan.archives]
+    )
   missing = gatherer.unseen()
   if missing and not (gatherer.skips and len(missing) < len(wanted)):
     raise ValueError(_missing(plan, wanted, missing))

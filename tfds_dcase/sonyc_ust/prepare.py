@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfds_dcase import annotations as annotations_lib
-from tfds_dcase import download, interrupt, taxonomy
+from tfds_dcase import download, interrupt, tag_counts, taxonomy
 from tfds_dcase import notes as notes_lib
 from tfds_dcase.notes import LOGGER
 from tfds_dcase.sonyc_ust import availability, decode, gather, records
@@ -62,6 +62,7 @@ def prepare(
   notes = _notes(splits, plan)
   for note in notes:
     LOGGER.warning('%s', note)
+  _log_counts(splits)
   plan = _without_unneeded(plan, splits)
 
   stores, wanted, place = {}, {}, {}
@@ -102,13 +103,13 @@ def prepare(
 def check_version(
   annotations: annotations_lib.Annotations, version: str
 ) -> None:
-  """Refuses v1's annotations for v2 and the other way round."""
+  """Raises for v1's annotations of v2's builder and the other way round."""
   found = 'v2' if annotations.extra else 'v1'
   if found != version:
     raise ValueError(
       f'{annotations.path} is an annotations file of {found} '
       f'({"with" if found == "v2" else "without"} year, week, … columns), but '
-      f'sonyc_ust/{version} is asked for. Ask for sonyc_ust/{found}, or put '
+      f'sonyc_ust/{version} was requested. Use sonyc_ust/{found}, or put '
       f'the annotations.csv of Zenodo record {records.release(version).record} '
       'in its place.'
     )
@@ -178,6 +179,15 @@ def _notes(splits, plan) -> list[str]:
         f'the split {split}, tagged by the volunteers.'
       )
   return notes
+
+
+def _log_counts(splits) -> None:
+  count = {
+    split: (clips.coarse == 1).sum(axis=0) for split, clips in splits.items()
+  }
+  LOGGER.info('%s', tag_counts.line(taxonomy.COARSE, count))
+  for warning in tag_counts.warnings(taxonomy.COARSE, count):
+    LOGGER.warning('%s', warning)
 
 
 def _without_unneeded(plan, splits):

@@ -80,7 +80,7 @@ class SonycUst(builder.BaseBuilder):
     split: text, the name of the split.
     sensor_id: int32 [].
     has_truth: bool [], whether the tags are the agreed truth, not a vote.
-    coarse: int8 [8], `taxonomy.COARSE`, 0/1, -1 where nobody labelled it.
+    coarse: int8 [8], `taxonomy.COARSE`, 0/1, -1 where not labelled.
     fine: int8 [23], `taxonomy.FINE`, likewise.
     fine_unknown: int8 [6], `taxonomy.UNKNOWN`, likewise.
     votes: int8 [A, 29], by `taxonomy.FINE_COLUMNS`, likewise.
@@ -272,7 +272,7 @@ def _features(version: str) -> dict:
     'split': tfds.features.Text(),
     'sensor_id': scalar(np.int32),
     'has_truth': scalar(np.bool_),
-    # Tags are 1 / 0, and -1 where nobody labelled them.
+    # Tags are 1 / 0, and -1 where not labelled.
     'coarse': tensor(shape=(len(taxonomy.COARSE),), dtype=np.int8),
     'fine': tensor(shape=(len(taxonomy.FINE),), dtype=np.int8),
     'fine_unknown': tensor(shape=(len(taxonomy.UNKNOWN),), dtype=np.int8),

@@ -51,6 +51,7 @@ def make_config(manual_dir, **given) -> settings.ClipsConfig:
   files = [[r.path, r.size, r.content] for r in listed]
   config.name = f'clips_{settings.fingerprint(settings.values(config), files)}'
   config.description = f'Scenes mixed from recordings of {", ".join(classes)}.'
+  recordings.log_counts(listed, manual_dir)
   config.classes = tuple(classes)
   config.recordings = tuple(listed)
   config.manual_dir = str(pathlib.Path(manual_dir).expanduser().resolve())

@@ -116,7 +116,7 @@ def vote(rng, column: int, snr_db: float, config) -> int | None:
   """Which column an annotator marks for one source, if any.
 
   The chance to notice it rises with its level (a logistic curve, 5 dB wide);
-  what was noticed is at times named as another tag of its coarse class, or as
+  a noticed source is at times marked as another tag of its coarse class, or as
   the class's X.
 
   Args:

@@ -14,7 +14,8 @@ import itertools
 import pathlib
 import re
 
-from tfds_dcase import audio, files
+from tfds_dcase import audio, files, notes, tag_counts
+from tfds_dcase.urban_scenes import class_names
 
 NUM_FOLDS = 5  # of recordings whose names do not say a fold
 SPLIT_BY = ('auto', 'fold', 'hash', 'balanced')
@@ -96,6 +97,7 @@ def list_recordings(manual_dir) -> list[Recording]:
     for p in folder.iterdir()
     if p.is_dir() and not p.name.startswith(('.', '__'))
   )
+  class_names.check(folder, classes)
   sounds = {name: find_sound_files(folder / name) for name in classes}
   if not any(sounds.values()):
     raise ValueError(
@@ -240,6 +242,18 @@ def assign_splits(
   if missing:
     raise ValueError(_say_missing(recordings, fold_N, missing, split_by))
   return result
+
+
+def log_counts(recordings: list[Recording], folder) -> None:
+  """Logs the recordings of each tag by split, and tags that may be one."""
+  tags = sorted({r.tag for r in recordings})
+  tags_NC = [[tag == r.tag for tag in tags] for r in recordings]
+  count = tag_counts.count(tags_NC, [r.split for r in recordings])
+  count = {split: count[split] for split in ('train', 'validate', 'test')}
+  line = tag_counts.line(tags, count, 'recordings')
+  notes.LOGGER.info('%s: %s', folder, line)
+  for each in tag_counts.similar_warnings(tags, count):
+    notes.LOGGER.warning('%s: %s', folder, each)
 
 
 def absent(recordings: list[Recording]) -> list[tuple[str, str]]:

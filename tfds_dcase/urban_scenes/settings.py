@@ -14,7 +14,7 @@ _DERIVED = {'derived': True}
 
 @dataclasses.dataclass(eq=False, kw_only=True, repr=False)
 class ScenesConfig(tfds.core.BuilderConfig):
-  """What both variants share.
+  """The settings of both variants.
 
   Attributes:
     train_scenes: number of scenes of the split; likewise the next two.
@@ -107,7 +107,7 @@ def check_names(given, legal, what: str) -> None:
 
 
 def fingerprint(*parts) -> str:
-  """8 hexadecimal digits of whatever JSON can hold."""
+  """8 hexadecimal digits of values that JSON can hold."""
   text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
   return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -150,7 +150,7 @@ def _as_type(name, value, default):
 
 
 def check_scenes(config) -> None:
-  """Raises for sizes, levels and chances that make no sense."""
+  """Raises for sizes, levels and chances that are out of range."""
   for split in ('train', 'validate', 'test'):
     count = getattr(config, f'{split}_scenes')
     if count < 1:

@@ -81,7 +81,7 @@ class UrbanScenes(builder.BaseBuilder):
   # which it does not require.
   code_path = epath.Path(__file__)
   VERSION = tfds.core.Version('1.0.0')
-  BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS wants this very attribute)
+  BUILDER_CONFIGS = [  # noqa: RUF012 (the name that TFDS expects)
     settings.ProceduralConfig(
       name='procedural', description='Synthesised sources, SONYC taxonomy.'
     ),
@@ -98,34 +98,34 @@ class UrbanScenes(builder.BaseBuilder):
     workers: int | None = None,
     **given,
   ):
-    """Makes a builder; `make_builder` is the same in fewer words.
+    """Makes a builder; `make_builder` is shorter.
 
     Args:
       data_dir: where TFDS keeps data sets.
       config: 'procedural' or 'clips', or a config object.
       version: as in TFDS.
-      file_format: ArrayRecord unless told otherwise.
+      file_format: ArrayRecord by default.
       manual_dir: folder of recordings, for `clips`.
       workers: threads that make scenes, default one a core; the result does
         not depend on it.
       **given: settings, see `settings.ProceduralConfig`.
 
     Raises:
-      ValueError: for settings that are unknown or make no sense.
+      ValueError: for settings that are unknown or out of range.
     """
     self._workers = workers or os.cpu_count() or 1
     if config is None or isinstance(config, str):
       config = make_config(config or 'procedural', manual_dir, **given)
     super().__init__(
       data_dir=data_dir,
-      # TFDS wants its own object, or the name, for a config that it knows.
+      # TFDS expects the name, or its own object, of a config in its list.
       config='procedural' if config.name == 'procedural' else config,
       version=version,
       file_format=file_format,
     )
 
   def _info(self):
-    # What is mixed from a user's recordings is neither SONYC's nor ours.
+    # Citation and licence of SONYC do not apply to a user's recordings.
     own = isinstance(self.builder_config, settings.ClipsConfig)
     return builder.Info(
       builder=self,
@@ -214,7 +214,7 @@ def make_config(variant: str, manual_dir=None, **given):
   """The config of a variant with some settings changed, checked.
 
   Raises:
-    ValueError: for an unknown variant or setting, or a senseless value.
+    ValueError: for an unknown variant or setting, or a value out of range.
   """
   if variant == 'clips':
     return clips.make_config(manual_dir, **given)
@@ -259,7 +259,7 @@ def make_builder(
     A builder; call `download_and_prepare()`, then `as_data_source()`.
 
   Raises:
-    ValueError: for settings that are unknown or make no sense.
+    ValueError: for settings that are unknown or out of range.
   """
   return UrbanScenes(
     data_dir=data_dir,
