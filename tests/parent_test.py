@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-
 from hosts_world import ROOT
 
 CHILD = """
