@@ -5,7 +5,7 @@ from jax._src.clusters import cloud_tpu_cluster, cluster
 
 from iusp_jax.runtime import hosts, peers
 
-# What would tell that this test itself runs in a cluster.
+# Variables of a cluster that this test itself may run in.
 FOREIGN = (
   'JAX_COORDINATOR_PORT',
   'KUBERNETES_SERVICE_HOST',

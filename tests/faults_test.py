@@ -388,7 +388,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(tmp_path, step):
   )
   assert done.returncode == 1, done.stderr
   assert f'{step:08d} could not be written' in done.stderr
-  assert 'the last good one is 1: make room' in done.stderr
+  assert 'the last good one is 1: free some' in done.stderr
   assert checkpoint.steps(tmp_path) == [1]
   restored = checkpoint.restore_newest(tmp_path)
   assert restored is not None

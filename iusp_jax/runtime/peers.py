@@ -1,10 +1,10 @@
 """Processes of one run find each other, and hand on why one of them stopped.
 
-Process 0 listens; the others connect and say who they are. The run begins when
-all are there; after a timeout every process that came is told who is missing.
-The connections stay open: a process that stops by an error sends its message,
-and the others end with it. A process that is killed sends none; JAX's own
-heartbeat ends the others then (see `hosts.py`). Plain TCP and JSON lines,
+Process 0 listens; the others connect and introduce themselves. The run begins
+when all are there; after a timeout every process that came is told who is
+missing. The connections stay open: a process that stops by an error sends its
+message, and the others end with it. A process that is killed sends none; JAX's
+own heartbeat ends the others then (see `hosts.py`). Plain TCP and JSON lines,
 nothing of JAX, whose runtime aborts without naming who is missing.
 """
 
