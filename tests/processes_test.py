@@ -11,7 +11,8 @@ from iusp_jax.runtime import peers, preemption
 slow = pytest.mark.slow
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
+import jax
 from iusp_jax.runtime import devices, hosts, preemption, processes
 
 preemption.listen()
@@ -35,6 +36,9 @@ with preemption.stop_instead_of_errors(), hosts.joined(
       processes.barrier()
     else:
       devices.any_host(False)
+  elif what == 'compile' and own == number:
+    signal.raise_signal(signal.SIGTERM)
+    raise jax.errors.JaxRuntimeError('INTERNAL: ptxas exited with 15')
   elif own == number:  # Prepares data, say.
     while True:
       time.sleep(0.1)
@@ -95,8 +99,8 @@ def test_error_of_one_ends_the_other_with_its_message(number, wait, tmp_path):
 @pytest.mark.parametrize(
   ('signalled', 'busy'),
   [
-    ([1], 0),
     ([0, 1], 0),
+    pytest.param([1], 0, marks=slow),
     pytest.param([0], 0, marks=slow),
     pytest.param([0], 1, marks=slow),
     pytest.param([1], 1, marks=slow),
@@ -119,5 +123,16 @@ def test_request_to_stop_is_noticed_at_work_and_while_waiting(
       assert 'Traceback' not in child.said()
       if not asked:
         assert 'stopped: exit code 75' in child.said()
+  finally:
+    stop(children)
+
+
+def test_error_that_a_request_to_stop_causes_has_its_exit_code(tmp_path):
+  children = start(tmp_path, 'compile', 1)
+  try:
+    assert children[1].wait(60) == preemption.EXIT_CODE, children[1].said()
+    assert 'Traceback' not in children[1].said()
+    assert children[0].wait(60) == peers.EXIT_CODE, children[0].said()
+    assert 'stopped: exit code 75' in children[0].said()
   finally:
     stop(children)
