@@ -82,14 +82,14 @@ def test_files_of_a_run_are_written_and_read(bucket):
 
 def test_metrics_continue(bucket):
   workdir = files.resolve(RUN)
-  metrics = metrics_log.MetricsWriter(workdir, 0)
-  metrics.write(1, {'train/loss': 1.0})
-  metrics.write(2, {'validate/score': 0.5})
+  metrics = metrics_log.MetricsWriter(workdir, [])
+  metrics.write({'step': 1, 'train/loss': 1.0})
+  metrics.write({'step': 2, 'validate/score': 0.5})
   rows = [{'step': 1, 'train/loss': 1.0}, {'step': 2, 'validate/score': 0.5}]
   assert metrics_log.read_metrics(workdir / 'metrics.jsonl') == rows
   metrics.close()
-  metrics = metrics_log.MetricsWriter(workdir, 1)
-  metrics.write(2, {'train/loss': 3.0})
+  metrics = metrics_log.MetricsWriter(workdir, rows[:1])
+  metrics.write({'step': 2, 'train/loss': 3.0})
   metrics.close()
   rows[1] = {'step': 2, 'train/loss': 3.0}
   assert metrics_log.read_metrics(workdir / 'metrics.jsonl') == rows

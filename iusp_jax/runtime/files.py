@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -144,6 +145,16 @@ def read_json(path: pathlib.Path, remedy: str = '') -> Any:
       f'{path}: expected JSON, found {len(content)} bytes that are damaged or '
       f'cut short ({error}); {remedy}'
     ) from error
+
+
+def remove_folder(path: Any) -> None:
+  """Deletes a folder and what is in it, where it is there."""
+  if not processes.is_primary() or not path.exists():
+    return
+  if is_remote(path):
+    path.rmtree()
+  else:
+    shutil.rmtree(path)
 
 
 class Busy(ValueError):

@@ -7,7 +7,7 @@ import pathlib
 import socket
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorboardX
@@ -55,13 +55,13 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
 class MetricsWriter:
   """Appends rows of numbers to metrics.jsonl and to TensorBoard's events."""
 
-  def __init__(self, workdir: pathlib.Path, step: int):
-    """Cuts the file back to the rows up to `step`, then appends."""
+  def __init__(self, workdir: pathlib.Path, rows: Sequence[Mapping[str, Any]]):
+    """Starts with the rows that a checkpoint has, then appends."""
     self._writes = processes.is_primary()
     if not self._writes:
       return
     self._path = workdir / 'metrics.jsonl'
-    rows = [row for row in read_metrics(self._path) if row['step'] <= step]
+    step = int(rows[-1]['step']) if rows else 0
     text = ''.join(map(_line, rows))
     files.write_atomically(self._path, text)
     self._local = self._path
@@ -73,20 +73,19 @@ class MetricsWriter:
     self._file = self._local.open('a')
     self._board = _Events(workdir / 'tensorboard', step)
 
-  def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    """One row; names are like `validate/coarse_micro_auprc`.
+  def write(self, row: Mapping[str, Any]) -> None:
+    """One row: `step`, and numbers like `validate/coarse_micro_auprc`.
 
     Raises:
       OSError: naming the file, where it cannot be written.
     """
     if not self._writes:
       return
-    row = {'step': step, **{k: float(v) for k, v in scalars.items()}}
     with files.named_errors(self._local):
       self._file.write(_line(row))
       self._file.flush()
-    self._board.add(step, scalars)
-    if any(name.startswith('validate/') for name in scalars):
+    self._board.add(row)
+    if any(name.startswith('validate/') for name in row):
       self._publish()  # A checkpoint follows.
 
   def sync(self) -> None:
@@ -127,17 +126,17 @@ class _Events:
     with files.named_errors(self._path):
       self._records = tensorboardX.RecordWriter(str(self._path))
     self._write(file_version='brain.Event:2')
-    if step:
-      start = _EVENT.SessionLog(status=_EVENT.SessionLog.START)
-      self._write(step=step + 1, session_log=start)
+    start = _EVENT.SessionLog(status=_EVENT.SessionLog.START)
+    self._write(step=step + 1, session_log=start)
 
-  def add(self, step: int, scalars: Mapping[str, float]) -> None:
-    """One row."""
+  def add(self, row: Mapping[str, Any]) -> None:
+    """One row, as `MetricsWriter.write` takes it."""
     values = [
       _SUMMARY.Summary.Value(tag=name, simple_value=float(value))
-      for name, value in scalars.items()
+      for name, value in row.items()
+      if name != 'step'
     ]
-    self._write(step=step, summary=_SUMMARY.Summary(value=values))
+    self._write(step=row['step'], summary=_SUMMARY.Summary(value=values))
     if time.monotonic() - self._flushed > _FLUSH_SECONDS:
       self.flush()
 
