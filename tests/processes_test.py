@@ -36,6 +36,11 @@ with preemption.stop_instead_of_errors(), hosts.joined(
       processes.barrier()
     else:
       devices.any_host(False)
+  elif what == 'die' and own == number:
+    time.sleep(100)
+  elif what == 'die':
+    wait = {'barrier': processes.barrier}.get(flags['wait'])
+    wait() if wait else devices.any_host(False)
   elif what == 'compile' and own == number:
     signal.raise_signal(signal.SIGTERM)
     raise jax.errors.JaxRuntimeError('INTERNAL: ptxas exited with 15')
@@ -134,5 +139,29 @@ def test_error_that_a_request_to_stop_causes_has_its_exit_code(tmp_path):
     assert 'Traceback' not in children[1].said()
     assert children[0].wait(60) == peers.EXIT_CODE, children[0].said()
     assert 'stopped: exit code 75' in children[0].said()
+  finally:
+    stop(children)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('wait', ['barrier', 'devices'])
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize('number', [0, 1])
+def test_killed_process_ends_the_other_by_the_heartbeat(
+  number, how, wait, tmp_path
+):
+  """JAX aborts; the computation that fails before prints no error."""
+  children = start(tmp_path, 'die', number, wait=wait)
+  try:
+    time.sleep(1)  # The other one waits.
+    children[number].process.send_signal(how)
+    other = children[1 - number]
+    assert other.wait(30) == -signal.SIGABRT, other.said()  # 134 in a shell.
+    assert 'Terminating process because the JAX' in other.said()
+    assert 'Traceback' not in other.said()
+    if how == signal.SIGKILL and number == 1:
+      # Process 0's end takes JAX's service with it: JAX may be the first.
+      assert 'process 1 (' in other.said()
+      assert 'is gone without a message' in other.said()
   finally:
     stop(children)
