@@ -54,6 +54,8 @@ _OVER = 1.001  # a peak that is as good as full scale
 _SLACK = {'GSM610': 320, 'MPEG_LAYER_III': 1152, 'MPEG_LAYER_II': 1152}
 _LOSSY = ('VORBIS', 'OPUS', 'MPEG')
 _OVERSHOOT = 1.25  # 2 dB: not worth a note
+# What libsndfile logs of formats whose headers are not read here: VOC, WVE.
+_LOGGED_TRUNCATION = re.compile(r'truncated|Data length\D+\d+ should be \d+')
 _EXACT = ('PCM', 'FLOAT', 'DOUBLE', 'ULAW', 'ALAW', 'VORBIS', 'OPUS', 'ALAC')
 
 
@@ -373,8 +375,8 @@ def _opened(name: str, file, size: int) -> Iterator[_Opened]:
 def _target(name: str, file, stream: mpeg.Stream | None) -> Any:
   """What libsndfile is to open: the file itself, or a mended MP3."""
   if stream is not None and stream.first.family[1] == 3:
-    told = stream.exact and stream.declared is not None
-    if not (told and abs(stream.frames - (stream.declared or 0)) <= 1):
+    counted = stream.exact and stream.declared is not None
+    if not (counted and abs(stream.frames - (stream.declared or 0)) <= 1):
       head = mpeg.info_frame(stream)
       return io.BufferedReader(
         _Joined(head, file, stream.start, stream.end), 1 << 16
@@ -413,8 +415,7 @@ def _with_length(name: str, sound, header: sound_header.Header) -> _Opened:
       f'holds {stream.samples / rate:.2f} s in MPEG frames, of which only '
       f'{frames / rate:.2f} s can be decoded; convert it to WAV or FLAC',
     )
-  log = sound.extra_info
-  if re.search(r'truncated|Data length\D+\d+ should be \d+', log):
+  if header.declared is None and _LOGGED_TRUNCATION.search(sound.extra_info):
     raise BadRecordingError(
       name,
       f'truncated: it ends after {frames / rate:.2f} s, sooner than its header '
@@ -492,8 +493,8 @@ def _judge(opened: _Opened, levels: _Levels, min_seconds, notes) -> _Treatment:
   Raises:
     BadRecordingError: too short, not finite, or scaled like integers.
   """
-  told, name, length = list(opened.notes), opened.name, levels.length
-  because = f' ({"; ".join(told)})' if told else ''
+  found, name, length = list(opened.notes), opened.name, levels.length
+  because = f' ({"; ".join(found)})' if found else ''
   if length == 0:
     raise BadRecordingError(
       name, f'holds no samples{because}; record it anew or remove it'
@@ -510,9 +511,9 @@ def _judge(opened: _Opened, levels: _Levels, min_seconds, notes) -> _Treatment:
       f'{levels.not_finite} of {length} samples are NaN or infinite; '
       'export it again',
     )
-  channel = _channel(levels, told)
+  channel = _channel(levels, found)
   column = -1 if channel is None else channel
-  offset = _offset(levels, column, told)
+  offset = _offset(levels, column, found)
   peak = max(levels.high_H[column] - offset, offset - levels.low_H[column])
   if peak > MAX_PEAK:
     raise BadRecordingError(
@@ -525,13 +526,13 @@ def _judge(opened: _Opened, levels: _Levels, min_seconds, notes) -> _Treatment:
   # Decoders of lossy formats go a little over full scale all the time.
   lossy = opened.file.subtype.startswith(_LOSSY)
   if gain != 1 and not (lossy and peak < _OVERSHOOT):
-    told.append(f'its peak of {peak:.4g} was scaled down to 1')
+    found.append(f'its peak of {peak:.4g} was scaled down to 1')
   if notes is not None:
-    notes += told
+    notes += found
   return _Treatment(channel, offset, gain)
 
 
-def _channel(levels: _Levels, told: list[str]) -> int | None:
+def _channel(levels: _Levels, found: list[str]) -> int | None:
   """The channel to take; None for the mean of all."""
   power_H = levels.power_H
   if len(power_H) == 1:
@@ -540,19 +541,19 @@ def _channel(levels: _Levels, told: list[str]) -> int | None:
   if mix >= _CANCELLED * power_H[best] or np.sqrt(power_H[best]) < 1 / 32768:
     return None
   below = '' if mix <= 0 else f' {10 * np.log10(power_H[best] / mix):.0f} dB'
-  told.append(
+  found.append(
     f'the mix of its channels lies{below} below channel {best + 1}, which was '
     'taken instead'
   )
   return best
 
 
-def _offset(levels: _Levels, column: int, told: list[str]) -> float:
+def _offset(levels: _Levels, column: int, found: list[str]) -> float:
   """The constant to take off: 0, or the mean where that is large."""
   mean, power = levels.mean_H[column], levels.power_H[column]
   if abs(mean) <= max(_OFFSET * np.sqrt(power), 1 / 32768):
     return 0.0
-  told.append(f'a constant offset of {mean:.3g} was removed')
+  found.append(f'a constant offset of {mean:.3g} was removed')
   return float(mean)
 
 

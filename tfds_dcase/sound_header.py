@@ -18,11 +18,10 @@ from tfds_dcase import mpeg
 _UNKNOWN_FROM = 0x7FFF0000
 _MPEG_TAGS = (0x50, 0x55)  # format tags of MPEG in a WAV
 _MOST_CHUNKS = 10_000  # a damaged header is not followed for ever
-_NEVER_FINISHED = (
-  'its header was never finished: it gives {size} bytes of sound, but {found} '
-  'follow. All sound may be there; repair it with `sox --ignore-length IN OUT`'
-  ' or `ffmpeg -ignore_length 1 -i IN OUT`'
+_REPAIR_WAV = (
+  '`sox --ignore-length IN OUT` or `ffmpeg -ignore_length 1 -i IN OUT`'
 )
+_REPAIR = '`ffmpeg -i IN OUT`, or in an editor that imports raw data'
 
 
 class Header(NamedTuple):
@@ -91,10 +90,12 @@ def _sized(size: int, found: int) -> Header:
   return Header(size, min(size, found))
 
 
-def _never_finished(size: int, found: int) -> Header:
-  return Header(
-    None, found, problem=_NEVER_FINISHED.format(size=size, found=found)
+def _never_finished(size: int, found: int, repair: str = _REPAIR) -> Header:
+  problem = (
+    f'its header was never finished: it gives {size} bytes of sound, but '
+    f'{found} follow. All sound may be there; repair it with {repair}'
   )
+  return Header(None, found, problem=problem)
 
 
 def _looks_like_chunk(head: bytes, endian: str, left: int) -> bool:
@@ -142,7 +143,7 @@ def _riff_data(file, position, length, left, tag, endian) -> Header:
   if length == 0 and left > 0:
     file.seek(position)
     if not _looks_like_chunk(file.read(8), endian, left):
-      return _never_finished(length, left)
+      return _never_finished(length, left, _REPAIR_WAV)
   return _sized(length, left)
 
 
@@ -205,7 +206,9 @@ def _caf(file, start: int, size: int) -> Header:
     (length,) = struct.unpack('>q', head[4:])
     found = size - position - 12
     if head[:4] == b'data':
-      return _sized(length if length >= 0 else 1 << 62, found)
+      if length < 0:  # legal, but libsndfile refuses it
+        return _never_finished(length, found)
+      return _sized(length, found)
     position += 12 + max(0, length)
   return Header()
 

@@ -151,13 +151,13 @@ def excerpt(path, notes: list[str] | None = None) -> np.ndarray:
   Raises:
     audio.BadRecordingError: as in `audio.read`.
   """
-  rate, told = mixer.SAMPLE_RATE, []
-  wave_S = audio.read(path, rate, max_seconds=_KEPT_SECONDS + 0.1, notes=told)
+  rate, found = mixer.SAMPLE_RATE, []
+  wave_S = audio.read(path, rate, max_seconds=_KEPT_SECONDS + 0.1, notes=found)
   if len(wave_S) > _KEPT_SECONDS * rate:
-    told = []
+    found = []
     energies = [
       _energy(block_S)
-      for block_S in audio.blocks(path, rate, block_seconds=1, notes=told)
+      for block_S in audio.blocks(path, rate, block_seconds=1, notes=found)
     ]
     start = _loudest(energies)
     end, kept = start + _KEPT_SECONDS, []
@@ -167,11 +167,11 @@ def excerpt(path, notes: list[str] | None = None) -> np.ndarray:
       if second + 1 == end:
         break
     wave_S = np.concatenate(kept)
-    told.append(
+    found.append(
       f'of {len(energies)} s the loudest are used, {start} to {end} s'
     )
   if notes is not None:
-    notes += told
+    notes += found
   return wave_S
 
 
