@@ -27,7 +27,7 @@ from iusp_jax.experiment.grid import Cell
 from iusp_jax.experiment.world import World, repetitiveness
 from iusp_jax.models import tagger
 from iusp_jax.reporting import similarity_plot
-from iusp_jax.reporting.table import plots, records, tables
+from iusp_jax.reporting.table import objectives, plots, tables
 from iusp_jax.runtime import devices, files, logs
 
 PANELS = 'similarities.npz'
@@ -185,12 +185,21 @@ def keep_similarities(world: World, workdir: pathlib.Path) -> None:
 def _drawn(config: Any, rotation, workdir) -> dict[str, pathlib.Path]:
   """By objective, the runs whose similarities are drawn, as far as ready."""
   table, found = config['table'], {}
-  for name in table['objectives']:
+  student = table['students'][0]
+  weights = {
+    name: {
+      field.removesuffix('_weight'): value
+      for field, value in table['weights'][student][name].items()
+    }
+    for name in table['objectives']
+  }
+  for name, objective in objectives.from_weights(weights).items():
     cell = Cell(rotation, table['students'][0], name, table['first_seed'])
     folder = grid.folder(workdir, cell)
     # Another shard may be writing it; one that diverged has no checkpoints.
     ready = grid.done(workdir, cell) and (folder / 'checkpoints').exists()
-    if name in ('baseline', *records.SIMILARITIES) and ready:
+    shown = name == objectives.BASELINE or objective.compares_similarities
+    if shown and ready:
       found[name] = folder
   return found
 
@@ -200,7 +209,7 @@ def _has_similarities(config: Any, rotation, workdir) -> bool:
   path = workdir / PANELS
   if not path.exists():
     return False
-  panels = similarity_plot.from_bytes(path.read_bytes())
+  panels = similarity_plot.read(path)
   return {*_drawn(config, rotation, workdir)} <= {*panels[0].similarity}
 
 
@@ -307,40 +316,35 @@ def report(paths: Sequence[pathlib.Path], place: pathlib.Path | None) -> None:
     files.write_atomically(place / 'cells.json', text)
     logs.log(tables.write(found, place))
     for name in [
-      *_draw_similarities(paths, place),
+      *_draw_similarities(paths, place, objectives.of_table(found)),
       *plots.draw(found, place),
     ]:
       logs.log(f'Picture: {place / name}')
     logs.log(f'Table: {place}/table.md, table.csv, table.json; cells.json')
 
 
-def _draw_similarities(paths, place) -> list[str]:
+def _draw_similarities(paths, place, named) -> list[str]:
   """Of the parts that drew what the first one did; a `cells.json` has none.
 
   Shards have different objectives of one student's runs. Other students,
   seeds and rotations (whose clips may have the same names) are left out.
   """
-  clips: dict[str, similarity_plot.SimilarityPanel] = {}
-  runs = ''
+  parts, runs = [], ''
   for path in paths:
     if not (path / PANELS).is_file():
       continue
-    found = similarity_plot.from_bytes((path / PANELS).read_bytes())
-    if not clips:
-      clips, runs = {clip.title: clip for clip in found}, found[0].runs
-    elif found[0].runs != runs:
+    found = similarity_plot.read(path / PANELS)
+    runs = runs or found[0].runs
+    if found[0].runs == runs:
+      parts.append(found)
+    else:
       logs.log(
         f'similarities.png is of {runs}; left out: {found[0].runs} of {path}'
       )
-      continue
-    for clip in found:
-      if known := clips.get(clip.title):
-        joined = {**clip.similarity, **known.similarity}
-        names = ['teacher', *records.OBJECTIVES]
-        joined = {name: joined[name] for name in names if name in joined}
-        clips[clip.title] = dataclasses.replace(known, similarity=joined)
-  if not clips:
+  if not parts:
     return []
-  panels = list(clips.values())
-  similarity_plot.plot_similarities(panels, place / 'similarities.png')
+  panels = similarity_plot.merge(parts, ['teacher', *named])
+  titles = {name: objective.title for name, objective in named.items()}
+  path = place / 'similarities.png'
+  similarity_plot.plot_similarities(panels, path, titles)
   return ['similarities.png']

@@ -1,44 +1,19 @@
-"""The cells of the paper's table: which there are, in which order, and checked.
+"""The records of a table's cells: which there are, and whether they are valid.
 
 A cell is one run; a pair is (rotation, seed), which all objectives share: the
-same clips, batches and first weights.
+same clips, batches and initial values.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-# Titles, in the order of a table.
-OBJECTIVES = {
-  'baseline': 'no KD',
-  'kd': 'KD',
-  'sp': 'SP',
-  'iusp': 'IUSP',
-  'iusp_sp': 'IUSP + SP',
-  'iusp_centred': 'centred IUSP',
-}
-# Those of one term that compares similarities, for the pictures about them.
-SIMILARITIES = ('sp', 'iusp', 'iusp_centred')
 STATUSES = ('done', 'diverged', 'missing')
-METRICS = ('micro_auprc', 'macro_auprc', 'map', 'lwlrap')
-POOLED = 'all students'
 KEY = ('rotation', 'student', 'objective', 'seed', 'status')
 
 # By student and objective, by pair: the cells that are done.
 Done = Mapping[tuple[str, str], Mapping[tuple[str, Any], Mapping[str, Any]]]
-
-
-def title(objective: str) -> str:
-  """How an objective is called in a table."""
-  return OBJECTIVES.get(objective, objective)
-
-
-def objectives(table: Mapping[str, Any]) -> list[str]:
-  """The objectives of the cells in the order of a table, unknown ones last."""
-  found = {cell['objective'] for cell in table['cells']}
-  rank = {name: i for i, name in enumerate(OBJECTIVES)}
-  return sorted(found, key=lambda name: (rank.get(name, len(rank)), name))
 
 
 def students(table: Mapping[str, Any]) -> list[str]:
@@ -53,20 +28,13 @@ def rotations(table: Mapping[str, Any]) -> list[str]:
 
 def done(table: Mapping[str, Any]) -> Done:
   """The finished cells: by (student, objective), by (rotation, seed)."""
-  found = {(s, o): {} for s in students(table) for o in objectives(table)}
+  names = dict.fromkeys(cell['objective'] for cell in table['cells'])
+  found: dict = {(s, o): {} for s in students(table) for o in names}
   for cell in table['cells']:
     if cell['status'] == 'done':
       key = cell['student'], cell['objective']
       found[key][cell['rotation'], cell['seed']] = cell
   return found
-
-
-def comparisons(names: Sequence[str]) -> list[tuple[str, str]]:
-  """(own, other) of the differences that a table shows."""
-  wanted = [(name, 'baseline') for name in names if name != 'baseline']
-  wanted += [('iusp', 'sp'), ('iusp', 'kd')]
-  wanted += [('iusp_centred', 'iusp'), ('iusp_centred', 'kd')]
-  return [pair for pair in wanted if {*pair} <= {*names}]
 
 
 def check(table: Mapping[str, Any]) -> None:
