@@ -34,34 +34,136 @@ def results():
 class TestScoreTable:
   def test_rows_and_numbers(self):
     lines = formatting.score_table(results()).splitlines()
-    assert [line[:12].strip() for line in lines[2:]] == [
-      'teacher best',
-      'student best',
-      'student last',
+    assert lines[0].split() == [
+      'micro-AUPRC', 'macro-AUPRC', 'micro-F1', 'mAP', 'lwlrap',
+    ]  # fmt: skip
+    assert [line[:29].split() for line in lines[1:6]] == [
+      ['teacher', 'best', 'test', 'coarse'],
+      ['student', 'best', 'validate', 'coarse'],
+      ['validate', 'fine'],
+      ['student', 'last', 'validate', 'coarse'],
+      ['test', 'coarse'],
     ]
-    assert lines[3].split() == [
-      *('student', 'best', '0.751', '[0.710,', '0.790]', '0.500', '0.600'),
-      *('0.550', '0.800', '0.700', '-', '83.8k', '12.3M'),
+    assert lines[1].split()[4:] == ['undefined', '-', '-', '-', '-']
+    assert lines[2].split()[4:] == [
+      '.751', '[.710,', '.790]', '.500', '.600', '.550', '.800',
+    ]  # fmt: skip
+    assert lines[6:] == [
+      'teacher: 3.49M parameters, - MACs a clip',
+      'student: 83.8k parameters, 12.3M MACs a clip',
     ]
-    assert lines[2].split()[-3:] == ['undefined', '3.49M', '-']
-    heads = ['validate coarse', 'validate fine', 'test coarse']
-    places = [lines[0].index(head) for head in heads]
-    assert places == sorted(places)
 
-  def test_columns_line_up(self):
-    lines = formatting.score_table(results()).splitlines()
-    assert len({len(line) for line in lines[1:]}) == 1
+  def test_fits_a_terminal_and_lines_up(self):
+    full = dict.fromkeys(formatting.SCORES, 0.5) | {
+      'micro_auprc_ci': [0.4, 0.6], 'macro_auprc_ci': [0.4, 0.6],
+    }  # fmt: skip
+    splits = {s: {'coarse': full, 'fine': full} for s in ('validate', 'test')}
+    model = {'best': splits, 'last': splits, 'parameters': 1, 'macs': 1}
+    text = formatting.score_table({'teacher': model, 'student': model})
+    assert len({len(line) for line in text.splitlines()[:-2]}) == 1
+    assert max(map(len, text.splitlines())) <= 100
 
   def test_no_column_that_all_lack(self):
     table = formatting.score_table(
       {'student': {'last': {'test': {'coarse': {'micro_auprc': 0.1}}}}}
     )
     assert table.split() == [
-      *('test', 'coarse', 'micro-AUPRC', 'student', 'last', '0.100'),
+      *('micro-AUPRC', 'student', 'last', 'test', 'coarse', '.100'),
     ]
 
+  @pytest.mark.parametrize('value', [None, math.nan])
+  def test_what_cannot_be_scored_is_undefined(self, value):
+    scores = {'micro_auprc': value, 'micro_auprc_ci': None, 'map': value}
+    table = formatting.score_table(
+      {'a': {'best': {'test': {'coarse': scores}}}}
+    )
+    assert table.split()[-2:] == ['undefined', 'undefined']
+
   def test_nothing(self):
-    assert formatting.score_table({}).strip() == ''
+    assert formatting.score_table({}) == ''
+    assert formatting.score_table({'config': {'seed': 1}, 'seed': 1}) == ''
+
+
+MODELS = {
+  'teacher': {'micro_auprc': 0.622, 'micro_auprc_ci': [0.567, 0.674]},
+  'student, no KD': {'micro_auprc': 0.6, 'micro_auprc_ci': [0.55, 0.64]},
+  'student, IUSP': {'micro_auprc': 0.605, 'micro_auprc_ci': [0.552, 0.659]},
+}
+DIFFERENCE = {
+  'difference': 0.005, 'low': -0.012, 'high': 0.023, 'num_clips': 160,
+}  # fmt: skip
+
+
+class TestComparison:
+  def test_what_a_run_ends_with(self):
+    text = formatting.comparison(MODELS, DIFFERENCE, 'docs/x.md')
+    lines = text.splitlines()
+    assert [line.split() for line in lines[1:5]] == [
+      ['teacher', '.622', '[.567,', '.674]'],
+      ['student,', 'no', 'KD', '.600', '[.550,', '.640]'],
+      ['student,', 'IUSP', '.605', '[.552,', '.659]'],
+      ['difference', 'of', 'the', 'last', 'two', '+.005', '[−.012,', '+.023]'],
+    ]
+    assert '160 test clips' in text
+    assert 'one seed, which decides nothing' in text
+    assert lines[-1].endswith(' docs/x.md')
+    assert max(map(len, lines)) <= 100
+
+  def test_without_positives(self):
+    models = {name: {'micro_auprc': None} for name in MODELS}
+    nothing = DIFFERENCE | dict.fromkeys(('difference', 'low', 'high'))
+    text = formatting.comparison(models, nothing, 'docs/x.md')
+    assert text.count('undefined') == 3
+    assert 'last two                 -' in text
+
+
+class TestAlign:
+  lines = (('', 'a', 'bb', 'word'), ('name', '1.5', '2', 'x'))
+
+  def test_the_first_is_left_and_numbers_right(self):
+    assert formatting.align(self.lines, left=(0, 3)) == (
+      '        a  bb  word\nname  1.5   2  x\n'
+    )
+
+  @pytest.mark.parametrize('width', range(1, 25))
+  def test_narrow_text_has_every_cell_once(self, width):
+    text = formatting.align(self.lines, width=width)
+    for cell in ('1.5', '2', 'x', 'a', 'bb', 'word'):
+      assert text.split().count(cell) == 1
+    if width >= 10:  # Of the names and the widest column.
+      assert max(map(len, text.splitlines())) <= width
+    assert text.count('name') == text.count('\n\n') + 1
+
+
+@pytest.mark.parametrize(
+  ('function', 'value', 'text'),
+  [
+    (formatting.decimal, 0.5124, '.512'),
+    (formatting.decimal, -0.5126, '−.513'),
+    (formatting.decimal, 1.0, '1.000'),
+    (formatting.decimal, None, '-'),
+    (formatting.signed, 0.012, '+.012'),
+    (formatting.signed, -0.012, '−.012'),
+    (formatting.signed, None, '-'),
+    (formatting.p_value, 0.00099, '<.001'),
+    (formatting.p_value, 0.001, '.001'),
+    (formatting.p_value, 0.0, '<.001'),
+    (formatting.p_value, 1.0, '1.000'),
+    (formatting.percent, 0.271, '+27 %'),
+    (formatting.percent, -0.05, '−5 %'),
+    (formatting.percent, math.inf, '+∞'),
+    (formatting.percent, -math.inf, '−∞'),
+    (formatting.percent, None, '-'),
+    (formatting.mean_sd, {'mean': 0.5, 'sd': 0.01}, '.500 ± .010'),
+    (formatting.mean_sd, {'mean': 0.5, 'sd': None}, '.500'),
+    (formatting.mean_sd, None, '-'),
+    (formatting.number, 0.5, '0.5000'),
+    (formatting.number, math.nan, 'undefined'),
+    (formatting.number, None, '-'),
+  ],
+)
+def test_numbers(function, value, text):
+  assert function(value) == text
 
 
 @pytest.mark.parametrize(

@@ -232,10 +232,6 @@ class TestRows:
       assert line[0] == 'KD − no KD'
       assert line[-2:] == [text, text]
 
-  def test_an_unbounded_ratio_is_shown_as_one(self):
-    assert formatting.percent(math.inf) == '+∞'
-    assert formatting.percent(-0.05) == '−5 %'
-
 
 class TestFiles:
   def test_all_are_written(self, table, tmp_path):
@@ -333,6 +329,24 @@ class TestFiles:
     page = (tmp_path / 'table.md').read_text()
     assert 'intervals are over seeds alone' in page
 
+  def test_without_positives_there_are_no_scores(self, tmp_path):
+    """Neither of some resamples, nor of a whole student."""
+    table = table_fakes.table(students=TWO, seeds=(1, 2, 3))
+    for cell in table['cells']:
+      cell['resampled'][7] = None
+      if cell['student'] == 'cnn_8':
+        cell['test'] |= dict.fromkeys(('micro_auprc', 'macro_auprc', 'map'))
+        cell['test']['class_auprc'] = [None] * len(table['tags'])
+        cell['resampled'] = [None] * 50
+    text = tables.write(table, tmp_path)
+    found = json.loads((tmp_path / 'table.json').read_text())
+    pooled = [r for r in found['differences'] if r['group'] == rows.POOLED]
+    assert {row['student'] for row in pooled} == {'1 of 2 students'}
+    assert {row['resamples'] for row in found['differences']} == {49}
+    (line,) = [one for one in text.splitlines() if one.startswith('cnn_8')][:1]
+    assert line.split()[3:] == ['-'] * 5
+    assert 'NaN' not in (tmp_path / 'table.json').read_text()
+
   def test_infinity_is_no_json(self):
     values = {
       'a': math.inf,
@@ -352,7 +366,7 @@ class TestBadInput:
       (lambda t: t['cells'][2].pop('seed'), r"\[2\] has no field 'seed'"),
       (lambda t: t['cells'][1].update(status='ok'), "'status'.* is 'ok'"),
       (lambda t: t['cells'].append(t['cells'][0]), 'one cell of each'),
-      (lambda t: t['cells'][0].pop('test'), r"\['micro_auprc'\] is None"),
+      (lambda t: t['cells'][0].pop('test'), "'test'.* has no 'micro_auprc'"),
       (
         lambda t: t['cells'][0]['test'].update(micro_auprc=math.nan),
         r"\['test'\]\['micro_auprc'\] is nan",
@@ -362,7 +376,7 @@ class TestBadInput:
         "class_auprc.* has 1 scores for 8",
       ),
       (lambda t: t['cells'][3].update(resampled=[0.5]), 'as many resamples'),
-      (lambda t: t['cells'][3].update(resampled=['x']), "'resampled'.*finite"),
+      (lambda t: t['cells'][3].update(resampled=['x']), r"\[0\] is 'x'; "),
     ],
   )  # fmt: skip
   def test_the_field_is_named_and_nothing_written(

@@ -67,10 +67,11 @@ def figure(
     canvas = backend_agg.FigureCanvasAgg(page)
     yield page
     content, missing = _render(canvas)
-    if missing and (fonts := _fonts_with(missing)):
+    if missing:
+      fonts, missing = _fonts_with(missing)
       for text in page.findobj(Text):
         cast(Any, text).set_fontfamily([_STYLE['font.family'], *fonts])
-      content, missing = _render(canvas)
+      content, _ = _render(canvas)
   files.write_atomically(target, content)
   _log_missing(missing, target)
 
@@ -91,8 +92,8 @@ def _render(canvas) -> tuple[bytes, set[str]]:
   return content.getvalue(), missing
 
 
-def _fonts_with(characters: set[str]) -> list[str]:
-  """Names of installed fonts that have some of the characters."""
+def _fonts_with(characters: set[str]) -> tuple[list[str], set[str]]:
+  """Installed fonts that have some of the characters; those that none has."""
   from matplotlib import font_manager, ft2font
 
   found, left = [], {ord(character) for character in characters}
@@ -106,7 +107,7 @@ def _fonts_with(characters: set[str]) -> list[str]:
     if own:
       found.append(entry.name)
       left -= own
-  return found
+  return found, {chr(code) for code in left}
 
 
 def _log_missing(characters: set[str], target: Any) -> None:

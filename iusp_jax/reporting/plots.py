@@ -127,7 +127,7 @@ def _draw_term(axes, name, step_N, value_N) -> None:
     low, high = np.quantile(known, [0.005, 0.995])
     if low > 0 and np.nanmax(smooth_N) > 20 * np.nanmin(smooth_N):
       axes.set_yscale('log')
-      axes.yaxis.set_major_formatter(ticker.LogFormatter())
+      axes.yaxis.set_major_formatter('{x:g}')
       axes.yaxis.set_minor_formatter(ticker.NullFormatter())
     elif high > low:  # One spike shall not flatten the rest.
       axes.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
@@ -229,6 +229,10 @@ def _tag_table(models, support) -> str:
     lines.append(
       [tag, f'{positives}', *map(formatting.number, values_MC[:, c])]
     )
+  known = [value_C[np.isfinite(value_C)] for value_C in values_MC]
+  means = [value.mean() if len(value) else math.nan for value in known]
+  rule = 'mean over the tags with positives'
+  lines.append([rule, '', *map(formatting.number, means)])
   return formatting.align(lines)
 
 

@@ -142,9 +142,8 @@ def clip_difference(
 ) -> dict[str, Any]:
   """How much more one model scores than another on the same clips.
 
-  The interval says how far the difference in micro-AUPRC of these two models
-  could be elsewhere on other clips: each resample draws the clips once for
-  both. It says nothing about other seeds.
+  The interval of the difference in micro-AUPRC is over other test clips, drawn
+  once for both models; it says nothing about other seeds.
 
   Args:
     truth: [N, C], as for `metrics.score`.
@@ -155,29 +154,31 @@ def clip_difference(
 
   Returns:
     `difference`, `low` and `high` (the 2.5 and 97.5 % quantiles, None without
-    resamples), `resamples` and `num_clips`: plain numbers.
+    resamples), `resamples` and `num_clips`: plain numbers; None also where no
+    clip has a tag, and nothing can be scored.
 
   Raises:
     ValueError: as `metrics.score`.
   """
-  own_score, other_score = (
+  found = {'resamples': resamples, 'num_clips': len(truth)}
+  found |= dict.fromkeys(('difference', 'low', 'high'))
+  both = [
     metrics.score(truth, scores, level)['micro_auprc']
     for scores in (own, other)
-  )
-  low, high = None, None
+  ]
+  if None in both:
+    return found
+  found['difference'] = both[0] - both[1]
   if resamples:
     own_R, other_R = (
       metrics.resample(truth, scores, level, resamples)['micro_auprc']
       for scores in (own, other)
     )
-    low, high = _interval(own_R - other_R)
-  return {
-    'difference': own_score - other_score,
-    'low': low,
-    'high': high,
-    'resamples': resamples,
-    'num_clips': len(truth),
-  }
+    drawn_R = own_R - other_R
+    drawn_R = drawn_R[np.isfinite(drawn_R)]  # NaN of one without positives.
+    if len(drawn_R):
+      found['low'], found['high'] = _interval(drawn_R)
+  return found
 
 
 def gain_ratio(

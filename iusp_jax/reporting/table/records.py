@@ -4,10 +4,10 @@ A cell is one run; a pair is (rotation, seed), which all objectives share: the
 same clips, batches and initial values.
 """
 
+import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 STATUSES = ('done', 'diverged', 'missing')
 KEY = ('rotation', 'student', 'objective', 'seed', 'status')
@@ -65,12 +65,18 @@ def check(table: Mapping[str, Any]) -> None:
 
 
 def _check_scores(name, cell, num_tags: int, sizes) -> None:
-  """Of a finished cell; `sizes` keeps how many resamples there were so far."""
+  """Of a finished cell; `sizes` keeps how many resamples there were so far.
+
+  Scores are None where the clips, or those of a resample, have no positives.
+  """
   test = cell.get('test') or {}
-  _check_numbers(f"{name}['test']['micro_auprc']", test.get('micro_auprc'))
+  if 'micro_auprc' not in test:
+    raise ValueError(f"{name}['test'] has no 'micro_auprc'; expected a score.")
+  _check_number(f"{name}['test']['micro_auprc']", test['micro_auprc'])
   resampled = cell.get('resampled') or []
+  for i, value in enumerate(resampled):
+    _check_number(f"{name}['resampled'][{i}]", value)
   if resampled:
-    _check_numbers(f"{name}['resampled']", resampled)
     sizes.setdefault(len(resampled), name)
   if len(sizes) > 1:
     found = ', '.join(
@@ -85,12 +91,7 @@ def _check_scores(name, cell, num_tags: int, sizes) -> None:
     )
 
 
-def _check_numbers(name, values) -> None:
-  try:
-    fine = bool(np.isfinite(np.asarray(values, np.float64)).all())
-  except (TypeError, ValueError):
-    fine = False
-  if not fine or values is None:
-    text = repr(values)
-    text = text if len(text) < 60 else f'{text[:57]}...'
-    raise ValueError(f'{name} is {text}; expected finite numbers.')
+def _check_number(name, value) -> None:
+  number = isinstance(value, numbers.Real) and math.isfinite(value)
+  if value is not None and not number:
+    raise ValueError(f'{name} is {value!r}; expected a finite number or None.')

@@ -170,7 +170,8 @@ def matched(
     return None
   size = min(len(run[p]) for run in every for p in pairs)
   values = [[[run[p][:size] for p in pairs] for run in of] for of in runs]
-  return np.mean(values, axis=0), [rotation for rotation, _ in pairs], len(runs)
+  mean_KSL = np.mean(np.array(values, np.float64), axis=0)
+  return mean_KSL, [rotation for rotation, _ in pairs], len(runs)
 
 
 def difference(found: tuple[np.ndarray, list[str], int]) -> Row:
@@ -187,13 +188,16 @@ def difference(found: tuple[np.ndarray, list[str], int]) -> Row:
 
 def _arguments(runs_KSL: np.ndarray) -> list:
   """Scores `[S]` and resamples `[S, R]` of K objectives for `statistics`."""
+  # A resample without positives has no score.
+  runs_KSL = runs_KSL[..., np.isfinite(runs_KSL).all(axis=(0, 1))]
   whole = runs_KSL.shape[2] > 1
   resampled = [run_SL[:, 1:] if whole else None for run_SL in runs_KSL]
   return [*runs_KSL[:, :, 0], *resampled]
 
 
-def _micro(cell: Mapping[str, Any]) -> list[float]:
-  return [cell['test']['micro_auprc'], *(cell.get('resampled') or [])]
+def _micro(cell: Mapping[str, Any]) -> list[float] | None:
+  score = cell['test']['micro_auprc']
+  return None if score is None else [score, *(cell.get('resampled') or [])]
 
 
 def _groups(table) -> list[tuple[str, list[str]]]:
@@ -239,7 +243,7 @@ def _scores(table, done, objectives) -> Section:
 
   def text(score):
     """Mean ± sd, and how many cells are done if not all."""
-    found = mean_sd(score if score['done'] else None)
+    found = mean_sd(score if score.get('n') else None)
     counted = f'{score["done"]}/{score["expected"]}'
     return found if score['done'] == score['expected'] else f'{found} {counted}'
 
