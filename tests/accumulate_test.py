@@ -116,7 +116,7 @@ def test_batch_norm_takes_each_part_by_itself():
   _, state = states(2, 1, plain=False, num_steps=1)
   batch = next(datasets.train_stream(fake().splits['train'], 8, 5))
   model = tagger.build(recipe(TINY, bands=8), len(fake().tags))
-  mel_BTF = np.asarray(tagger.hear(model, batch['wave']))
+  mel_BTF = np.asarray(tagger.log_mel(model, batch['wave']))
   expected = np.zeros(8)
   for part in (mel_BTF[::2], mel_BTF[1::2]):
     expected = 0.9 * expected + 0.1 * part.mean((0, 1))
@@ -178,7 +178,7 @@ def test_bfloat16_keeps_what_must_be_exact_in_float32(architecture):
   wave_BS = np.stack(
     [fake().splits['train'].source[k]['audio'] for k in (0, 1)]
   )
-  mel_BTF = tagger.hear(model, wave_BS)
+  mel_BTF = tagger.log_mel(model, wave_BS)
   output, updates = model.module.apply(
     variables, mel_BTF, train=True, mutable=['batch_stats']
   )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from iusp_jax.audio import augment
 from iusp_jax.audio.augment import SpecAugmentConfig
@@ -146,3 +147,84 @@ def test_refuses_configs(field, value):
 def test_refuses_a_negative_roll():
   with pytest.raises(ValueError, match='max_seconds is -1'):
     augment.time_roll(jnp.zeros((1, 10)), keys(0, 1), -1)
+
+
+# Mixup -----------------------------------------------------------------------
+
+
+def clips(dtype, seed=0, count=3):
+  rng = np.random.default_rng(seed)
+  wave = rng.integers(-30_000, 30_000, (count, 50))
+  wave = wave if dtype == np.int16 else wave / 32_768
+  return {
+    'wave': wave.astype(dtype),
+    'tags': rng.integers(0, 2, (count, 4)).astype(np.float32),
+    'mask': rng.integers(0, 2, (count, 4)).astype(np.float32),
+    'length': rng.integers(10, 50, count).astype(np.int32),
+    'index': np.arange(count, dtype=np.int32),
+  }
+
+
+@pytest.mark.parametrize('dtype', [np.int16, np.float32])
+def test_mixup_by_definition(dtype):
+  own, partner = clips(dtype, 0), clips(dtype, 1)
+  share = np.array([0.5, 0.8, 1.0], np.float32)
+  got = augment.mixup(own, partner, jnp.asarray(share))
+  assert got['wave'].dtype == dtype
+  share = share.astype(float)[:, None]
+  wave = share * own['wave'] + (1 - share) * partner['wave']
+  # int16 is rounded to the nearest, not towards zero.
+  np.testing.assert_allclose(
+    got['wave'], wave, atol=0.51 if dtype == np.int16 else 1e-6
+  )
+  tags = share * own['tags'] + (1 - share) * partner['tags']
+  np.testing.assert_allclose(got['tags'], tags, atol=1e-6)
+  np.testing.assert_array_equal(got['mask'], own['mask'] * partner['mask'])
+  np.testing.assert_array_equal(
+    got['length'], np.maximum(own['length'], partner['length'])
+  )
+  np.testing.assert_array_equal(got['index'], own['index'])
+  np.testing.assert_array_equal(got['wave'][2], own['wave'][2])  # Share 1.
+
+
+def test_mixup_refuses_two_scales():
+  with pytest.raises(ValueError, match='int16 and float32'):
+    augment.mixup(clips(np.int16), clips(np.float32), jnp.ones(3))
+
+
+@pytest.mark.parametrize('alpha', [0.3, 2.0])
+def test_shares_are_folded_beta(alpha):
+  share = np.asarray(augment.mixup_share(keys(0, 2_000), alpha), float)
+  assert share.dtype == float
+  assert share.min() >= 0.5
+  assert share.max() <= 1.0
+  law = stats.beta(alpha, alpha)
+  folded = stats.kstest(share, lambda x: law.cdf(x) - law.cdf(1 - x))
+  assert folded.pvalue > 0.01
+  # A clip's share follows from its key alone.
+  some = augment.mixup_share(keys(0, 2_000)[7:9], alpha)
+  np.testing.assert_array_equal(some, share[7:9].astype(np.float32))
+
+
+@pytest.mark.parametrize('alpha', [0.0, -1.0, float('inf'), float('nan')])
+def test_refuses_shares_without_a_law(alpha):
+  with pytest.raises(ValueError, match=f'alpha of mixup is {alpha}'):
+    augment.mixup_share(keys(0, 2), alpha)
+
+
+# Config ----------------------------------------------------------------------
+
+
+def test_spec_augment_of_a_config():
+  fields = {
+    'time_roll_seconds': 0.1,  # Not of the masks.
+    'num_time_masks': 0,
+    'max_time_fraction': 0.2,
+    'num_mel_masks': 3,
+    'max_mel_fraction': 0.3,
+  }
+  expected = SpecAugmentConfig(0, 0.2, 3, 0.3)
+  assert augment.spec_augment_config(fields) == expected
+  assert augment.spec_augment_config(fields | {'num_mel_masks': 0}) is None
+  with pytest.raises(ValueError, match='max_time_fraction is 2'):
+    augment.spec_augment_config(fields | {'max_time_fraction': 2})

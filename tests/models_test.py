@@ -309,19 +309,19 @@ def test_a_time_reduction_later_is_a_frame_later(name, fields):
   assert float(jnp.ptp(frames[:, 10:29], axis=1).max()) > 0.01
 
 
-def test_crnn_has_not_heard_the_future():
+def test_crnn_does_not_see_the_future():
   mel, model = spectrogram(1, 160), make('crnn')
   variables = random_variables(model, mel)
   apply = jax.jit(model.apply)
   frames = apply(variables, mel).frames_BTD
   changed = apply(variables, mel.at[:, 82:].add(1.0)).frames_BTD
-  # Frame 9 has heard the log-mel frames up to 8 * 10 + 1 = 81.
+  # Frame 9 depends on the log-mel frames up to 8 * 10 + 1 = 81.
   np.testing.assert_array_equal(changed[:, :10], frames[:, :10])
   assert float(abs(changed[:, 10] - frames[:, 10]).max()) > 1e-4
 
 
 @pytest.mark.parametrize('name', SMALL)
-def test_clips_do_not_know_each_other_in_evaluation(name):
+def test_clips_are_independent_in_evaluation(name):
   mel, model = spectrogram(4), make(name)
   variables = random_variables(model, mel)
   apply = jax.jit(model.apply)
@@ -344,7 +344,7 @@ def test_bfloat16_is_near_float32(name):
   assert {leaf.dtype for leaf in jax.tree.leaves(own)} == {jnp.dtype('float32')}
   got = jax.jit(half.apply)(variables, mel)
   expected = jax.jit(model.apply)(variables, mel)
-  for a, b in zip(got, expected, strict=True):
+  for a, b in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
     assert a.dtype == jnp.float32
     np.testing.assert_allclose(a, b, atol=0.05 * float(abs(b).max()))
     assert float(abs(a - b).max()) > 0
@@ -376,6 +376,22 @@ def test_gradients_are_finite_on_silence(name, pooling):
   value, gradient = jax.jit(jax.value_and_grad(loss))(variables['params'])
   assert np.isfinite(value)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_lstm_is_the_same_unrolled_for_a_gpu(monkeypatch):
+  lstm = layers.Lstm(3)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 27, 4)))
+  variables = lstm.init(jax.random.key(0), x)
+  assert layers._scan_unroll() == 1
+  one_by_one = lstm.apply(variables, x)
+  with monkeypatch.context() as patch:
+    patch.setattr(jax, 'default_backend', lambda: 'gpu')
+    unroll = layers._scan_unroll()
+  assert unroll == 25
+  monkeypatch.setattr(layers, '_scan_unroll', lambda: unroll)
+  np.testing.assert_allclose(lstm.apply(variables, x), one_by_one, atol=1e-6)
+  macs = 2 * 27 * (4 + 3) * 12
+  assert cost.count_macs(lstm.apply, variables, x) == macs
 
 
 def test_mean_max_by_definition():
@@ -415,7 +431,7 @@ def test_dropout_follows_the_key_of_the_clip(pooling):
     # BatchNorm would tie the clips together: take its running averages.
     frames = model.apply(variables, mel).frames_BTD
     head = layers.Head(4, pooling, 0.5)
-    parameters = {'params': variables['params']['Head_0']}
+    parameters = {'params': variables['params']['head']}
     return head.apply(parameters, frames, keys if train else None)
 
   whole = run(mel, keys)
@@ -456,7 +472,7 @@ def test_numbers_of_parameters():
   # has BatchNorm (64), and two biases of 256 in the LSTM where ours has one.
   crnn = {'architecture': 'crnn', 'width': 32, 'hidden': 64}
   assert parameters_of(crnn, 8, 20) == (83_784 - 32 + 64 - 256, 64)
-  # MobileNetV2 without its classifier has 2,223,872; ours hears one channel
+  # MobileNetV2 without its classifier has 2,223,872; ours gets one channel
   # instead of three.
   full = {'architecture': 'mobilenet', 'channel_divisor': 8}
   expected = 2_223_872 - 2 * 9 * 32 + 1280 * 8 + 8

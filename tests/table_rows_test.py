@@ -347,15 +347,6 @@ class TestFiles:
     assert line.split()[3:] == ['-'] * 5
     assert 'NaN' not in (tmp_path / 'table.json').read_text()
 
-  def test_infinity_is_no_json(self):
-    values = {
-      'a': math.inf,
-      'b': [math.nan, np.float32(1)],
-      'c': (np.int64(2),),
-    }
-    expected = {'a': None, 'b': [None, 1.0], 'c': [2]}
-    assert tables.plain(values) == expected
-
 
 class TestBadInput:
   @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_frame_distance_is_the_iusp_loss_of_the_test_split(world):
   for example in world.dataset.splits['test'].source:
     wave = example['audio'][None]
     frames = [
-      tagger.apply(m, v, tagger.hear(m, wave)).frames_BTD
+      tagger.apply(m, v, tagger.log_mel(m, wave)).frames_BTD
       for m, v in (
         (model, variables),
         (world.guide.model, world.guide.variables),
@@ -335,7 +335,7 @@ def test_repetitiveness_is_the_mean_cosine(world):
   model, variables = world.guide.model, world.guide.variables
   means = []
   for example in world.dataset.splits['train'].source:
-    mel = tagger.hear(model, example['audio'][None])
+    mel = tagger.log_mel(model, example['audio'][None])
     frames = np.asarray(
       tagger.apply(model, variables, mel).frames_BTD[0], float
     )

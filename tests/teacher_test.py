@@ -211,7 +211,7 @@ def test_store_holds_each_clips_own_outputs(tmp_path, fake):
   index_B = np.array([5, 2, 7])
   found = outputs.lookup({'index': index_B}, ('kd', 'sp', 'iusp'))
   wave_BS = np.stack([fake.splits['train'].source[k]['audio'] for k in index_B])
-  mel_BTF = tagger.hear(trained.model, wave_BS)
+  mel_BTF = tagger.log_mel(trained.model, wave_BS)
   output = tagger.apply(trained.model, trained.variables, mel_BTF)
   frames_BTD = np.asarray(output.frames_BTD, np.float64)
   gram_BTT = frames_BTD @ frames_BTD.swapaxes(1, 2)

@@ -150,13 +150,13 @@ def test_step_agrees_with_the_objectives_of_the_whole_batch():
   keys_B = tagger.clip_keys(job.seed, 0, batch['index'])
   own, _ = student.module.apply(
     variables,
-    tagger.hear(student, batch['wave']),
+    tagger.log_mel(student, batch['wave']),
     train=True,
     keys_B=tagger.subkeys(keys_B, 2),
     mutable=['batch_stats'],
   )
   guide = job.teacher.model.module.apply(
-    job.teacher.variables, tagger.hear(job.teacher.model, batch['wave'])
+    job.teacher.variables, tagger.log_mel(job.teacher.model, batch['wave'])
   )
   mask_BT = step.frame_mask(batch['length'], 16_000, own.frames_BTD.shape[1])
   expected = {

@@ -31,11 +31,11 @@ def test_units_make_gradients_equally_long(world):
   def losses(params, batch):
     output, _ = student.module.apply(
       {**variables, 'params': params},
-      tagger.hear(student, batch['wave']),
+      tagger.log_mel(student, batch['wave']),
       train=True,
       mutable=['batch_stats'],
     )
-    heard = tagger.hear(guide.model, batch['wave'])
+    heard = tagger.log_mel(guide.model, batch['wave'])
     own, theirs = output, tagger.apply(guide.model, guide.variables, heard)
     frames = own.frames_BTD, theirs.frames_BTD
     mask_BT = step.frame_mask(

@@ -5,6 +5,9 @@ batch or on how the batch is split over devices.
 """
 
 import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +60,26 @@ class SpecAugmentConfig:
         f'SpecAugmentConfig.log_offset is {self.log_offset}; expected > 0, as '
         'in the front end.'
       )
+
+
+def spec_augment_config(fields: Mapping[str, Any]) -> SpecAugmentConfig | None:
+  """The masks that `config.augment` asks for, or None where it has none.
+
+  Args:
+    fields: `num_time_masks`, `max_time_fraction`, `num_mel_masks` and
+      `max_mel_fraction`; others are passed over.
+
+  Raises:
+    ValueError: where one is outside its legal range.
+  """
+  names = (
+    'num_time_masks',
+    'max_time_fraction',
+    'num_mel_masks',
+    'max_mel_fraction',
+  )
+  cfg = SpecAugmentConfig(**{name: fields[name] for name in names})
+  return cfg if cfg.num_time_masks or cfg.num_mel_masks else None
 
 
 def _masked(key, places, count: int, max_fraction: float):
@@ -144,3 +167,72 @@ def time_roll(
     return jnp.roll(wave_S, jax.random.randint(key, (), -limit, limit + 1))
 
   return jax.vmap(roll)(wave_BS, keys_B)
+
+
+def mixup_share(keys_B: jax.Array, alpha: float) -> jax.Array:
+  """The share of each clip in its mix, in [.5, 1], float32 [B].
+
+  max(x, 1 - x) of an x from the beta distribution with both parameters
+  `alpha`: the clip that gives the mix its key is never the softer one.
+
+  Args:
+    keys_B: one random key per clip.
+    alpha: of the beta distribution; the smaller, the less is mixed in.
+
+  Raises:
+    ValueError: where `alpha` is not a finite number above 0.
+
+  References:
+    Zhang et al., mixup, ICLR 2018, arXiv 1710.09412.
+  """
+  if not 0 < alpha < math.inf:
+    raise ValueError(
+      f'alpha of mixup is {alpha}; expected a finite number > 0 (without '
+      'mixup, leave the call out).'
+    )
+  share_B = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys_B)
+  return jnp.maximum(share_B, 1 - share_B)
+
+
+def mixup(
+  own: Mapping[str, jax.Array],
+  partner: Mapping[str, jax.Array],
+  share_B: jax.Array,
+) -> dict[str, jax.Array]:
+  """Mixes a partner into each clip: waves and tags in the same proportion.
+
+  Args:
+    own: a batch: `wave` [B, S], `tags` [B, C], `mask` [B, C] (1 where the tag
+      is labelled) and `length` [B] in samples. Other entries are kept.
+    partner: the same entries of the clips to mix in.
+    share_B: of the own clip in the mix, from 0 to 1.
+
+  Returns:
+    `own` with the mixed `wave` in the dtype that it had (int16 is rounded to
+    the nearest, float stays in [-1, 1]) and `tags`; a tag is labelled where it
+    is in both clips, and the mix is as long as the longer one.
+
+  Raises:
+    ValueError: where the waves of the two batches differ in dtype.
+  """
+  wave_BS = own['wave']
+  if partner['wave'].dtype != wave_BS.dtype:
+    raise ValueError(
+      f'mixup of waves of {wave_BS.dtype} and {partner["wave"].dtype}, whose '
+      'scales differ; expected one dtype.'
+    )
+
+  def mix(name):
+    share = share_B[:, None]
+    return share * own[name] + (1 - share) * partner[name]
+
+  mixed_BS = mix('wave')
+  if jnp.issubdtype(wave_BS.dtype, jnp.integer):
+    mixed_BS = jnp.rint(mixed_BS)
+  return {
+    **own,
+    'wave': mixed_BS.astype(wave_BS.dtype),
+    'tags': mix('tags'),
+    'mask': own['mask'] * partner['mask'],
+    'length': jnp.maximum(own['length'], partner['length']),
+  }

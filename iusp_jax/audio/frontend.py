@@ -4,7 +4,7 @@ The recipe is VGGish's: frames of 25 ms every 10 ms, periodic Hann window,
 magnitude of the FFT of the next power of two, triangles that are linear on
 the HTK mel scale and not normalised, `log(mel + offset)`. Nothing is padded:
 
-  frame t hears the samples [t * hop, t * hop + window), and the last frame is
+  frame t covers the samples [t * hop, t * hop + window), and the last frame is
   the last one that fits: 1 + (num_samples - window) // hop frames in all.
 
 Ten seconds at 16 kHz are 998 frames. A sound that comes one hop later is the
@@ -76,7 +76,7 @@ class FrontendConfig:
 
   @property
   def window_samples(self) -> int:
-    """Samples that one frame hears."""
+    """Samples that one frame covers."""
     return round(self.window_seconds * self.sample_rate)
 
   @property
@@ -153,7 +153,7 @@ def log_mel(wave_BS: jax.Array, cfg: FrontendConfig) -> jax.Array:
 
   Returns:
     mel_BTF: float32 [B, num_frames(S, cfg), num_mel_bands], natural logarithm
-    of magnitudes; frame t hears the samples [t * hop, t * hop + window).
+    of magnitudes; frame t covers the samples [t * hop, t * hop + window).
 
   Raises:
     ValueError: where the waves are not [B, S], are neither int16 nor float,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +13,7 @@ from iusp_jax.models.crnn import Crnn
 from iusp_jax.models.layers import TaggerOutput
 from iusp_jax.models.mobilenet import MobileNet
 
-__all__ = ['ARCHITECTURES', 'TaggerOutput', 'build']
+__all__ = ['ARCHITECTURES', 'TaggerOutput', 'build', 'check_name']
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
   'cnn': Cnn,
@@ -49,7 +49,7 @@ def build(
       f'to one of {sorted(ARCHITECTURES)}.'
     )
   architecture = fields.pop('architecture')
-  _check_name('architecture', architecture, ARCHITECTURES)
+  check_name('architecture', architecture, ARCHITECTURES)
   module = ARCHITECTURES[architecture]
   legal = {
     field.name: field
@@ -57,19 +57,19 @@ def build(
     if field.name not in _NOT_CONFIG
   }
   for name, value in fields.items():
-    _check_name(f'field of the model {architecture}', name, legal)
+    check_name(f'field of the model {architecture}', name, legal)
     fields[name] = _convert(architecture, name, value, legal[name].default)
   return module(num_tags=num_tags, axis_name=axis_name, **fields)
 
 
-def _check_name(what: str, name: str, legal) -> None:
-  """Raises where `name` is not legal, with the nearest one that is."""
+def check_name(what: str, name: str, legal: Collection[str]) -> None:
+  """Raises ValueError where `name` is not legal, with the nearest one."""
   if name in legal:
     return
   near = difflib.get_close_matches(str(name), legal, n=1)
   hint = f' Did you mean {near[0]!r}?' if near else ''
   raise ValueError(
-    f'Unknown {what}: {name!r}; expected one of {sorted(legal)}.{hint}'
+    f'Unknown {what}: {name!r}; expected one of {list(legal)}.{hint}'
   )
 
 
@@ -77,7 +77,7 @@ def _convert(architecture: str, name: str, value, default):
   """The value as the module wants it; raises where its type is wrong."""
   if name == 'dtype':
     value = value if isinstance(value, str) else jnp.dtype(value).name
-    _check_name('dtype', value, ('float32', 'bfloat16'))
+    check_name('dtype', value, ('float32', 'bfloat16'))
     return jnp.dtype(value)
   kinds = (int, float) if isinstance(default, float) else (type(default),)
   if isinstance(value, bool) != isinstance(default, bool) or not isinstance(

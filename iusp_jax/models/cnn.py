@@ -5,6 +5,8 @@ channels double from block to block. Frame-rate law: the stem's stride and the
 first blocks' pooling reduce time by 8 in all (`time_reduction`), so that T
 log-mel frames become ceil(T / 8) frame embeddings and 998 become 125; frame j
 is centred on the log-mel frames [8 j, 8 j + 8).
+
+Inner layers: `block_i` is the output of block i, after its pooling.
 """
 
 from typing import Any
@@ -92,6 +94,7 @@ class Cnn(nn.Module):
           dtype=self.dtype,
           lowering=self.lowering,
         )(x_BTFH, train)
+      x_BTFH = layers.InnerLayer(name=layers.block_name(block + 1))(x_BTFH)
     frames_BTD = layers.join_frequency(x_BTFH, self.frequency)
     head = layers.Head(self.num_tags, self.pooling, self.dropout_rate)
     logits_BC = head(frames_BTD, keys_B if train else None)

@@ -2,8 +2,11 @@
 
 Frame-rate law: the convolution's stride and the pooling after it reduce time
 by `time_reduction` in all, 8 by default: T log-mel frames become ceil(T / 8)
-frame embeddings, 998 become 125; frame j has heard the log-mel frames up to
-8 (j + 1) + 1, and nothing later.
+frame embeddings, 998 become 125; frame j depends on the log-mel frames up to
+8 (j + 1) + 1, and on nothing later.
+
+Inner layers: `block_1` is the convolution after its pooling. The LSTM's output
+is the last frame embedding.
 """
 
 from typing import Any
@@ -52,6 +55,11 @@ class Crnn(nn.Module):
     kinds = ('max', 'average')
     layers.check_choice('Crnn', 'block_pool', self.block_pool, kinds)
 
+  @property
+  def num_blocks(self) -> int:
+    """How many inner layers have a name."""
+    return 1
+
   @nn.compact
   def __call__(self, mel_BTF, train: bool = False, keys_B=None):
     """Tags log-mel spectrograms [B, T, F]."""
@@ -71,6 +79,7 @@ class Crnn(nn.Module):
       dtype=self.dtype,
       lowering=self.lowering,
     )(x_BTFH, train)
+    x_BTFH = layers.InnerLayer(name=layers.block_name(1))(x_BTFH)
     x_BTD = x_BTFH.reshape(*x_BTFH.shape[:2], -1)
     frames_BTD = layers.Lstm(self.hidden, dtype=self.dtype)(x_BTD)
     head = layers.Head(self.num_tags, self.pooling, self.dropout_rate)

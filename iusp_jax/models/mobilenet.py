@@ -6,6 +6,10 @@ frame j is centred on the log-mel frames [8 j, 8 j + 8). Later stages reduce
 the frequency axis only (by 32 with all 7 stages) and keep the frames, which
 distillation compares.
 
+Inner layers: `block_1` is the stem, `block_2` to `block_{n-1}` are the
+bottlenecks, the residual sum included, and `block_n` is the last 1x1
+convolution.
+
 Reference: Sandler et al., MobileNetV2, CVPR 2018, arXiv 1801.04381.
 """
 
@@ -89,22 +93,14 @@ class MobileNet(nn.Module):
     layers.check_choice(owner, 'stem_stride', self.stem_stride, (2, 4, 8))
     layers.check_choice(owner, 'frequency', self.frequency, layers.FREQUENCIES)
 
-  @nn.compact
-  def __call__(self, mel_BTF, train: bool = False, keys_B=None):
-    """Tags log-mel spectrograms [B, T, F]."""
+  @property
+  def num_blocks(self) -> int:
+    """How many inner layers have a name."""
+    return len(self._bottlenecks()) + 2
 
-    def channels(count):
-      return scaled(count, self.width_multiplier, self.channel_divisor)
-
-    x_BTF = layers.prepare(mel_BTF, train, self.axis_name, 8)
-    x_BTFH = self._convolve(
-      x_BTF[..., None],
-      channels(32),
-      train,
-      size=(self.stem_stride + 1, 3),  # It hears all that it strides over.
-      strides=(self.stem_stride, 2),
-    )
-    reduction = self.stem_stride
+  def _bottlenecks(self) -> list[tuple[int, int, tuple[int, int]]]:
+    """Channels, expansion and strides of each bottleneck."""
+    reduction, found = self.stem_stride, []
     for stage, (count, repeats, strides) in enumerate(
       STAGES[: self.num_stages]
     ):
@@ -112,10 +108,32 @@ class MobileNet(nn.Module):
       strides = min(strides[0], 8 // reduction), strides[1]
       reduction *= strides[0]
       for i in range(max(1, round(repeats * self.depth_multiplier))):
-        x_BTFH = self._bottleneck(
-          x_BTFH, channels(count), expansion, (1, 1) if i else strides, train
-        )
-    x_BTFH = self._convolve(x_BTFH, channels(1280), train, size=(1, 1))
+        strides = (1, 1) if i else strides
+        found.append((self._channels(count), expansion, strides))
+    return found
+
+  def _channels(self, count: int) -> int:
+    """The paper's channels, scaled."""
+    return scaled(count, self.width_multiplier, self.channel_divisor)
+
+  @nn.compact
+  def __call__(self, mel_BTF, train: bool = False, keys_B=None):
+    """Tags log-mel spectrograms [B, T, F]."""
+
+    x_BTF = layers.prepare(mel_BTF, train, self.axis_name, 8)
+    x_BTFH = self._convolve(
+      x_BTF[..., None],
+      self._channels(32),
+      train,
+      size=(self.stem_stride + 1, 3),  # Covers all that it strides over.
+      strides=(self.stem_stride, 2),
+    )
+    x_BTFH = layers.InnerLayer(name=layers.block_name(1))(x_BTFH)
+    for number, settings in enumerate(self._bottlenecks(), start=2):
+      x_BTFH = self._bottleneck(x_BTFH, *settings, train)
+      x_BTFH = layers.InnerLayer(name=layers.block_name(number))(x_BTFH)
+    x_BTFH = self._convolve(x_BTFH, self._channels(1280), train, size=(1, 1))
+    x_BTFH = layers.InnerLayer(name=layers.block_name(self.num_blocks))(x_BTFH)
     frames_BTD = layers.join_frequency(x_BTFH, self.frequency)
     head = layers.Head(self.num_tags, self.pooling, self.dropout_rate)
     logits_BC = head(frames_BTD, keys_B if train else None)

@@ -1,8 +1,8 @@
-"""A tagger as it hears: waveform, augmentation, front end, model."""
+"""A model with its front end: from the waveform to logits and frames."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import flax.linen as nn
@@ -12,8 +12,11 @@ import jax.numpy as jnp
 from iusp_jax import models
 from iusp_jax.audio import augment, frontend
 from iusp_jax.models import cost
+from iusp_jax.models.layers import block_name, layer_frames
 
 Variables = Mapping[str, Any]
+
+LAST = 'frames'  # The name of the last frame embedding among the layers.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +99,11 @@ def subkeys(keys_B: jax.Array, purpose: int) -> jax.Array:
   return jax.vmap(jax.random.fold_in, (0, None))(keys_B, purpose)
 
 
-def hear(
+def log_mel(
   tagger: Tagger,
   wave_BS: jax.Array,
   keys_B: jax.Array | None = None,
-  masks: Any = None,
+  masks: augment.SpecAugmentConfig | None = None,
 ) -> jax.Array:
   """The log-mel that a model gets, `[B, T, F]`.
 
@@ -108,24 +111,101 @@ def hear(
     tagger: whose front end to use.
     wave_BS: int16 or float in [-1, 1].
     keys_B: for SpecAugment. The same keys mask the same seconds and hertz
-      for every front end, so that teacher and student hear the same.
-    masks: `augment.SpecAugmentConfig`, or None for the plain sound.
+      for every front end, so that teacher and student get the same sound.
+    masks: what to mask, or None for the log-mel as it is.
   """
   return mask(frontend.log_mel(wave_BS, tagger.frontend), keys_B, masks)
 
 
 def mask(
-  mel_BTF: jax.Array, keys_B: jax.Array | None = None, masks: Any = None
+  mel_BTF: jax.Array,
+  keys_B: jax.Array | None = None,
+  masks: augment.SpecAugmentConfig | None = None,
 ) -> jax.Array:
-  """SpecAugment where it is wanted; see `hear`."""
+  """SpecAugment where it is wanted; see `log_mel`."""
   if masks is None or keys_B is None:
     return mel_BTF
   return augment.spec_augment(mel_BTF, keys_B, masks)
 
 
+def layer_names(tagger: Tagger) -> tuple[str, ...]:
+  """The layers whose frames `forward` gives: `block_1` to `block_n`, `frames`.
+
+  What the blocks are stands at the head of each model's module; `frames` is
+  the last frame embedding, before the pooling over time.
+  """
+  module = cast(Any, tagger.module)
+  numbers = range(1, module.num_blocks + 1)
+  return (*map(block_name, numbers), LAST)
+
+
+def check_layers(tagger: Tagger, names: Iterable[str]) -> None:
+  """Raises ValueError for a layer that the model does not have."""
+  for name in names:
+    models.check_name('layer', name, layer_names(tagger))
+
+
+def forward(
+  tagger: Tagger,
+  variables: Variables,
+  mel_BTF: jax.Array,
+  *,
+  train: bool = False,
+  keys_B: jax.Array | None = None,
+  layers: Iterable[str] = (),
+) -> tuple[models.TaggerOutput, Any]:
+  """The model's output for a log-mel, and BatchNorm's running statistics.
+
+  Only the layers that are named are stored. The frames of one are float32
+  [B, T', D']: the mean over frequency of a feature map, with D' its channels
+  and T' a multiple of the number of frames of `frames_BTD`; for `frames`,
+  `frames_BTD` itself. Gradients flow through all of them.
+
+  Args:
+    tagger: the model.
+    variables: 'params' and 'batch_stats'.
+    mel_BTF: log-mel [B, T, F] of the model's front end.
+    train: whether BatchNorm takes the statistics of this batch.
+    keys_B: a random key a clip, for dropout in training; None switches it off.
+    layers: of `layer_names`.
+
+  Returns:
+    The output, with the frames of the named layers in `layers`; and the next
+    'batch_stats', in evaluation those of `variables`.
+
+  Raises:
+    ValueError: for a layer that the model does not have.
+  """
+  names = tuple(layers)
+  check_layers(tagger, names)
+  paths = {(name,) for name in names}
+  inner = any(name != LAST for name in names)
+  output, updates = tagger.module.apply(
+    variables,
+    mel_BTF,
+    train=train,
+    keys_B=keys_B,
+    mutable=[*(['batch_stats'] * train), *(['intermediates'] * inner)],
+    capture_intermediates=lambda module, method: (
+      method == '__call__' and module.path in paths
+    ),
+  )
+  output, updates = cast(models.TaggerOutput, output), cast(dict, updates)
+  found = {LAST: output.frames_BTD}
+  for name, calls in updates.get('intermediates', {}).items():
+    found[name] = layer_frames(calls['__call__'][0])
+  output = output._replace(layers={name: found[name] for name in names})
+  return output, updates.get('batch_stats', variables.get('batch_stats', {}))
+
+
 def apply(
-  tagger: Tagger, variables: Any, mel_BTF: jax.Array
+  tagger: Tagger,
+  variables: Variables,
+  mel_BTF: jax.Array,
+  layers: Iterable[str] = (),
 ) -> models.TaggerOutput:
-  """The frozen model's output for a log-mel: nothing random, no update."""
-  output = tagger.module.apply(variables, mel_BTF, train=False)
-  return cast(models.TaggerOutput, output)
+  """The frozen model's output for a log-mel: nothing random, no update.
+
+  `layers` are as in `forward`; their frames are in the output's `layers`.
+  """
+  return forward(tagger, variables, mel_BTF, layers=layers)[0]

@@ -6,7 +6,6 @@ rebuilt from it without training. Each format renders the rows of `rows`.
 
 import csv
 import io
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -59,16 +58,11 @@ def numbers(
   """What table.json holds: the rows of every section, and their origin."""
   origin = ('dataset', 'command', 'environment', 'tags', 'repetitiveness')
   shown = [{'name': o.name, 'title': o.title} for o in named.values()]
-  return plain(
-    {key: table.get(key) for key in origin}
-    | {'counts': _counts(table), 'objectives': shown}
-    | {name: section.rows for name, section in sections.items()}
-  )
-
-
-def plain(value: Any) -> Any:
-  """The value as JSON has it: no NumPy, None for NaN and infinity."""
-  return json.loads(files.to_json(value), parse_constant=lambda _: None)
+  return {
+    **{key: table.get(key) for key in origin},
+    **{'counts': _counts(table), 'objectives': shown},
+    **{name: section.rows for name, section in sections.items()},
+  }
 
 
 def markdown(

@@ -1,4 +1,4 @@
-"""What teacher and student hear of one sound, and when they hear it."""
+"""What teacher and student get of one sound, and at which frames."""
 
 import functools
 
@@ -39,14 +39,14 @@ def frozen():
   return step.Teacher(model, model.initialise(3, fake().num_samples))
 
 
-def prepared(bands, batch, **hearing):
+def prepared(bands, batch, **augmentation):
   """What a step makes of a batch: log-mel, the teacher's frame Grams.
 
   Returns:
     The prepared batch, and the student; the teacher has 24 bands.
   """
   made = recipe(bands=bands)
-  made['augment'] |= hearing
+  made['augment'] |= augmentation
   objective = {f'{term}_weight': 0.0 for term in step.DISTILLATION_TERMS}
   objective |= {'iusp_weight': 1.0}
   job = step.Job('student', made, objective, fake(), 5, None, frozen())
@@ -70,7 +70,7 @@ def compiled_grams():
 
 
 def frame_grams(mel_BTF):
-  """The teacher's, of what it would hear as this log-mel."""
+  """The teacher's, of this log-mel."""
   return compiled_grams()(frozen().variables, mel_BTF)
 
 
@@ -80,14 +80,14 @@ def apart(a, b):
 
 
 @pytest.mark.parametrize('mixup_alpha', [0.0, 0.5])
-def test_teacher_hears_the_very_sound_of_the_student(mixup_alpha):
+def test_teacher_and_student_get_the_same_sound(mixup_alpha):
   """With one front end, its Gram is that of the student's own log-mel."""
   batch = batch_of(mixup_alpha)
   found, student = prepared(24, batch, **AUGMENT)
   assert student.frontend == frozen().model.frontend
   assert apart(found['teacher_frame_gram'], frame_grams(found['mel'])) < 1e-4
   # And something did happen to every clip, which the teacher would notice.
-  plain = tagger.hear(student, batch['wave'])
+  plain = tagger.log_mel(student, batch['wave'])
   for own, untouched in zip(
     found['teacher_frame_gram'], frame_grams(plain), strict=True
   ):
@@ -100,13 +100,13 @@ def test_teacher_hears_the_very_sound_of_the_student(mixup_alpha):
   assert all(mixed) == any(mixed) == (mixup_alpha > 0)
 
 
-def test_other_front_ends_hear_the_same_roll():
+def test_other_front_ends_get_the_same_roll():
   """The shift is found again in the student's log-mel, sample by sample."""
   batch = batch_of()
   found, student = prepared(16, batch, time_roll_seconds=0.0005)
   assert student.frontend != frozen().model.frontend
   rolled = np.stack([np.roll(batch['wave'], s, 1) for s in range(-8, 9)])
-  every = jax.jit(lambda wave_BS: tagger.hear(student, wave_BS))(
+  every = jax.jit(lambda wave_BS: tagger.log_mel(student, wave_BS))(
     rolled.reshape(-1, rolled.shape[-1])
   )
   every = every.reshape(17, -1, *every.shape[1:])
@@ -115,9 +115,9 @@ def test_other_front_ends_hear_the_same_roll():
   np.testing.assert_allclose(np.min(misses, 0), 0, atol=1e-4)
   assert len(set(best_B)) > 1  # Every clip has a shift of its own.
   wave_BS = rolled[best_B, np.arange(len(best_B))]
-  expected = frame_grams(tagger.hear(frozen().model, wave_BS))
+  expected = frame_grams(tagger.log_mel(frozen().model, wave_BS))
   assert apart(found['teacher_frame_gram'], expected) < 1e-4
-  plain = frame_grams(tagger.hear(frozen().model, batch['wave']))
+  plain = frame_grams(tagger.log_mel(frozen().model, batch['wave']))
   assert apart(found['teacher_frame_gram'], plain) > 1e-3
 
 
@@ -132,13 +132,14 @@ def unlike(a_TD, b_TD):
 
 
 def random_variables(model, num_samples):
-  """Variables in which BatchNorm does something."""
+  """Variables in which BatchNorm does something, and the LSTM forgets."""
   rng = np.random.default_rng(1)
 
   def fill(path, leaf):
     name = jax.tree_util.keystr(path)
     value = rng.normal(size=leaf.shape).astype(np.float32)
-    if 'batch_stats' in name or 'scale' in name or 'bias' in name:
+    affine = ('scale' in name or 'bias' in name) and 'lstm' not in name
+    if 'batch_stats' in name or affine:
       return abs(value) + 0.5 if 'var' in name else value
     return leaf
 
@@ -147,11 +148,11 @@ def random_variables(model, num_samples):
 
 
 @pytest.mark.parametrize('name', SMALL)
-def test_later_sound_is_later_frames(name):
-  """From the waveform on: what comes k frames later is heard k frames later.
+def test_later_sound_is_in_later_frames(name):
+  """From the waveform on: k frames later in, k frames later out.
 
-  Each frame of the LSTM knows all of the past, but less and less of it: far
-  from the beginning another beginning is forgotten.
+  Each frame of the LSTM depends on all of the past, but less and less of it:
+  far from the beginning another beginning is forgotten.
   """
   model = tagger.build(recipe({'architecture': name, **SMALL[name]}), 4)
   frame = HOPS * model.frontend.hop_samples
@@ -168,7 +169,7 @@ def test_later_sound_is_later_frames(name):
 
   @jax.jit
   def embed(wave_BS):
-    return tagger.apply(model, variables, tagger.hear(model, wave_BS))
+    return tagger.apply(model, variables, tagger.log_mel(model, wave_BS))
 
   wave_BS = np.stack([sound_S, late_S, scrambled_S]).astype(np.float32)
   first, moved, scrambled = np.asarray(embed(wave_BS).frames_BTD)
@@ -181,6 +182,6 @@ def test_later_sound_is_later_frames(name):
     place = slice(shifted.start + wrong, shifted.stop + wrong)
     assert unlike(moved[place], first[far]) > 0.1
   assert unlike(scrambled[far], first[far]) > 0.1
-  if name == 'crnn':  # Not only in place: it has heard what came before.
+  if name == 'crnn':  # Not only of the same place: also of the past.
     back = np.argsort(order)
     assert unlike(scrambled[back][far], first[far]) > 0.1
