@@ -347,6 +347,17 @@ class TestFiles:
     assert line.split()[3:] == ['-'] * 5
     assert 'NaN' not in (tmp_path / 'table.json').read_text()
 
+  @pytest.mark.parametrize(
+    ('name', 'extra'),
+    [('urban_scenes-table', ()), ('clips-three_students', ('by_rotation',))],
+  )
+  def test_docs_have_the_tables_of_the_raw_results(self, name, extra):
+    path = ROOT / f'docs/results/{name}.json'
+    sections = sections_of(json.loads(path.read_text()))
+    docs = '\n'.join(p.read_text() for p in (ROOT / 'docs').rglob('*.md'))
+    for part in ('scores', 'teachers', 'differences', 'ratio', *extra):
+      assert tables.grid(sections[part]) in docs
+
 
 class TestBadInput:
   @pytest.mark.parametrize(

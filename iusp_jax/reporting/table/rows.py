@@ -284,14 +284,18 @@ def _teachers(table) -> Section:
     return decimal(scores.get('micro_auprc'))
 
   columns = [
-    Column('teacher', 'rotation', words=True),
+    Column('teacher of', 'of', words=True),
     *_SIZES,
     Column('test', 'test', micro),
     Column('validate', 'validate', micro),
     Column('trained in', 'trained_in', words=True),
     Column('fingerprint', 'fingerprint', words=True),
   ]
-  return Section('', columns, table['teachers'])
+  rows = [
+    {'of': teacher.get('rotation') or 'all cells', **teacher}
+    for teacher in table['teachers']
+  ]
+  return Section('', columns, rows)
 
 
 def _by_rotation(table, done, objectives) -> Section:

@@ -77,7 +77,7 @@ def markdown(
   for section in sections.values():
     if section.heading:
       parts.append(f'## {section.heading}')
-    parts += [_grid(section), section.note]
+    parts += [grid(section), section.note]
   parts += ['## How it was made', _origin(table)]
   return '\n\n'.join(part for part in parts if part) + '\n'
 
@@ -138,7 +138,7 @@ def _words(value) -> str:
   return str(value)
 
 
-def _grid(section: rows.Section) -> str:
+def grid(section: rows.Section) -> str:
   """A markdown table whose source is a table to the eye, too."""
   lines = [[c.replace('|', '\\|') for c in line] for line in section.lines()]
   head, *rest = formatting.padded(lines, _left(section), least=3)
