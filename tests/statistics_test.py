@@ -15,7 +15,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 few = hypothesis.settings(max_examples=15, deadline=None, database=None)
 
 
-def world(seed, n=8, num_resamples=40, rotations=1, clip_noise=0.01):
+def scores(seed, n=8, num_resamples=40, rotations=1, clip_noise=0.01):
   """Scores of three objectives: [3, S], [3, S, R] and the rotations."""
   rng = np.random.default_rng(seed)
   score_KS = 0.5 + 0.02 * rng.normal(size=(3, n))
@@ -125,7 +125,7 @@ class TestPermutationTest:
 
 class TestPairedDifference:
   def test_mean_and_sd_are_those_of_the_pairs(self):
-    score_KS, score_KSR, _ = world(0)
+    score_KS, score_KSR, _ = scores(0)
     found = difference(score_KS, score_KSR, None)
     pair_S = score_KS[0] - score_KS[1]
     assert found.mean == pytest.approx(pair_S.mean(), abs=1e-12)
@@ -176,7 +176,7 @@ class TestPairedDifference:
 
   def test_a_recomputation_in_plain_python(self):
     """The draws are reproduced by hand for one pair of runs a rotation."""
-    score_KS, score_KSR, _ = world(4, n=4, num_resamples=3, rotations=2)
+    score_KS, score_KSR, _ = scores(4, n=4, num_resamples=3, rotations=2)
     rotation_S = [0, 1, 0, 1]
     found = difference(score_KS, score_KSR, rotation_S, draws=20_000)
     pair_SR = score_KSR[0] - score_KSR[1]
@@ -210,7 +210,7 @@ class TestPairedDifference:
   @few
   @hypothesis.given(SEEDS, st.sampled_from([1, 2, 3]))
   def test_swapping_changes_the_sign(self, seed, rotations):
-    args = world(seed, n=9, rotations=rotations)
+    args = scores(seed, n=9, rotations=rotations)
     here, there = difference(*args), difference(*args, own=1, other=0)
     swapped = [-there.mean, there.sd, -there.high, -there.low]
     np.testing.assert_allclose(numbers(here), swapped, atol=1e-12)
@@ -221,7 +221,7 @@ class TestPairedDifference:
   @few
   @hypothesis.given(SEEDS, st.floats(-2, 2))
   def test_a_shift_of_both_changes_nothing(self, seed, shift):
-    score_KS, score_KSR, rotation_S = world(seed)
+    score_KS, score_KSR, rotation_S = scores(seed)
     here = difference(score_KS, score_KSR, rotation_S)
     there = difference(score_KS + shift, score_KSR + shift, rotation_S)
     np.testing.assert_allclose(numbers(here), numbers(there), atol=1e-12)
@@ -229,7 +229,7 @@ class TestPairedDifference:
   @few
   @hypothesis.given(SEEDS, st.sampled_from([1, 2]), st.sampled_from([8, 18]))
   def test_the_order_of_the_runs_does_not_matter(self, seed, rotations, n):
-    score_KS, score_KSR, rotation_S = world(seed, n=n, rotations=rotations)
+    score_KS, score_KSR, rotation_S = scores(seed, n=n, rotations=rotations)
     order = np.random.default_rng(seed).permutation(n)
     here = difference(score_KS, score_KSR, rotation_S)
     there = difference(
@@ -241,9 +241,9 @@ class TestPairedDifference:
   @few
   @hypothesis.given(SEEDS)
   def test_noise_widens_it(self, seed):
-    score_KS, _, _ = world(seed)
-    _, calm_KSR, _ = world(seed, clip_noise=0.001)
-    _, loud_KSR, _ = world(seed, clip_noise=0.05)
+    score_KS, _, _ = scores(seed)
+    _, calm_KSR, _ = scores(seed, clip_noise=0.001)
+    _, loud_KSR, _ = scores(seed, clip_noise=0.05)
     calm, loud = (difference(score_KS, x, None) for x in (calm_KSR, loud_KSR))
     assert loud.high - loud.low > calm.high - calm.low
     wide_KS = score_KS.mean(axis=1, keepdims=True) * 0 + 3 * score_KS
@@ -252,7 +252,7 @@ class TestPairedDifference:
     assert wide.high - wide.low == pytest.approx(3 * (narrow.high - narrow.low))
 
   def test_is_deterministic(self):
-    args = world(7)
+    args = scores(7)
     assert difference(*args) == difference(*args)
 
   @pytest.mark.parametrize('clip_noise', [0.0, 1.0])
@@ -346,7 +346,7 @@ class TestGainRatio:
     """Printed exactly where SP's own interval lies above 0."""
     printed = 0
     for seed in range(30):
-      score_KS, score_KSR, rotation_S = world(seed)
+      score_KS, score_KSR, rotation_S = scores(seed)
       score_KS[1] += 0.02
       score_KSR[1] += 0.02
       found = ratio(score_KS, score_KSR, rotation_S, draws=500)

@@ -83,7 +83,7 @@ def _row_heights(num_terms: int, has_scores: bool) -> list[float]:
 
 
 def _curves_height(num_terms: int, has_scores: bool) -> float:
-  """Inches, with room for the legend under the scores."""
+  """Inches, with space for the legend under the scores."""
   rows = sum(_row_heights(num_terms, has_scores))
   return 1.85 * rows + (0.6 if has_scores else 0.1)
 
@@ -107,10 +107,10 @@ def _draw_curves(page, terms, scores, best_by, best) -> None:
 def smooth(values: np.ndarray) -> np.ndarray:
   """Centred mean over about a tenth of `[N]` values; skips non-finite."""
   half = len(values) // 20
-  known = np.isfinite(values)
+  finite = np.isfinite(values)
   kernel = np.hanning(2 * half + 3)[1:-1]
-  total = np.convolve(np.where(known, values, 0.0), kernel)
-  weight = np.convolve(known.astype(np.float64), kernel)
+  total = np.convolve(np.where(finite, values, 0.0), kernel)
+  weight = np.convolve(finite.astype(np.float64), kernel)
   total, weight = (x[half : half + len(values)] for x in (total, weight))
   return np.where(weight > 0, total / np.maximum(weight, 1e-12), np.nan)
 
@@ -122,14 +122,14 @@ def _draw_term(axes, name, step_N, value_N) -> None:
   smooth_N = smooth(value_N)
   axes.plot(step_N, value_N, color=colour, alpha=0.25, linewidth=0.6)
   axes.plot(step_N, smooth_N, color=colour, linewidth=1.3)
-  known = value_N[np.isfinite(value_N)]
-  if len(known):
-    low, high = np.quantile(known, [0.005, 0.995])
+  finite = value_N[np.isfinite(value_N)]
+  if len(finite):
+    low, high = np.quantile(finite, [0.005, 0.995])
     if low > 0 and np.nanmax(smooth_N) > 20 * np.nanmin(smooth_N):
       axes.set_yscale('log')
       axes.yaxis.set_major_formatter('{x:g}')
       axes.yaxis.set_minor_formatter(ticker.NullFormatter())
-    elif high > low:  # One spike shall not flatten the rest.
+    elif high > low:  # One spike must not flatten the rest.
       axes.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
   title = TERMS[name].title if name in TERMS else name.replace('_', ' ')
   axes.set_title(title, loc='left')
@@ -206,10 +206,12 @@ def plot_tag_scores(
   Raises:
     ValueError: where there is no tag, or a model names a tag without support.
   """
-  strange = {t for m in class_auprc_by_model.values() for t in m} - {*support}
-  if strange or not support or not class_auprc_by_model:
+  unexpected = {t for m in class_auprc_by_model.values() for t in m} - {
+    *support
+  }
+  if unexpected or not support or not class_auprc_by_model:
     raise ValueError(
-      f'tags with a score but without support: {sorted(strange)}, models: '
+      f'tags with a score but without support: {sorted(unexpected)}, models: '
       f'{sorted(class_auprc_by_model)}, tags: {len(support)}; expected at '
       'least one model and a count of positive clips for every tag scored'
     )
@@ -229,8 +231,8 @@ def _tag_table(models, support) -> str:
     lines.append(
       [tag, f'{positives}', *map(formatting.number, values_MC[:, c])]
     )
-  known = [value_C[np.isfinite(value_C)] for value_C in values_MC]
-  means = [value.mean() if len(value) else math.nan for value in known]
+  defined = [value_C[np.isfinite(value_C)] for value_C in values_MC]
+  means = [value.mean() if len(value) else math.nan for value in defined]
   rule = 'mean over the tags with positives'
   lines.append([rule, '', *map(formatting.number, means)])
   return formatting.align(lines)
@@ -250,11 +252,13 @@ def _draw_tags(axes, models, support) -> None:
       'markersize': 3.8,
     }
     values = [scores.get(tag) for tag in support]
-    known = np.array([formatting.is_number(v) for v in values])
+    defined = np.array([formatting.is_number(v) for v in values])
     x = np.array([v if formatting.is_number(v) else UNDEFINED for v in values])
-    axes.hlines(y[known], 0, x[known], color=style['color'], linewidth=0.8)
-    axes.plot(x[known], y[known], label=figures.label(model), zorder=3, **style)
-    axes.plot(x[~known], y[~known], markerfacecolor='none', **style)
+    axes.hlines(y[defined], 0, x[defined], color=style['color'], linewidth=0.8)
+    axes.plot(
+      x[defined], y[defined], label=figures.label(model), zorder=3, **style
+    )
+    axes.plot(x[~defined], y[~defined], markerfacecolor='none', **style)
   _label_tags(axes, models, support)
 
 

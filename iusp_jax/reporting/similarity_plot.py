@@ -58,34 +58,46 @@ def plot_similarities(
   Raises:
     ValueError: where there is no clip, or a similarity is not square.
   """
-  models = {
-    name: (titles or {}).get(name, name)
-    for clip in clips
-    for name in clip.similarity
-  }
+  names = dict.fromkeys(name for clip in clips for name in clip.similarity)
+  models = {name: (titles or {}).get(name, name) for name in names}
   _check_similarities(clips, models)
-  # A page in inches: log-mel, a square for each model, the colour scale.
-  left, gap, between = 0.50, 0.14, 0.38
-  side = min((5.50 - gap * len(models)) / (len(models) + 1.5), 1.9)
-  pitch = side + 0.95
+  # The widest squares for which all models fit beside the log-mel.
+  side = (5.5 - _GAP * len(models)) / (len(models) + _MEL_SIDES)
+  side = min(side, 1.9)
+  models = {
+    name: textwrap.fill(title, max(6, int(side / 0.06)))
+    for name, title in models.items()
+  }
+  above = 0.45 + 0.12 * max(title.count('\n') for title in models.values())
+  pitch = above + side + 0.5
   notes = [clips[0].runs] if clips[0].runs else []
   notes.append((_DISTANCE if 'teacher' in models else '') + _LEGEND)
   height = pitch * len(clips) + 0.04 + 0.16 * len(notes)
   with figures.figure(height, path, None) as figure:
     for row, clip in enumerate(clips):
       bottom = height - pitch * (row + 1) + 0.5
-      _draw_mel(_place(figure, left, bottom, 1.5 * side, side), clip)
-      x = left + 1.5 * side + between
-      spots = [
-        _place(figure, x + i * (side + gap), bottom, side, side)
-        for i in range(len(models))
-      ]
-      x += len(models) * (side + gap) - 0.04
-      bar = _place(figure, x, bottom, 0.07, side)
-      _draw_row(figure, spots, bar, clip, models)
-    place = left / figures.WIDTH, 0.04 / height
+      _draw_clip(figure, clip, models, bottom, side, above)
+    place = _LEFT / figures.WIDTH, 0.04 / height
     figure.text(*place, '\n'.join(notes), va='bottom')
   figures.save_text(_similarity_table(clips), path)
+
+
+# Inches, but for the width of the log-mel in sides of a square.
+_LEFT, _GAP, _BETWEEN, _MEL_SIDES = 0.50, 0.14, 0.38, 1.5
+
+
+def _draw_clip(figure, clip, models, bottom, side, above) -> None:
+  """Log-mel, a square for each model, the scale of the colours."""
+  wide = _MEL_SIDES * side
+  _draw_mel(_place(figure, _LEFT, bottom, wide, side), clip, above)
+  x = _LEFT + wide + _BETWEEN
+  squares = [
+    _place(figure, x + i * (side + _GAP), bottom, side, side)
+    for i in range(len(models))
+  ]
+  x += len(models) * (side + _GAP) - 0.04
+  bar = _place(figure, x, bottom, 0.07, side)
+  _draw_row(figure, squares, bar, clip, models)
 
 
 def to_bytes(clips: Sequence[SimilarityPanel]) -> bytes:
@@ -95,8 +107,8 @@ def to_bytes(clips: Sequence[SimilarityPanel]) -> bytes:
     fields = {name: getattr(clip, name) for name in _FIELDS}
     metadata.append({**fields, 'models': list(clip.similarity)})
     arrays[f'{i}/log_mel'] = np.asarray(clip.log_mel_TF, np.float32)
-    for model, matrix in clip.similarity.items():
-      arrays[f'{i}/model/{model}'] = np.asarray(matrix, np.float32)
+    for j, matrix in enumerate(clip.similarity.values()):
+      arrays[f'{i}/{j}'] = np.asarray(matrix, np.float32)
   content = io.BytesIO()
   np.savez_compressed(content, metadata=json.dumps(metadata), **arrays)
   return content.getvalue()
@@ -127,7 +139,7 @@ def _panels(content: bytes) -> list[SimilarityPanel]:
       SimilarityPanel(
         **{name: of[name] for name in _FIELDS},
         log_mel_TF=arrays[f'{i}/log_mel'],
-        similarity={m: arrays[f'{i}/model/{m}'] for m in of['models']},
+        similarity={m: arrays[f'{i}/{j}'] for j, m in enumerate(of['models'])},
       )
       for i, of in enumerate(json.loads(str(arrays['metadata'])))
     ]
@@ -194,7 +206,7 @@ def _relative(matrix_TT) -> tuple[np.ndarray, float, np.ndarray]:
   return matrix_TT - mean, mean, off - mean
 
 
-def _draw_mel(axes, clip) -> None:
+def _draw_mel(axes, clip, above: float) -> None:
   from matplotlib import ticker
 
   F = np.shape(clip.log_mel_TF)[1]
@@ -210,7 +222,7 @@ def _draw_mel(axes, clip) -> None:
   axes.set_xlabel('time (s)', labelpad=1)
   _mark_seconds(axes.xaxis, clip.seconds, 'left', 'right')
   tags = ', '.join(clip.tags) or 'no tag'
-  place = {'xytext': (0, 15), 'textcoords': 'offset points'}
+  place = {'xytext': (0, 72 * above - 17), 'textcoords': 'offset points'}
   axes.annotate(
     textwrap.shorten(f'{clip.title}: {tags}', 105, placeholder=' …'),
     (0, 1),
@@ -235,7 +247,7 @@ def _mark_seconds(axis, seconds: float, first: str, last: str) -> None:
       label.set_verticalalignment(place)
 
 
-def _draw_row(figure, spots, bar, clip, models) -> None:
+def _draw_row(figure, squares, bar, clip, models) -> None:
   """The matrices of one clip, and the scale of their colours."""
   first = 'teacher' if 'teacher' in clip.similarity else None
   first = first or next(iter(clip.similarity), None)
@@ -244,7 +256,7 @@ def _draw_row(figure, spots, bar, clip, models) -> None:
   if limit < 1e-5:  # A constant but for rounding errors is shown as one.
     limit = 1.0
   image = None
-  for i, (axes, model) in enumerate(zip(spots, models, strict=True)):
+  for i, (axes, model) in enumerate(zip(squares, models, strict=True)):
     axes.set_title(models[model], loc='left', pad=3)
     if model not in clip.similarity:
       axes.set_axis_off()

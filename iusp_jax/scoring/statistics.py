@@ -3,15 +3,14 @@
 S is a run (a seed of one rotation of the folds), R a resample of the test
 clips, W a draw of the bootstrap.
 
-An interval says how far a mean could be elsewhere with other seeds and other
-test clips. Each of its draws takes runs with replacement, what belongs to one
-seed together, and one resample of the clips for all runs of a rotation;
-rotations have clips of their own, so each is drawn by itself. Teachers and
-training clips are as they are: the interval does not speak about others.
+The bootstrap intervals are over seeds and test clips. Each draw takes runs with
+replacement, all scores of a seed at once, and one resample of the clips for all
+runs of a rotation; rotations have different clips, so each is drawn by itself.
+Teachers and training clips are fixed: an interval does not cover others.
 
-A few runs drawn with replacement vary too little: with 8 seeds such an interval
-holds the truth in 88 instead of 95 % of cases. So what a draw of runs adds to
-the mean is widened to Student's t; what one of clips adds is not.
+With few runs the plain bootstrap is too narrow: with 8 seeds its 95 % interval
+covers the truth in 88 % of cases. So the part of a draw that comes from the
+runs is widened to Student's t; the part that comes from the clips is not.
 
 Reference: Hesterberg, "What teachers should know about the bootstrap", 2015
 (https://arxiv.org/abs/1411.5279).
@@ -143,7 +142,7 @@ def clip_difference(
   """How much more one model scores than another on the same clips.
 
   The interval of the difference in micro-AUPRC is over other test clips, drawn
-  once for both models; it says nothing about other seeds.
+  once for both models; it does not cover other seeds.
 
   Args:
     truth: [N, C], as for `metrics.score`.
@@ -193,8 +192,8 @@ def gain_ratio(
 ) -> Ratio:
   """The paper's r = (IUSP - base) / (SP - base) - 1, of mean scores.
 
-  A ratio over a gain that may be 0 says nothing, so it is withheld unless SP's
-  gain is above 0 by more than its own 95 % interval.
+  A ratio over a gain that may be 0 has no meaning, so it is withheld unless
+  SP's gain is above 0 by more than its own 95 % interval.
 
   Args:
     iusp_S, sp_S, base_S: scores of the runs, of the same seeds.

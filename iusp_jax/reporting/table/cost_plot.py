@@ -94,10 +94,10 @@ def _draw_cost(axes, size, scores, objectives) -> None:
     shift = math.exp(step * (i - (len(objectives) - 1) / 2))
     look: dict = objective.look()
     for family in families.values():
-      known = [s for s in family if (s, objective.name) in scores]
-      found = [scores[s, objective.name] for s in known]
+      students = [s for s in family if (s, objective.name) in scores]
+      found = [scores[s, objective.name] for s in students]
       if found:
-        x = [size[s] * shift for s in known]
+        x = [size[s] * shift for s in students]
         figures.error_bars(axes, x, found, linestyle='-', **look)
         look['label'] = None  # Once in the legend.
   _name_students(axes, size, span)

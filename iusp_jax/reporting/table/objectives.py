@@ -14,10 +14,10 @@ from iusp_jax.objectives.terms import TERMS
 
 BASELINE = 'baseline'
 _BLACK = '#000000'
-# For objectives without a colour of their own: what Okabe and Ito have left.
+# For objectives without a colour of their own; the first are Okabe and Ito's.
 _PALETTE = ('#CC79A7', '#56B4E9', '#F0E442', '#777777', '#8B4513', '#332288')
 _MARKERS = ('v', 'X', 'p', '*', 'd', 'h', '<', '>', '8', 'H')
-# Beside the comparisons of every objective with the baseline and with KD.
+# In addition to those of every objective with the baseline and with KD.
 _PAIRS = (('iusp', 'sp'), ('iusp_centred', 'iusp'))
 
 
@@ -59,9 +59,9 @@ def of_table(table: Mapping[str, Any]) -> dict[str, Objective]:
   weights: dict[str, dict | None] = {}
   for cell in table['cells']:
     name, own = cell['objective'], cell.get('weights')
-    known = weights.setdefault(name, None)
+    others = weights.setdefault(name, None)
     if own is not None:  # Students differ in their weights, 0 included.
-      weights[name] = dict(own) | {k: v for k, v in (known or {}).items() if v}
+      weights[name] = dict(own) | {k: v for k, v in (others or {}).items() if v}
   return from_weights(weights)
 
 
@@ -71,12 +71,12 @@ def from_weights(
   """Objectives by name, in the order of a table.
 
   Args:
-    weights: by objective: its weights by term, None where they are not known,
-      as in files of earlier versions; the name then stands for the terms.
+    weights: by objective: its weights by term, None where no record has
+      them, as in files of earlier versions; the name then stands for the terms.
 
   Returns:
     The baseline, single terms in the order of `TERMS`, combinations, and last
-    what is not known.
+    objectives whose terms no record has.
   """
   terms = {name: _terms(name, found) for name, found in weights.items()}
   names = sorted(terms, key=lambda name: _rank(name, terms[name]))

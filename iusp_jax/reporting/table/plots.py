@@ -194,7 +194,7 @@ def _draw_panel(axes, student, curves, named) -> None:
   axes.set_title(student, loc='left')
   axes.grid(axis='y')
   axes.locator_params(nbins=4)
-  # The first steps would press the ends, where objectives differ, together.
+  # The low scores of the first steps would flatten the differences at the end.
   low, high = np.quantile(means, [0.2, 1])
   spare = 0.1 * max(high - low, 1e-3)
   axes.set_ylim(low - spare, high + spare)

@@ -2,7 +2,7 @@
 
 A row is plain data: names, numbers and flags. A section is rows and the columns
 that show them. A missing or diverged cell takes its pair out of the comparisons
-that need it, and out of no other.
+that need it, and of no other.
 """
 
 import dataclasses
@@ -36,19 +36,19 @@ have, is beyond its 95 % interval. `a/b` after a score: only a of b cells are
 done.""",
   'differences': """\
 Differences are paired: same seed, same clips. 95 % interval of the mean by
-bootstrap over seeds and test clips together (what seeds add widened to
+bootstrap that draws both seeds and test clips (the part of seeds is widened to
 Student's t); **bold** where it does not hold 0. sd: of the paired differences.
 won: pairs above 0, of n. p: two-sided sign test, and sign-flip permutation test
-of the mean (exact up to 16 pairs); both look at pairs alone, not at the choice
-of test clips, and neither is corrected for the number of rows.
-"all students": the mean over the students of the pairs that none of them lacks;
+of the mean (exact up to 16 pairs); both are over pairs alone, not over test
+clips, and neither is corrected for the number of rows.
+"all students": the mean over the students of the pairs that all of them have;
 "a of b students": b - a of them have no run of an objective that the row needs.
-Students share seeds and clips, so a seed counts once and is drawn whole.""",
+Students share seeds and clips, so a seed counts once, with their mean.""",
   'ratio': """\
 r = (IUSP - no KD) / (SP - no KD) - 1, the "increase in improvement relative to
 SP's improvement", and both gains, over the pairs that have all three. Withheld
 unless the 95 % interval of SP's gain lies above 0: a ratio over a gain that may
-be 0 says nothing.""",
+be 0 has no meaning.""",
   'other': """\
 On the test split but for "validate". last: micro-AUPRC after the last epoch
 instead of the best. distance: ‖G_teacher − G_student‖² / T² of the frame
@@ -83,7 +83,7 @@ class Section:
   note: str = ''
 
   def lines(self) -> list[list[str]]:
-    """Titles and rows as text; what the first column repeats is left out."""
+    """Titles and rows as text; repetitions in the first column are left out."""
     lines = [[column.show(row) for column in self.columns] for row in self.rows]
     firsts = [line[0] for line in lines]
     for line, before in zip(lines[1:], firsts, strict=False):
@@ -150,7 +150,7 @@ def matched(
       differ, and is cut to the least.
 
   Returns:
-    `[K, S, L]` of the S pairs that none of the students lacks, the rotation of
+    `[K, S, L]` of the S pairs that all these students have, the rotation of
     each, and the number of students; None where there is no such pair.
   """
   runs = [
@@ -262,8 +262,8 @@ def _scored(cells, rotation: str | None = None) -> list[float]:
 def _best(done, student: str, objectives) -> list[str]:
   """The objective whose lead over every other is beyond its interval, if any.
 
-  Each lead is over the pairs that both have: a mean over other pairs says
-  nothing, be it higher or lower.
+  Each lead is over the pairs that both have: a mean over other pairs
+  cannot be compared.
   """
 
   def leads(own: str, other: str) -> bool:
