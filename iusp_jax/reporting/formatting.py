@@ -76,11 +76,10 @@ def _score(scores: Mapping[str, Any], name: str) -> str:
   """A score; with the interval of micro-AUPRC, the others' are in the JSON."""
   if name not in scores:
     return '-'
-  text = decimal(scores[name], 'undefined')
-  low_high = scores.get(f'{name}_ci')
-  if name != 'micro_auprc' or low_high is None or text == 'undefined':
+  text, ends = decimal(scores[name], 'undefined'), scores.get(f'{name}_ci')
+  if name != 'micro_auprc' or not ends:
     return text
-  return f'{text} {interval(*low_high)}'
+  return f'{text} {interval(ends)}'
 
 
 def comparison(
@@ -104,11 +103,10 @@ def comparison(
   lines = [['', 'test micro-AUPRC', '95 % interval']]
   for title, scores in models.items():
     text = decimal(scores.get('micro_auprc'), 'undefined')
-    ends = scores.get('micro_auprc_ci') or (None, None)
-    lines.append([title, text, interval(*ends)])
-  found = [difference[key] for key in ('difference', 'low', 'high')]
-  text = interval(*found[1:], text=signed)
-  lines.append(['difference of the last two', signed(found[0]), text])
+    lines.append([title, text, interval(scores.get('micro_auprc_ci'))])
+  ends = interval([difference['low'], difference['high']], signed)
+  text = signed(difference['difference'])
+  lines.append(['difference of the last two', text, ends])
   return align(lines, width=WIDTH) + (
     f'Intervals: bootstrap over the {difference["num_clips"]} test clips, the '
     'same resamples for both students.\n'
@@ -155,8 +153,9 @@ def signed(value: float | None) -> str:
   return text if text[0] in '-−' else f'+{text}'
 
 
-def interval(low: float | None, high: float | None, text=decimal) -> str:
+def interval(ends: Sequence[float | None] | None, text=decimal) -> str:
   """'[.512, .534]'; '-' where there is none."""
+  low, high = ends or (None, None)
   return '-' if low is None else f'[{text(low)}, {text(high)}]'
 
 

@@ -320,21 +320,19 @@ def _differences(table, done, objectives) -> Section:
       found = matched(done, members, (own, other), _micro)
       if found is None:
         continue
-      row: Row = {'own': own, 'other': other, 'comparison': title}
-      row |= {'group': name}
-      row |= difference(found)
-      low, high = row['low'], row['high']
-      sure = low is not None and not low <= 0 <= high
+      row: Row = {'own': own, 'other': other, 'group': name}
+      row |= {'comparison': title, **difference(found)}
       row['student'] = _group(name, members, row['students'])
+      row['interval'] = low, high = [row['low'], row['high']]
+      sure = low is not None and not low <= 0 <= high
       row['bold'] = ['mean'] if sure else []
-      row['interval'] = None if low is None else [low, high]
       row['won'] = f'{row["wins"]}/{row["n"]}'
       rows.append(row)
   columns = [
     Column('comparison', 'comparison', words=True),
     _STUDENT,
     Column('difference', 'mean', signed),
-    Column('95 % interval', 'interval', _signed_interval),
+    Column('95 % interval', 'interval', lambda ends: interval(ends, signed)),
     Column('sd', 'sd', decimal),
     Column('won', 'won'),
     Column('p sign', 'sign_p', p_value),
@@ -347,10 +345,6 @@ def _differences(table, done, objectives) -> Section:
       'theirs has no scores on resampled clips.'
     )
   return Section('Differences', columns, rows, note)
-
-
-def _signed_interval(ends: Sequence[float]) -> str:
-  return interval(ends[0], ends[1], signed)
 
 
 def _ratios(table, done, objectives) -> Section:
@@ -367,10 +361,10 @@ def _ratios(table, done, objectives) -> Section:
       iusp, sp, base = runs_KSL[:, :, 0].mean(axis=1).tolist()
       row |= {'sp_gain': sp - base, 'iusp_gain': iusp - base}
     row |= dataclasses.asdict(ratio)
-    ends = interval(ratio.low, ratio.high, percent)
     row['student'] = _group(name, members, row['students'])
     row['text'] = f'withheld: {ratio.reason}'
     if ratio.value is not None:
+      ends = interval([ratio.low, ratio.high], percent)
       row['text'] = f'{percent(ratio.value)} {ends}'
     rows.append(row)
   columns = [
@@ -436,15 +430,13 @@ def cells(table: Mapping[str, Any]) -> list[Row]:
   rows = []
   for cell in table['cells']:
     row = {key: cell.get(key) for key in (*records.KEY, 'reason')}
+    row |= {k: v for k, v in cell.items() if not isinstance(v, list | dict)}
     weights = cell.get('weights') or {}
     row['weights'] = ' '.join(f'{k}={v:g}' for k, v in weights.items())
-    for key in ('parameters', 'macs', 'seconds', 'frame_distance'):
-      row[key] = cell.get(key)
     for split in ('validate', 'test'):
       scores = dict(cell.get(split) or {})
       by_tag = scores.pop('class_auprc', None) or []
       row |= {f'{split}_{name}': value for name, value in scores.items()}
-    row['last_test_micro_auprc'] = cell.get('last_test_micro_auprc')
     tags = zip(table['tags'], by_tag, strict=bool(by_tag))
     rows.append(row | {f'test_auprc/{tag}': value for tag, value in tags})
   return rows
