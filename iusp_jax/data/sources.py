@@ -378,7 +378,7 @@ class Stream:
 
     clips = grain.MapDataset.range(2**62 // size * size).map(read).batch(size)
     options = grain.ReadOptions(
-      num_threads=self._num_threads, prefetch_buffer_size=2
+      num_threads=self._num_threads, prefetch_buffer_size=8
     )
     return iter(clips.to_iter_dataset(options))
 
