@@ -52,7 +52,7 @@ FLOORS = (
     'iusp_jax.tagger',
     'tfds_dcase.sonyc_ust.records',
     'tfds_dcase.sonyc_ust.sources',
-    'tfds_dcase.sonyc_ust.fetch',
+    'tfds_dcase.download',
     'tfds_dcase.sonyc_ust.availability',
     'tfds_dcase.sonyc_ust.decode',
     'tfds_dcase.sonyc_ust.gather',
