@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 
-from iusp_jax.reporting import formatting
+from iusp_jax.reporting import formatting, plots
+from iusp_jax.scoring import metrics
 
 
 def results():
@@ -78,6 +80,38 @@ class TestScoreTable:
       {'a': {'best': {'test': {'coarse': scores}}}}
     )
     assert table.split()[-2:] == ['undefined', 'undefined']
+
+  def test_the_rule_of_means_over_tags_is_named_once(self):
+    scores = {'macro_auprc': 0.5, 'positives': [3, 0, 1]}
+    coarse = scores | {'map': 0.4}
+    splits = {'test': {'coarse': coarse}, 'validate': {'fine': scores}}
+    table = formatting.score_table(
+      {'teacher': {'best': splits}, 'student': {'best': splits, 'last': splits}}
+    )
+    assert table.splitlines()[-2:] == [
+      f'{of}: mean over the 2 of 3 tags with positives'
+      for of in (
+        'macro-AUPRC on validate fine',
+        'macro-AUPRC, mAP on test coarse',
+      )
+    ]
+
+  def test_the_mean_is_that_of_the_tag_scores(self, tmp_path):
+    """One rule: results.json, the table of a run and the file of its tags."""
+    rng = np.random.default_rng(0)
+    truth_NC = rng.random((40, 4)) < [0.3, 0.5, 0.0, 0.4]
+    scores = metrics.score(truth_NC, rng.random((40, 4)))
+    results = {'student': {'best': {'test': {'coarse': scores}}}}
+    text = formatting.score_table(results)
+    tags = dict(zip('abcd', scores['class_auprc'], strict=True))
+    support = dict(zip('abcd', scores['positives'], strict=True))
+    plots.plot_tag_scores({'student': tags}, support, tmp_path / 'tags.png')
+    *_, last = (tmp_path / 'tags.txt').read_text().splitlines()
+    assert last.startswith('mean over the 3 of 4 tags with positives')
+    assert formatting.decimal(float(last.split()[-1])) in text.split()
+    assert float(last.split()[-1]) == pytest.approx(
+      scores['macro_auprc'], abs=5e-5
+    )
 
   def test_nothing(self):
     assert formatting.score_table({}) == ''

@@ -144,7 +144,8 @@ class TestTagScores:
     assert (none != pixels(tmp_path / 'zero.png')).any()
     lines = (tmp_path / 'none.txt').read_text().splitlines()
     assert lines[2].split() == ['2-3_hoe-ram', '0', 'undefined']
-    assert lines[3].split('  ')[0] == 'mean over the tags with positives'
+    rule = 'mean over the 1 of 2 tags with positives'
+    assert lines[3].split('  ')[0] == rule
     assert lines[3].split()[-1] == '0.5000'
     assert '0.2500' in (tmp_path / 'zero.txt').read_text()
 

@@ -421,6 +421,15 @@ class TestClipDifference:
     found = statistics.clip_difference(truth_NC, good_NC, good_NC, resamples=20)
     assert [found[k] for k in ('difference', 'low', 'high')] == [0, 0, 0]
 
+  def test_without_positives_there_is_no_difference(self, scored):
+    _, good_NC, worse_NC = scored
+    none_NC = np.zeros((60, 4))
+    found = statistics.clip_difference(none_NC, good_NC, worse_NC, resamples=9)
+    assert [found[k] for k in ('difference', 'low', 'high')] == [None] * 3
+    one_NC = np.arange(240).reshape(60, 4) == 7  # Not in every resample.
+    found = statistics.clip_difference(one_NC, good_NC, worse_NC, resamples=99)
+    assert np.isfinite([found['difference'], found['low'], found['high']]).all()
+
   def test_without_resamples_there_is_no_interval(self, scored):
     found = statistics.clip_difference(*scored, resamples=0)
     assert (found['low'], found['high']) == (None, None)

@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from iusp_jax.scoring import metrics
+
 WIDTH = 100  # columns of text
 # Column titles of `score_table`, in order.
 SCORES = {
@@ -32,7 +34,8 @@ def score_table(results: Mapping[str, Any]) -> str:
 
   Returns:
     A row for each model, checkpoint, split and level, a column for each score
-    that some row has, and a line of its size for each model.
+    that some row has; below, the rule of the means over tags by split and level
+    (where the scores hold `positives`), and the size of each model.
   """
   models = [
     (name, results[name])
@@ -60,7 +63,17 @@ def score_table(results: Mapping[str, Any]) -> str:
     for name, model in models
     if 'parameters' in model or 'macs' in model
   ]
-  return align(lines, (0, 1), WIDTH) + ''.join(sizes)
+  rules = dict.fromkeys(_mean_rule(split, scores) for _, split, scores in rows)
+  return align(lines, (0, 1), WIDTH) + ''.join([*rules, *sizes])
+
+
+def _mean_rule(split: str, scores: Mapping[str, Any]) -> str:
+  """A line about the means over tags; '' where the positives are not given."""
+  names = [SCORES[name] for name in ('macro_auprc', 'map') if name in scores]
+  if not names or not scores.get('positives'):
+    return ''
+  rule = metrics.mean_rule(scores['positives'])
+  return f'{", ".join(names)} on {split}: {rule}\n'
 
 
 def _ordered(by_name: Mapping[str, Any], order: Sequence[str]):

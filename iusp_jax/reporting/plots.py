@@ -12,6 +12,7 @@ import numpy as np
 
 from iusp_jax.objectives.terms import TERMS
 from iusp_jax.reporting import figures, formatting
+from iusp_jax.scoring import metrics
 
 # What is drawn of the rows of a run, with colours.
 _CURVES = {
@@ -231,9 +232,9 @@ def _tag_table(models, support) -> str:
     lines.append(
       [tag, f'{positives}', *map(formatting.number, values_MC[:, c])]
     )
-  defined = [value_C[np.isfinite(value_C)] for value_C in values_MC]
-  means = [value.mean() if len(value) else math.nan for value in defined]
-  rule = 'mean over the tags with positives'
+  means = [metrics.mean_over_tags(value_C.tolist()) for value_C in values_MC]
+  means = [math.nan if mean is None else mean for mean in means]
+  rule = metrics.mean_rule(list(support.values()))
   lines.append([rule, '', *map(formatting.number, means)])
   return formatting.align(lines)
 
