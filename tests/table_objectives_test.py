@@ -1,5 +1,6 @@
 """Titles, colours, order and comparisons of a table's objectives."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -87,8 +88,6 @@ def test_no_two_objectives_have_one_colour(num_combinations):
 
 
 def test_two_terms_of_one_colour_are_told_apart(monkeypatch):
-  import dataclasses
-
   same = dataclasses.replace(TERMS['sp'], colour=TERMS['kd'].colour)
   monkeypatch.setitem(TERMS, 'sp', same)
   found = objectives.from_weights({'kd': {'kd': 1.0}, 'sp': {'sp': 1.0}})
@@ -100,6 +99,14 @@ def test_a_term_has_its_colour_in_every_table():
   alone = objectives.from_weights({'iusp': {'iusp': 1.0}})['iusp']
   among = objectives.from_weights(WEIGHTS)['iusp']
   assert (alone.colour, alone.marker) == (among.colour, among.marker)
+
+
+def test_a_combination_has_no_colour_of_a_term_of_other_tables(monkeypatch):
+  weights = {'both': {'kd': 1.0, 'sp': 1.0}}
+  first = objectives.from_weights(weights)['both'].colour
+  new = dataclasses.replace(TERMS['sp'], colour=first)
+  monkeypatch.setitem(TERMS, 'new', new)
+  assert objectives.from_weights(weights)['both'].colour != first
 
 
 def test_only_single_similarity_terms_are_shown_with_similarities():

@@ -123,8 +123,8 @@ def comparison(
   return align(lines, width=WIDTH) + (
     f'Intervals: bootstrap over the {difference["num_clips"]} test clips, the '
     'same resamples for both students.\n'
-    'This is one seed, which decides nothing: another seed changes the '
-    'difference by about as much.\n'
+    'This is one seed, which decides nothing: the intervals do not cover other '
+    'seeds.\n'
     f'Results over seeds, students and objectives: {table}\n'
   )
 
