@@ -11,12 +11,12 @@ from iusp_jax.models import tagger
 
 SMALL = {
   'cnn': {'width': 3, 'num_blocks': 3, 'frequency': 'flatten'},
-  'crnn': {'width': 3, 'hidden': 5},
+  'crnn': {'width': 3, 'hidden': 5, 'dropout_rate': 0.5},
   'mobilenet': {
     'width_multiplier': 0.05,
+    'depth_multiplier': 0.6,
     'expansion': 2,
     'num_stages': 3,
-    'dropout_rate': 0.5,
   },
 }
 NUM_SAMPLES = 9_920  # 61 frames of log-mel, 8 frame embeddings.
@@ -89,8 +89,9 @@ def assert_equal(got, expected, **tolerances):
     ('cnn', {}, 3),
     ('cnn', {'num_blocks': 4, 'convolutions_per_block': 2}, 4),
     ('crnn', {}, 1),
-    # The stem, 1 + 2 + 3 bottlenecks, the last convolution.
-    ('mobilenet', {}, 8),
+    # The stem, 1 + 1 + 2 bottlenecks, the last convolution.
+    ('mobilenet', {}, 6),
+    ('mobilenet', {'depth_multiplier': 1.0}, 8),
     ('mobilenet', {'depth_multiplier': 0.3, 'num_stages': 4}, 6),
   ],
 )
@@ -122,9 +123,9 @@ def test_frames_are_means_over_frequency_of_the_blocks(name):
     # Time is reduced by whole numbers only.
     assert output.layers[layer].shape[1] % output.frames_BTD.shape[1] == 0
   np.testing.assert_array_equal(output.layers['frames'], output.frames_BTD)
-  if name == 'mobilenet':  # block_4 repeats block_3: a residual.
-    whole, before = (stored[i]['__call__'][0] for i in ('block_4', 'block_3'))
-    inside = stored['block_4']['project']['__call__'][0]
+  if name == 'mobilenet':  # block_5 repeats block_4: a residual.
+    whole, before = (stored[i]['__call__'][0] for i in ('block_5', 'block_4'))
+    inside = stored['block_5']['project']['__call__'][0]
     np.testing.assert_allclose(whole, before + inside, rtol=1e-6)
 
 
@@ -189,7 +190,7 @@ def test_gradients_reach_the_blocks_below_and_no_other(name):
 
 def test_members_may_be_mapped():
   """A leading axis of the variables; each with dropout and statistics."""
-  name, layers = 'mobilenet', ('block_2', 'frames')
+  name, layers = 'crnn', ('block_1', 'frames')
   members = [variables(name, seed) for seed in (1, 2)]
   stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
   mapped = jax.vmap(run(name, True, layers))(stacked)
@@ -256,6 +257,8 @@ def test_unknown_layers_are_refused(layers, message):
 
 def test_apply_is_forward_in_evaluation():
   found = model('crnn')
-  output = tagger.apply(found, variables('crnn'), mel_BTF(), ['block_1'])
+  output = jax.jit(
+    lambda variables: tagger.apply(found, variables, mel_BTF(), ['block_1'])
+  )(variables('crnn'))
   expected, _ = outputs('crnn', layers=('block_1',))
   assert_equal(output, expected, atol=1e-5)
