@@ -23,7 +23,7 @@ def main(argv):
   from iusp_jax.runtime import files, logs, preemption
 
   preemption.listen()  # SIGTERM ends the process with preemption.EXIT_CODE.
-  from iusp_jax.experiment import experiment, runner, teacher, tuning
+  from iusp_jax.experiment import run, table, teacher, tuning
   from iusp_jax.runtime import hosts
   from iusp_jax.scoring import score_file
 
@@ -37,20 +37,20 @@ def main(argv):
         return
       if mode == 'report':
         place = command_line.WORKDIR.value
-        runner.report(
+        table.report(
           [files.resolve(name) for name in argv[1:]],
           files.resolve(place) if place else None,
         )
         return
       config = command_line.config()
-      teacher.refuse_other_model(config, command_line.overrides())
+      teacher.check_overrides(config, command_line.overrides())
       workdir = files.resolve(command_line.workdir())
       if mode == 'table':
-        runner.run(config, workdir, **command_line.values(command_line.TABLE))
+        table.run(config, workdir, **command_line.values(command_line.TABLE))
       elif mode == 'tune':
         tuning.run(config, workdir)
       else:
-        experiment.run(config, workdir)
+        run.run(config, workdir, command_line.CONTINUE_ANYWAY.value)
   except (ValueError, OSError, FloatingPointError) as error:
     if flags.FLAGS.verbosity > 0:  # --verbosity=1 shows where it came from.
       raise

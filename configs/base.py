@@ -24,6 +24,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from iusp_jax.objectives.terms import TERMS, config_fields
+
 Config = Any  # A ConfigDict, whose fields no type checker knows.
 
 DATASETS = {
@@ -58,15 +60,12 @@ STUDENTS = {
 }
 
 
-# Weights of the objectives. Where `--mode=tune` has been run for a data set and
-# a student, tuned.json has better ones (docs/reproduction.md has the command).
+# The objectives of a table, by name. Where `--mode=tune` has been run for a
+# data set and a student, tuned.json has better weights.
 WEIGHTS = {
   'baseline': {},
-  'kd': {'kd_weight': 1.0},
-  'sp': {'sp_weight': 30.0},
-  'iusp': {'iusp_weight': 300.0},
+  **{name: {f'{name}_weight': term.weight} for name, term in TERMS.items()},
   'iusp_sp': {'iusp_weight': 300.0, 'sp_weight': 30.0},
-  'iusp_centred': {'iusp_centred_weight': 30.0},  # See study_centred.py.
 }
 TUNED = json.loads(pathlib.Path(__file__).with_name('tuned.json').read_text())
 
@@ -96,7 +95,8 @@ def get_config(arg: str = '') -> Config:
   config.bootstrap = 1000  # Resamples of the test clips for 95 % intervals.
   config.on_nan = 'stop'  # Or 'roll_back', to pass over up to 3 batches.
   config.profile_steps = 0  # Steps to trace into <workdir>/profile.
-  config.compare_with = ''  # Another run's workdir, shown in the pictures.
+  config.compare_with = ''  # Another run's workdir, shown in the plots.
+  config.train_baseline = False  # The student without distillation as well.
   config.dataset = dataset(options['dataset'])
   config.student = recipe(STUDENTS[options['student']], num_mel_bands=20)
   config.objective = objective()
@@ -125,7 +125,7 @@ def dataset(name: str) -> Config:
     config.builder.snr_db = (-6.0, 12.0)  # Weakest, strongest source, dB.
     config.builder.sources = (1, 4)  # Fewest, most tagged sources of a scene.
   if name == 'urban_scenes/procedural':
-    config.builder.hear_half_db = -2.0  # Where annotators miss half, dB.
+    config.builder.detect_half_db = -2.0  # Where annotators miss half, dB.
     config.builder.confusion = 0.1  # Chance that they name another fine tag.
   if name == 'urban_scenes/clips':
     config.builder.validate_fold = 4  # Fold of the recordings.
@@ -137,7 +137,7 @@ def dataset(name: str) -> Config:
 
 
 def recipe(model: dict, num_mel_bands: int) -> Config:
-  """How one model hears, is made and is trained."""
+  """One model: architecture, front end, training, augmentation."""
   config: Config = ConfigDict()
   config.model = ConfigDict(model)  # Fields of iusp_jax/models/<name>.py.
   config.frontend = ConfigDict()
@@ -175,13 +175,13 @@ def recipe(model: dict, num_mel_bands: int) -> Config:
 
 
 def objective() -> Config:
-  """What is added to the cross-entropy with the tags; see objectives.py."""
-  config: Config = ConfigDict()
-  config.kd_weight = 0.0  # Logit distillation.
-  config.kd_temperature = 2.0  # Of its logits.
-  config.sp_weight = 0.0  # Similarities between the clips of a batch.
-  config.iusp_weight = 0.0  # Similarities between the frames of a clip.
-  config.iusp_centred_weight = 0.0  # … less the clip's mean frame.
+  """What is added to the cross-entropy with the tags.
+
+  For every term of iusp_jax/objectives/terms.py: `<term>_weight`, 0 for none;
+  `<term>_schedule` of the weight over training, 'constant', 'ramp' (up, over
+  the first 13 %), 'decay' (linearly to 0) or 'off_at_half'; and its settings.
+  """
+  config: Config = ConfigDict(config_fields())
   return config
 
 
@@ -213,6 +213,7 @@ def teacher(dataset_name: str) -> Config:
 
 def make_demo(config: Config) -> None:
   """Minutes on two cores: fewer scenes, a smaller teacher."""
+  config.train_baseline = True
   _scenes(config, 480, 160, 160)
   config.teacher.train_scenes = 0
   config.student.training.epochs = 12.0

@@ -29,11 +29,15 @@ _HOME = {
   'FrontendConfig': 'audio.frontend',
 }
 
-__all__ = list(_HOME)
+_MODULES = ('objectives', 'similarity')
+
+__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str):
   """Imports a public name when it is first used (PEP 562)."""
+  if name in _MODULES:
+    return importlib.import_module(f'{__name__}.{name}')
   if name not in _HOME:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
   module = importlib.import_module(f'{__name__}.{_HOME[name]}')

@@ -23,6 +23,11 @@ MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
 PROFILE = flags.DEFINE_integer(
   'profile', 0, 'train: steps to trace into WORKDIR/profile.'
 )
+CONTINUE_ANYWAY = flags.DEFINE_bool(
+  'continue_anyway',
+  False,
+  'train: continue under other settings of JAX or XLA than at the start.',
+)
 TABLE = (
   flags.DEFINE_string('shard', '', 'table: i/n, a part of the grid.'),
   flags.DEFINE_integer(

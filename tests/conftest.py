@@ -5,7 +5,6 @@ import os
 import pathlib
 import platform
 import signal
-import sys
 
 # Two devices everywhere, so that whatever only works on one is seen at once.
 # Compiling is most of the work here: without LLVM's optimisations it is half.
@@ -96,16 +95,13 @@ def metric_reference_dir():
 
 @pytest.fixture
 def listening():
-  """SIGTERM is heard, and forgotten when the test ends."""
+  """SIGTERM and SIGINT are handled, and forgotten when the test ends."""
   from iusp_jax.runtime import preemption
 
-  signals = signal.SIGTERM, signal.SIGALRM
+  signals = signal.SIGTERM, signal.SIGINT
   before = [signal.getsignal(number) for number in signals]
-  hook = sys.unraisablehook
   preemption.listen()
   yield
-  signal.setitimer(signal.ITIMER_REAL, 0)
   for number, handler in zip(signals, before, strict=True):
     signal.signal(number, handler)
-  sys.unraisablehook = hook
-  preemption._Notice.asked = False
+  preemption._Request.signal_number = 0

@@ -225,7 +225,9 @@ def test_tags_are_the_aggregate_of_the_votes(split):
       assert (votes_AQ == votes_AQ[0]).all()
 
 
-ANNOTATOR = types.SimpleNamespace(hear_half_db=-5.0, confusion=0.2, unknown=0.1)
+ANNOTATOR = types.SimpleNamespace(
+  detect_half_db=-5.0, confusion=0.2, unknown=0.1
+)
 
 
 def vote_many(column, snr_db, annotator=ANNOTATOR, count=4000):

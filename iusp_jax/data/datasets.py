@@ -1,21 +1,15 @@
-"""From a TFDS data set to batches of waveforms and tags, with Grain.
+"""From a TFDS data set to clips and tags, with Grain.
 
-No jax in here: a batch is a dict of NumPy arrays.
+No jax in here: a clip is a dict of NumPy arrays.
 
-  wave    int16   [B, S]  16 kHz, 10 s
-  tags    float32 [B, C]  targets in [0, 1]
-  mask    float32 [B, C]  0 where a tag is unknown
-  length  int32   [B]     samples of real sound before the padding
-  index   int32   [B]     which clip of the split
-  valid   float32 [B]     0 for clips that only fill up the last batch
-  partner int32   [B]     which clip is mixed in, where mixup is on
-  global_index int32 [·]  index of all hosts' clips, host by host, where
-                          several hosts share a batch
+  wave    int16   [S]  16 kHz, 10 s
+  tags    float32 [C]  targets in [0, 1]
+  mask    float32 [C]  0 where a tag is unknown
+  length  int32   []   samples of real sound before the padding
+  index   int32   []   which clip of the split
 
 The order of a training run is a function of the seed: element k of the
-endless, reshuffled sequence is the same on any number of hosts, and host h of
-H reads the h-th of the H equal blocks of every batch, as a device of one host
-has a block of the host's clips. The state of the stream is one number.
+endless, reshuffled sequence is the same on any number of hosts.
 """
 
 import dataclasses
@@ -237,35 +231,20 @@ def _read(split: Split, index: int) -> Mapping[str, Any]:
     ) from error
 
 
-def _element(split: Split):
-  """Turns example `index` of a split into one element of a batch."""
+def read_clip(split: Split, index: int) -> dict[str, np.ndarray]:
+  """Clip `index` of a split, see the module's docstring.
 
-  def read(index: int) -> dict[str, np.ndarray]:
-    example = _read(split, index)
-    tags, mask = targets(example, split.level, split.aggregation)
-    return {
-      'wave': example['audio'],
-      'tags': tags,
-      'mask': mask,
-      'length': np.asarray(example['num_samples'], np.int32),
-      'index': np.asarray(index, np.int32),
-    }
-
-  return read
-
-
-def _mix(pair, rng: np.random.Generator, alpha: float):
-  """Mixup of two elements: waves and tags in the same proportion."""
-  own, partner = pair
-  share = np.float32(rng.beta(alpha, alpha))
-  share = max(share, 1 - share)  # The clip that names the mix is the louder.
-  wave = share * own['wave'] + (1 - share) * partner['wave']
-  return own | {
-    'wave': np.rint(wave).astype(np.int16),
-    'tags': share * own['tags'] + (1 - share) * partner['tags'],
-    'mask': own['mask'] * partner['mask'],
-    'length': np.maximum(own['length'], partner['length']),
-    'partner': partner['index'],
+  Raises:
+    ValueError: where its record cannot be read.
+  """
+  example = _read(split, index)
+  tags, mask = targets(example, split.level, split.aggregation)
+  return {
+    'wave': example['audio'],
+    'tags': tags,
+    'mask': mask,
+    'length': np.asarray(example['num_samples'], np.int32),
+    'index': np.asarray(index, np.int32),
   }
 
 
@@ -283,80 +262,6 @@ def check_batch_size(split: Split, batch_size: int) -> None:
     )
 
 
-def train_stream(
-  split: Split,
-  batch_size: int,
-  seed: int,
-  *,
-  mixup_alpha: float = 0.0,
-  host: int = 0,
-  num_hosts: int = 1,
-  num_threads: int = 4,
-) -> grain.DatasetIterator:
-  """This host's part of an endless sequence of shuffled batches.
-
-  Args:
-    split: what to read.
-    batch_size: clips in the *global* batch.
-    seed: of the order and of mixup.
-    mixup_alpha: of the beta distribution of the shares; 0 for no mixup.
-    host: number of this host.
-    num_hosts: hosts that share the batch.
-    num_threads: that read records.
-
-  Returns:
-    A Grain iterator of dicts of arrays, `batch_size // num_hosts` clips each.
-
-  Raises:
-    ValueError: if the batch cannot be shared evenly, or exceeds the split.
-  """
-  if batch_size % num_hosts:
-    raise ValueError(
-      f'batch_size {batch_size} does not divide among {num_hosts} hosts: '
-      'expected a multiple'
-    )
-  check_batch_size(split, batch_size)
-
-  read = _element(split)
-  clips = train_order(len(split), seed).map(read)
-  if mixup_alpha > 0:
-    partners = train_order(len(split), seed + 2**20).map(read)
-    clips = grain.experimental.ZipMapDataset([clips, partners])
-    clips = clips.seed(seed).random_map(
-      lambda pair, rng: _mix(pair, rng, mixup_alpha)
-    )
-  if num_hosts > 1:
-    clips = _Block(clips, batch_size, host, num_hosts)
-  clips = clips.batch(batch_size // num_hosts, drop_remainder=True)
-  if num_hosts > 1:
-    order = train_order(len(split), seed)
-    order = order.batch(batch_size, drop_remainder=True)
-    clips = clips.map_with_index(
-      lambda k, batch: batch | {'global_index': np.asarray(order[k], np.int32)}
-    )
-  return iter(
-    clips.to_iter_dataset(
-      grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=8)
-    )
-  )
-
-
-class _Block(grain.MapDataset):
-  """One host's block of every batch of a sequence, batch after batch."""
-
-  def __init__(self, parent, batch_size, host, num_hosts):
-    super().__init__(parent)
-    self._batch_size, self._size = batch_size, batch_size // num_hosts
-    self._first = host * self._size
-
-  def __len__(self):
-    return len(self._parent) // self._batch_size * self._size
-
-  def __getitem__(self, index):
-    batch, clip = divmod(index, self._size)
-    return self._parent[batch * self._batch_size + self._first + clip]
-
-
 def eval_batches(
   split: Split,
   batch_size: int,
@@ -367,18 +272,14 @@ def eval_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
   """Every clip of a split once, in order, this host's part of each batch.
 
-  The last batch is filled up with copies of the last clip, marked by
-  `valid = 0`, so that every host and device runs the same number of equal
-  batches.
+  The last batch is filled up with copies of the last clip, so that every host
+  and device runs the same number of equal batches; the caller cuts them off.
   """
   num_batches = -(-len(split) // batch_size)
   padded = np.minimum(np.arange(num_batches * batch_size), len(split) - 1)
   own = padded.reshape(num_batches, num_hosts, -1)[:, host].reshape(-1)
-  valid = np.arange(num_batches * batch_size) < len(split)
-  valid = valid.reshape(num_batches, num_hosts, -1)[:, host].reshape(-1)
-  read = _element(split)
   clips = grain.MapDataset.range(len(own)).map(
-    lambda k: read(own[k]) | {'valid': np.float32(valid[k])}
+    lambda k: read_clip(split, own[k])
   )
   clips = clips.batch(batch_size // num_hosts)
   yield from clips.to_iter_dataset(

@@ -1,8 +1,7 @@
-"""The cells of a table: which they are, what each leaves, what is left to do.
+"""The cells of a table: which they are, what each is made from, what is done.
 
 A cell is a run: one student, one objective, one seed, one rotation of the
-folds. Its folder is a run's workdir, as `run.py --mode=train` leaves one, less
-the pictures, and `cell.json`, which is written last: what the report reads.
+folds. Its folder is a run's workdir, less the plots.
 """
 
 import dataclasses
@@ -10,10 +9,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from iusp_jax.data import datasets, store
-from iusp_jax.experiment import experiment, teacher
-from iusp_jax.runtime import files
-from iusp_jax.training import accumulate, step
+from iusp_jax.data import datasets
+from iusp_jax.experiment import check, identity, results
+from iusp_jax.experiment.setup import Setup
+from iusp_jax.objectives import terms
+from iusp_jax.runtime import processes
+from iusp_jax.training import accumulate
+from iusp_jax.training.recipe import Recipe
 
 Rotation = tuple[int, int]
 
@@ -42,8 +44,8 @@ class Cell:
       parts = ['folds{}-{}'.format(*self.rotation), *parts]
     return '-'.join(parts)
 
-  def facts(self) -> dict[str, Any]:
-    """As the report wants it."""
+  def key(self) -> dict[str, Any]:
+    """What tells it from other cells, as the report wants it."""
     return dataclasses.asdict(self) | {'rotation': describe(self.rotation)}
 
 
@@ -72,8 +74,8 @@ def groups(config: Mapping[str, Any]) -> list[list[Cell]]:
 def config_of(
   config: Any, rotation: Rotation | None, student: str = ''
 ) -> dict[str, Any]:
-  """The config of a run of the table, without objective and seed."""
-  own = teacher.plain(config)
+  """The plain config of a run of the table, without objective and seed."""
+  own = identity.plain(config)
   models = own.pop('table')['models']
   if rotation:
     validate_fold, test_fold = rotation
@@ -84,32 +86,39 @@ def config_of(
   return own
 
 
-def objective(
-  config: Mapping[str, Any], student: str, name: str
-) -> dict[str, float]:
-  """All fields of `config.objective` for one objective of a student."""
-  return with_weights(config, config['table']['weights'][student][name])
-
-
 def with_weights(
   config: Mapping[str, Any], weights: Mapping[str, float]
-) -> dict[str, float]:
+) -> dict[str, Any]:
   """All fields of `config.objective`, with these weights and no others."""
-  none = {f'{term}_weight': 0.0 for term in step.DISTILLATION_TERMS}
+  none = {f'{name}_weight': 0.0 for name in terms.TERMS}
   return dict(config['objective']) | none | dict(weights)
 
 
-def terms(
+def objective(
   config: Mapping[str, Any], student: str, name: str
-) -> tuple[str, ...]:
-  """The distillation terms of one objective of a student."""
-  weights = objective(config, student, name)
-  return tuple(
-    term for term in step.DISTILLATION_TERMS if weights[f'{term}_weight']
-  )
+) -> terms.Objective:
+  """One objective of a student."""
+  weights = config['table']['weights'][student][name]
+  return terms.Objective.from_config(with_weights(config, weights))
 
 
-def check(config: Mapping[str, Any]) -> None:
+def run_of(
+  config: Mapping[str, Any], cell: Cell, workdir: pathlib.Path
+) -> results.Run:
+  """Where a cell is kept, its config and identity as a run by itself."""
+  own = config_of(config, cell.rotation, cell.student)
+  weights = config['table']['weights'][cell.student][cell.objective]
+  own |= {
+    'name': cell.objective,
+    'seed': cell.seed,
+    'objective': with_weights(own, weights),
+  }
+  recipe = Recipe.from_config(own['student']).plain()
+  of = identity.of_student(own, recipe, cell.seed)
+  return results.Run(folder(workdir, cell), own, of)
+
+
+def check_grid(config: Mapping[str, Any]) -> None:
   """Facts about the grid, before any work is done.
 
   Raises:
@@ -120,11 +129,13 @@ def check(config: Mapping[str, Any]) -> None:
   for student in table['students']:
     for name in table['objectives']:
       _check_weights(student, name, table['weights'][student][name])
-      accumulate.check(
-        config['student']['training'], terms(config, student, name)
-      )
+      own = config_of(config, None, student)
+      recipe = Recipe.from_config(own['student'])
+      found = objective(config, student, name)
+      accumulate.check(recipe.training, found.compares_clips)
+      check.check_layers(recipe, found)
   _check_rotations(config)
-  _refuse_ignored(config)
+  _check_ignored(config)
   for field in ('seeds', 'tune_seeds'):
     if table[field] < 1:
       raise ValueError(f'config.table.{field} is {table[field]}: expected >= 1')
@@ -139,30 +150,20 @@ def check(config: Mapping[str, Any]) -> None:
       f'config.table.first_seed is {table["first_seed"]}, within the '
       f'{table["tune_seeds"]} seeds of tuning: expected at least that many'
     )
-  if config['teacher']['store'] == 'off':
-    raise ValueError(
-      "config.teacher.store is 'off': a table needs the stored outputs of the "
-      "teacher; expected 'auto', 'float32' or 'float16'"
-    )
-  if reason := store.obstacle(config, num_clips=0):
-    raise ValueError(
-      'a table needs the stored outputs of the teacher, which cannot be: '
-      f'{reason}. Switch that off, or distil run by run with --mode=train'
-    )
 
 
 def _check_names(table: Mapping[str, Any]) -> None:
   """Students and objectives are known, and named once."""
-  _refuse_repeated('students', table['students'])
-  _refuse_repeated('objectives', table['objectives'])
+  _check_repeated('students', table['students'])
+  _check_repeated('objectives', table['objectives'])
   for student in table['students']:
     known = [name for name in table['models'] if name in table['weights']]
-    _refuse_unknown('students', student, known)
+    _check_known('students', student, known)
     for name in table['objectives']:
-      _refuse_unknown('objectives', name, table['weights'][student])
+      _check_known('objectives', name, table['weights'][student])
 
 
-def _refuse_repeated(field: str, values: Sequence[Any]) -> None:
+def _check_repeated(field: str, values: Sequence[Any]) -> None:
   for value in values:
     if (count := sum(value == other for other in values)) > 1:
       raise ValueError(
@@ -170,7 +171,7 @@ def _refuse_repeated(field: str, values: Sequence[Any]) -> None:
       )
 
 
-def _refuse_unknown(field: str, name: str, known) -> None:
+def _check_known(field: str, name: str, known) -> None:
   if name not in known:
     raise ValueError(
       f'config.table.{field} has {name!r}: expected some of {", ".join(known)}'
@@ -178,7 +179,7 @@ def _refuse_unknown(field: str, name: str, known) -> None:
 
 
 def _check_weights(student: str, name: str, weights: Mapping[str, Any]) -> None:
-  legal = [f'{term}_weight' for term in step.DISTILLATION_TERMS]
+  legal = [f'{term}_weight' for term in terms.TERMS]
   for field, value in weights.items():
     place = f'config.table.weights.{student}.{name}'
     if field not in legal:
@@ -198,12 +199,12 @@ def _check_rotations(config: Mapping[str, Any]) -> None:
       f'config.table.rotations is {pairs}, but {config["dataset"]["name"]} has '
       'no folds: expected ()'
     )
-  _refuse_repeated('rotations', pairs)
+  _check_repeated('rotations', pairs)
   if len(pairs) > 1 and config['teacher']['checkpoint']:
     raise ValueError(
       f'config.teacher.checkpoint is {config["teacher"]["checkpoint"]!r} for '
-      f'the rotations {pairs}: it has heard the test fold of one of them in '
-      "training; expected '', for a teacher of each"
+      f'the rotations {pairs}: it was trained on the test fold of one of '
+      "them; expected '', for a teacher of each"
     )
   for pair in pairs:
     if len(pair) != 2 or pair[0] == pair[1]:
@@ -213,19 +214,20 @@ def _check_rotations(config: Mapping[str, Any]) -> None:
       )
 
 
-def _refuse_ignored(config: Mapping[str, Any]) -> None:
+def _check_ignored(config: Mapping[str, Any]) -> None:
   """Fields of a single run that a table sets itself: set, they did nothing."""
   run_by_run = '--mode=train'
   instead = {
     'seed': (0, 'config.table.first_seed'),
     'fit': ('student', run_by_run),
     'compare_with': ('', run_by_run),
+    'train_baseline': (False, 'the objective baseline'),
   } | {
     f'objective.{term}_weight': (0.0, 'config.table.weights.STUDENT.OBJECTIVE')
-    for term in step.DISTILLATION_TERMS
+    for term in terms.TERMS
   }
-  own = teacher.plain(config)
-  fields = experiment.flat(own)
+  own = identity.plain(config)
+  fields = identity.flat(own)
   found = [
     f'config.{field} is {fields[field]!r}: expected {default!r}; use {other}'
     for field, (default, other) in instead.items()
@@ -254,21 +256,7 @@ def check_dataset(config: Mapping[str, Any], dataset: datasets.Dataset) -> None:
         f'{", ".join(dataset.splits)}): a table is scored on test, at the '
         'epoch that is best on validate'
       )
-  size = len(dataset.splits['train'])
-  batch_size = config['student']['training']['batch_size']
-  if batch_size > size:
-    raise ValueError(
-      f'config.student.training.batch_size is {batch_size}, but the train '
-      f'split of {dataset.name} has {size} clips: expected at most that many'
-    )
-  for name in ('train', 'test'):
-    count = len(dataset.splits[name])
-    if reason := store.obstacle(config, count):
-      raise ValueError(
-        f'the {name} split of {dataset.name}: a table stores the outputs of '
-        f'the teacher, and {reason}. Distil run by run with --mode=train, '
-        'which does without'
-      )
+  check.check_batches(config, dataset, distils=True)
 
 
 def untuned(config: Mapping[str, Any]) -> list[str]:
@@ -278,29 +266,51 @@ def untuned(config: Mapping[str, Any]) -> list[str]:
     f'{student} {name}'
     for student in table['students']
     for name in table['objectives']
-    if terms(config, student, name)
+    if objective(config, student, name).terms
     and name not in table['tuned'].get(student, ())
   ]
 
 
-def keep_config(
-  config: Mapping[str, Any], workdir: pathlib.Path, free: Sequence[str] = ()
+def check_cells(
+  runs: Sequence[results.Run], setup: Setup | None = None
 ) -> None:
-  """Writes down the config of a table; refuses to mix it with another.
+  """Refuses to mix cells that are there with others of the same name.
 
   Args:
-    config: of the table.
-    workdir: of the table.
-    free: dotted names of fields in which an earlier one may differ.
+    runs: the cells of the grid.
+    setup: their data and teacher; None before these are there.
 
   Raises:
-    ValueError: if the workdir holds results of another config.
+    ValueError: naming the cell and the fields in which it differs.
   """
-  own = teacher.plain(config)
-  own['table'].pop('tuned')  # Only said: the weights themselves are compared.
-  with files.lock(workdir, 'another process looks at this folder'):
-    experiment.refuse_other_config(own, workdir, free)
-    files.write_atomically(experiment.config_path(workdir), files.to_json(own))
+  for run in runs:
+    record = processes.by_primary(lambda run=run: results.read(run.workdir))
+    if record is None:
+      continue
+    if setup is None:
+      there, now = _of_config(record, run), run.identity
+    else:
+      there = record['identity']
+      now = results.complete_identity(run.identity, setup)
+    if differing := identity.differences(there, now):
+      raise ValueError(
+        f'{run.workdir} holds a finished run that was made otherwise: '
+        f'{"; ".join(differing)}. Choose another --workdir, or delete that '
+        'folder to run it again'
+      )
+
+
+def _of_config(record: Mapping[str, Any], run: results.Run) -> dict[str, Any]:
+  """The part of a finished run's identity that follows from its config."""
+  try:
+    config = record['config']
+    recipe = record['identity']['student']
+    return identity.of_student(config, recipe, record['seed'])
+  except KeyError as error:
+    raise ValueError(
+      f'{results.path_of(run.workdir)} is of another version of this program '
+      f'(it has no {error}): choose another --workdir, or delete it'
+    ) from error
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -324,4 +334,4 @@ def folder(workdir: pathlib.Path, cell: Cell) -> pathlib.Path:
 
 def done(workdir: pathlib.Path, cell: Cell) -> bool:
   """Whether a cell has its record."""
-  return (folder(workdir, cell) / 'cell.json').exists()
+  return results.path_of(folder(workdir, cell)).exists()

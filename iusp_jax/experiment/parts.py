@@ -5,26 +5,32 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from iusp_jax.experiment import experiment, grid, teacher
+from iusp_jax.experiment import grid, identity, results
 from iusp_jax.runtime import files
 
 
 def start(
-  config: Mapping[str, Any], workdir: pathlib.Path, facts: Mapping[str, Any]
+  config: Mapping[str, Any], workdir: pathlib.Path, metadata: Mapping[str, Any]
 ) -> None:
   """Writes `grid.json`: what the report needs beside the cells.
 
-  Command and environment join those of shards and earlier commands there.
+  Cells, command and environment join those of shards and earlier commands.
   """
   cells = [
-    cell.facts() | {'name': cell.name}
+    cell.key() | {'name': cell.name}
     for group in grid.groups(config)
     for cell in group
   ]
   path = workdir / 'grid.json'
-  with files.lock(workdir, 'another process looks at this table'):
-    earlier = [json.loads(path.read_text())] if path.exists() else []
-    joined = {**facts, **_origin([*earlier, facts]), 'cells': cells}
+  with files.lock_for_all_processes(workdir, 'another process uses this table'):
+    earlier = [files.read_json(path)] if path.exists() else []
+    kept = [cell for part in earlier for cell in part['cells']]
+    joined = {
+      **metadata,
+      **_origin([*earlier, metadata]),
+      'recipe': recipe(config),
+      'cells': kept + [cell for cell in cells if cell not in kept],
+    }
     files.write_atomically(path, files.to_json(joined))
 
 
@@ -89,19 +95,20 @@ def collect(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
           f'{path} has {field} {part[field]}, {paths[0]} has {table[field]}: '
           'expected parts of one table'
         )
-    _refuse_other_recipe(path, part.get('recipe') or {}, known)
+    _check_same_recipe(path, part.get('recipe') or {}, known)
     known |= part.get('recipe') or {}
-    for facts in part['teachers']:
-      first = teachers.setdefault(facts['rotation'], facts)
-      _refuse_other_teacher(path, facts, first)
+    for found_teacher in part['teachers']:
+      rotation = found_teacher['rotation']
+      first = teachers.setdefault(rotation, found_teacher)
+      _check_same_teacher(path, found_teacher, first)
     for cell in part['cells']:
       key = _key(cell)
       if cell['status'] != 'missing' or key not in cells:
-        _refuse_other_weights(path, cell, cells.get(key, {}))
-        _refuse_other_model(path, cell, models)
+        _check_same_weights(path, cell, cells.get(key, {}))
+        _check_same_model(path, cell, models)
         cells[key] = cell
     table = table or part
-  means = [facts['repetitiveness'] for facts in teachers.values()]
+  means = [of['repetitiveness'] for of in teachers.values()]
   return table | {
     **_origin(found),
     'recipe': known,
@@ -118,36 +125,30 @@ def recipe(config: Mapping[str, Any]) -> dict[str, Any]:
   """What cells depend on beside their names, weights, teacher and data set.
 
   Args:
-    config: of a table, as its workdir keeps it.
+    config: of a table.
 
   Returns:
     Fields of the config by their dotted names.
   """
-  student = config['student']
-  stored = config['teacher']['store']
-  return experiment.flat(
-    {
-      'dataset': {
-        **{k: config['dataset'][k] for k in ('level', 'aggregation')},
-        'builder': {
-          name: value
-          for name, value in config['dataset']['builder'].items()
-          if name not in ('validate_fold', 'test_fold', 'on_bad_recording')
-        },
-      },
-      'student': {
-        'frontend': student['frontend'],
-        # An older config lacks what it could not yet do otherwise.
-        'training': teacher.LATER_FIELDS | student['training'],
-        'augment': student['augment'],
-      },
-      'objective': {'kd_temperature': config['objective']['kd_temperature']},
-      'teacher': {'store': 'float32' if stored == 'auto' else stored},
-    }
-  )
+  own = identity.plain(config)
+  of = {
+    'dataset': identity.of_data(own),
+    'student': {
+      name: own['student'][name] for name in ('frontend', 'training', 'augment')
+    },
+    'objective': {
+      name: value
+      for name, value in own['objective'].items()
+      if not name.endswith('_weight')
+    },
+    'teacher': {'store': identity.of_teacher(own)['store']},
+  }
+  folds = ('dataset.builder.validate_fold', 'dataset.builder.test_fold')
+  found = identity.fields(of)
+  return {name: found[name] for name in found.keys() - {*folds}}
 
 
-def _refuse_other_recipe(path, own, known) -> None:
+def _check_same_recipe(path, own, known) -> None:
   """Raises ValueError naming the fields; one that a part lacks is no other."""
   differing = [
     f'config.{name} {own[name]}, not {known[name]}'
@@ -161,7 +162,7 @@ def _refuse_other_recipe(path, own, known) -> None:
     )
 
 
-def _refuse_other_teacher(path, own, known) -> None:
+def _check_same_teacher(path, own, known) -> None:
   """Raises ValueError for another teacher or other data of a rotation.
 
   An older part does not say which arrays and which data.
@@ -179,7 +180,7 @@ def _refuse_other_teacher(path, own, known) -> None:
       )
 
 
-def _refuse_other_model(path, cell, models) -> None:
+def _check_same_model(path, cell, models) -> None:
   """Raises ValueError where two students are of one name only."""
   fields = ('model', 'parameters', 'macs')
   own = {name: cell[name] for name in fields if name in cell}
@@ -194,7 +195,7 @@ def _refuse_other_model(path, cell, models) -> None:
   known |= own
 
 
-def _refuse_other_weights(path, cell, known) -> None:
+def _check_same_weights(path, cell, known) -> None:
   """Raises ValueError where two finished cells are of one name only."""
   both = all(one.get('status') == 'done' for one in (cell, known))
   own, earlier = cell.get('weights'), known.get('weights')
@@ -239,18 +240,51 @@ def _read_part(path: pathlib.Path) -> dict[str, Any]:
   part = load(path)
   if path.is_file():
     return part
-  if (config := experiment.config_path(path)).is_file():
-    part['recipe'] = recipe(json.loads(config.read_text()))
-  missing = {'status': 'missing', 'reason': 'not run yet'}
-  for number, facts in enumerate(part['cells']):
-    record = path / 'cells' / facts.pop('name') / 'cell.json'
-    found = json.loads(record.read_text()) if record.exists() else missing
-    part['cells'][number] = facts | found
+  for number, key in enumerate(part['cells']):
+    name = key.pop('name')
+    record = results.read(path / 'cells' / name)
+    part['cells'][number] = key | _cell(record)
   part['teachers'] = [
-    json.loads(file.read_text())
-    for file in sorted(path.glob('teachers/*.json'))
+    files.read_json(file) for file in sorted(path.glob('teachers/*.json'))
   ]
   return part
+
+
+def _cell(record: Mapping[str, Any] | None) -> dict[str, Any]:
+  """What the report wants of a cell's record."""
+  if record is None:
+    return {'status': 'missing', 'reason': 'not run yet'}
+  names = ('weights', 'frame_distance', 'seconds', 'status', 'reason', 'curve')
+  found = {name: record[name] for name in names}
+  found['model'] = record['identity']['student']['model']
+  if record['status'] == 'diverged':
+    return found
+  student = record['student']
+  return found | {
+    **{name: student[name] for name in ('parameters', 'macs')},
+    **scores_of(student),
+    'last_test_micro_auprc': student['last']['test']['coarse']['micro_auprc'],
+    'resampled': record['resampled'],
+  }
+
+
+_SCORES = ('micro_auprc', 'macro_auprc', 'map', 'lwlrap', 'class_auprc')
+
+
+def scores_of(model: Mapping[str, Any]) -> dict[str, Any]:
+  """What the report wants of the scores of a model in a record.
+
+  A tag without a clip that has it has no AUPRC: None.
+  """
+  found = {}
+  for split, scores in model['best'].items():
+    coarse = scores['coarse']
+    found[split] = {name: coarse[name] for name in _SCORES}
+    found[split]['class_auprc'] = [
+      None if k in coarse['undefined'] else value
+      for k, value in enumerate(coarse['class_auprc'])
+    ]
+  return found
 
 
 def _key(record: Mapping[str, Any]):

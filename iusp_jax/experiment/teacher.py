@@ -6,78 +6,44 @@ fingerprint share one teacher, so that comparisons have the same.
 """
 
 import contextlib
-import dataclasses
-import hashlib
-import json
 import pathlib
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
-
 from iusp_jax.data import datasets, preparation
-from iusp_jax.models import tagger
+from iusp_jax.experiment import feeds, identity
+from iusp_jax.models import trained
+from iusp_jax.objectives import terms
 from iusp_jax.runtime import checkpoint, files, logs, processes, wall_time
-from iusp_jax.training import step, train
+from iusp_jax.training import engine, step
+from iusp_jax.training.recipe import Recipe
 from tfds_dcase import sonyc_ust
 
-RECIPE = ('model', 'frontend', 'training', 'augment')
 
-# Fields of `training` that older runs do not have, and what these did.
-LATER_FIELDS = {'accumulate_steps': 1, 'compute_dtype': 'float32'}
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-  """A trained tagger and where it came from."""
-
-  model: tagger.Tagger
-  variables: tagger.Variables
-  fingerprint: str
-  workdir: pathlib.Path
-
-  def weights(self) -> str:
-    """12 hexadecimal digits that name the arrays.
-
-    `fingerprint` names the recipe, by which machines of other cores, or an
-    older version, come to other arrays.
-    """
-    text = json.dumps(checkpoint.checksums(self.variables), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def facts(
-  config: Mapping[str, Any], dataset: datasets.Dataset
+def metadata(
+  recipe: Mapping[str, Any], seed: int, dataset: datasets.Dataset
 ) -> dict[str, Any]:
-  """All that a teacher depends on; plain JSON."""
-  recipe = plain({key: config['teacher'][key] for key in RECIPE})
-  return {
-    **recipe,
-    'seed': config['teacher']['seed'],
-    'dataset': dataset.fingerprint(),
-  }
+  """All that a teacher depends on, as `model.json` holds it."""
+  of = {**recipe, 'seed': seed, 'dataset': dataset.fingerprint()}
+  return model_metadata(of, dataset)
 
 
-def plain(config: Any) -> Any:
-  """A config as nested dicts and lists, as JSON would give it back."""
-  return json.loads(json.dumps(config, default=lambda part: part.to_dict()))
+def model_metadata(
+  of: Mapping[str, Any], dataset: datasets.Dataset
+) -> dict[str, Any]:
+  """What `model.json` holds: what a model was made from, and how to use it.
 
-
-def fingerprint(of: Mapping[str, Any]) -> str:
-  """12 hexadecimal digits that name the facts.
-
-  A field that came later changes the name only where it changes the model.
+  Args:
+    of: `model`, `frontend`, `training`, `augment`, `seed` and more.
+    dataset: that it was trained on.
   """
-  if 'training' in of:
-    training = {
-      name: value
-      for name, value in of['training'].items()
-      if LATER_FIELDS.get(name) != value
-    }
-    of = {**of, 'training': training}
-  text = json.dumps(of, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:12]
+  return {
+    **of,
+    'fingerprint': identity.fingerprint(of),
+    'tags': list(dataset.tags),
+    'num_samples': dataset.num_samples,
+  }
 
 
 def own_dataset(
@@ -92,7 +58,7 @@ def own_dataset(
   if not scenes:
     return dataset
   check_scenes(config)
-  settings = plain(config['dataset'])
+  settings = identity.plain(config['dataset'])
   settings['builder']['train_scenes'] = scenes
   return preparation.load(settings)
 
@@ -107,20 +73,20 @@ def check_scenes(config: Mapping[str, Any]) -> None:
     )
 
 
-def refuse_other_model(config: Mapping[str, Any], asked: Iterable[str]) -> None:
-  """Holds wishes for the teacher against the checkpoint that is named.
+def check_overrides(config: Mapping[str, Any], asked: Iterable[str]) -> None:
+  """Holds what is asked of the teacher against the checkpoint that is named.
 
   Args:
     config: the whole config.
     asked: the fields that the command line sets, `teacher.model.width`.
 
   Raises:
-    ValueError: for a wish that the checkpoint's model does not meet.
+    ValueError: for a field that the checkpoint's model does not meet.
   """
   path = config['teacher']['checkpoint']
   if not path:
     return
-  of = facts_of(path)
+  of = checkpoint_metadata(path)
   for field in asked:
     if not field.startswith(('teacher.model.', 'teacher.frontend.')):
       continue
@@ -134,14 +100,14 @@ def refuse_other_model(config: Mapping[str, Any], asked: Iterable[str]) -> None:
       )
 
 
-def facts_of(path: str) -> dict[str, Any]:
+def checkpoint_metadata(path: str) -> dict[str, Any]:
   """What `model.json` says of the run that config.teacher.checkpoint names.
 
   Raises:
     ValueError: where there is none.
   """
   with _naming_checkpoint(path):
-    return _read_facts(files.resolve(path))
+    return trained.read_metadata(files.resolve(path))
 
 
 @contextlib.contextmanager
@@ -156,121 +122,27 @@ def _naming_checkpoint(path):
     ) from error
 
 
-def _read_facts(workdir):
-  path = workdir / 'model.json'
-  if not path.is_file():
-    results = workdir / 'results.json'
-    hint = ''
-    if results.is_file():  # Of a run that stopped after the teacher.
-      place = json.loads(results.read_text())['teacher']['workdir']
-      hint = f'; the teacher of this run is in {place}'
-    raise ValueError(
-      f'{workdir} holds no trained model: expected a workdir of run.py, with '
-      f'{path.name} and checkpoints{hint}'
-    )
-  return json.loads(path.read_text())
-
-
-def obtain(config: Mapping[str, Any], dataset: datasets.Dataset) -> Trained:
-  """The teacher that a config asks for; trains it if there is none yet.
-
-  Args:
-    config: the whole config: `teacher` and `cache_dir` count.
-    dataset: the student's.
-
-  Raises:
-    ValueError: if `config.teacher.checkpoint` is no run's workdir, or of
-      other tags.
-  """
-  if config['teacher']['checkpoint']:
-    path = config['teacher']['checkpoint']
-    with _naming_checkpoint(path):
-      return load(files.resolve(path), dataset)
-  dataset = own_dataset(config, dataset)
-  of = facts(config, dataset)
-  name = fingerprint(of)
-  workdir = files.resolve(config['cache_dir']) / 'teachers' / name
-  if _is_done(workdir):
-    logs.log(f'teacher: found {name} in {workdir}')
-    return load(workdir, dataset)
-  busy = 'the teacher is being trained by another run'
-  cache = f'config.cache_dir is {config["cache_dir"]}'
-  with files.lock_for_all_processes(workdir, busy, name=cache):
-    if not _is_done(workdir):
-      _train(of, dataset, workdir, config)
-  return load(workdir, dataset)
-
-
-def _is_done(workdir):
-  """Whether a teacher is trained, as process 0 sees it."""
-  return processes.by_primary(lambda: (workdir / 'done').exists())
-
-
-def _train(of, dataset, workdir, config):
-  logs.log(f'teacher: trains in {workdir}')
-  save_facts(workdir, of, dataset)
-  job = step.Job(
-    name='teacher',
-    recipe=of,
-    objective={},
-    dataset=dataset,
-    seed=of['seed'],
-    workdir=workdir,
-    on_nan=config['on_nan'],
-    profile_steps=config['profile_steps'],
-  )
-  with wall_time.wall_time(workdir, time.monotonic()) as spent:
-    train.fit(job)
-    minutes = spent()['all_processes'] / 60
-  files.write_atomically(workdir / 'done', f'{minutes:.1f} minutes\n')
-
-
-def save_facts(
-  workdir: pathlib.Path, of: Mapping[str, Any], dataset: datasets.Dataset
-) -> None:
-  """Writes `model.json`: what is needed to use the checkpoints of a run."""
-  files.write_atomically(
-    workdir / 'model.json',
-    files.to_json({**of, 'tags': list(dataset.tags)}),
-  )
-
-
 def load(
   workdir: pathlib.Path, dataset: datasets.Dataset, which: str = 'best'
-) -> Trained:
-  """The tagger of a run.
-
-  Args:
-    workdir: of a run of this project.
-    dataset: whose tags it must have.
-    which: 'best' by validation, or 'last'.
+) -> trained.Trained:
+  """A trained tagger for a data set.
 
   Raises:
-    ValueError: if there is no trained model, or it has other tags.
+    ValueError: where there is none, or it has other tags or was trained on
+      what it would be scored on.
   """
-  of = _read_facts(workdir)
-  refuse_leak(of['dataset']['name'], dataset.name)
-  if of['tags'] != list(dataset.tags):
+  found = trained.load(workdir, which)
+  check_leak(found.metadata['dataset']['name'], dataset.name)
+  if found.metadata['tags'] != list(dataset.tags):
     raise ValueError(
-      f'the model in {workdir} has the tags {of["tags"]}: expected those of '
-      f'{dataset.name} at level {dataset.level}, {list(dataset.tags)}'
+      f'the model in {workdir} has the tags {found.metadata["tags"]}: expected '
+      f'those of {dataset.name} at level {dataset.level}, {list(dataset.tags)}'
     )
-  restored = checkpoint.restore_newest(workdir / 'checkpoints' / which)
-  if restored is None:
-    raise ValueError(
-      f'{workdir}/checkpoints/{which} has no checkpoint: the run stopped '
-      'before its first validation; run it again'
-    )
-  model = tagger.build(of, len(dataset.tags))
-  _, arrays, _ = restored
-  variables = _evaluated(arrays)
-  _check_architecture(model, variables, workdir, dataset)
-  identity = {key: of[key] for key in of if key != 'tags'}
-  return Trained(model, variables, fingerprint(identity), workdir)
+  return found
 
 
-def refuse_leak(trained_on: str, scored_on: str) -> None:
-  """Raises ValueError for a model that has heard what it is scored on.
+def check_leak(trained_on: str, scored_on: str) -> None:
+  """Raises ValueError for a model that was trained on what it is scored on.
 
   SONYC-UST v1, its test set included, is inside v2's train and validate.
   """
@@ -282,49 +154,107 @@ def refuse_leak(trained_on: str, scored_on: str) -> None:
     sonyc_ust.refuse_mixed_versions(*versions)
 
 
+def get_or_train(
+  config: Mapping[str, Any], dataset: datasets.Dataset
+) -> trained.Trained:
+  """The teacher that a config asks for; trains it if there is none yet.
+
+  Args:
+    config: the whole config: `teacher`, `cache_dir`, `on_nan` and
+      `profile_steps` count.
+    dataset: the student's.
+
+  Raises:
+    ValueError: if `config.teacher.checkpoint` is no run's workdir, or of
+      other tags, or a cached teacher is damaged.
+  """
+  if path := config['teacher']['checkpoint']:
+    with _naming_checkpoint(path):
+      return load(files.resolve(path), dataset)
+  dataset = own_dataset(config, dataset)
+  recipe = Recipe.from_config(config['teacher'])
+  of = metadata(recipe.plain(), config['teacher']['seed'], dataset)
+  workdir = _cached(config, of)
+  if _is_done(workdir):
+    logs.log(f'teacher: found {of["fingerprint"]} in {workdir}')
+    return _load_cached(workdir, dataset, of)
+  busy = 'the teacher is being trained by another run'
+  cache = f'config.cache_dir is {config["cache_dir"]}'
+  with files.lock_for_all_processes(workdir, busy, name=cache):
+    if not _is_done(workdir):
+      _train(recipe, of, dataset, workdir, config)
+  return _load_cached(workdir, dataset, of)
+
+
 def find(
   config: Mapping[str, Any], dataset: datasets.Dataset
-) -> Trained | None:
+) -> trained.Trained | None:
   """The config's teacher if it has been trained already, else None."""
   if config['teacher']['checkpoint']:
-    return obtain(config, dataset)
-  name = fingerprint(facts(config, own_dataset(config, dataset)))
-  workdir = files.resolve(config['cache_dir']) / 'teachers' / name
-  return obtain(config, dataset) if _is_done(workdir) else None
+    return get_or_train(config, dataset)
+  recipe = Recipe.from_config(config['teacher']).plain()
+  own = own_dataset(config, dataset)
+  of = metadata(recipe, config['teacher']['seed'], own)
+  done = _is_done(_cached(config, of))
+  return get_or_train(config, dataset) if done else None
 
 
-def _evaluated(arrays):
-  """The variables to evaluate from a checkpoint of 'best' or 'last'."""
-  if arrays.get('average'):
-    return arrays['average']
-  return {
-    'params': arrays['params'],
-    'batch_stats': arrays.get('batch_stats') or {},
-  }
+def _cached(config, of) -> pathlib.Path:
+  """Where a teacher is kept."""
+  cache = files.resolve(config['cache_dir'])
+  return cache / 'teachers' / of['fingerprint']
 
 
-def _check_architecture(model, variables, workdir, dataset):
-  """Raises unless the arrays are those of the model, shape by shape."""
-  num_samples = dataset.num_samples
-  expected = model.shapes(num_samples)
+def _is_done(workdir):
+  """Whether a teacher is trained, as process 0 sees it."""
+  return processes.by_primary(lambda: (workdir / 'done').exists())
 
-  def shapes(tree):
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-      jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
-      for path, leaf in leaves
-    }
 
-  found, wanted = shapes(variables), shapes(expected)
-  wrong = sorted(
-    name
-    for name in found.keys() | wanted.keys()
-    if found.get(name) != wanted.get(name)
-  )
-  if wrong:
-    name = wrong[0]
+def _load_cached(workdir, dataset, of) -> trained.Trained:
+  """A teacher of the cache, which must be what its folder's name says."""
+  try:
+    found = load(workdir, dataset)
+  except (checkpoint.DamagedCheckpoint, KeyError) as error:
     raise ValueError(
-      f'the checkpoint in {workdir} is of another architecture than its '
-      f'model.json: {len(wrong)} arrays differ, {name} is '
-      f'{found.get(name)}, expected {wanted.get(name)}'
+      f'the teacher in {workdir} is damaged ({error}): delete {workdir}, and '
+      'the same command trains it again'
+    ) from error
+  if differing := identity.differences(found.metadata, of):
+    raise ValueError(
+      f'{workdir}/{trained.METADATA} has been changed: {"; ".join(differing)}. '
+      f'Delete {workdir}, and the same command trains the teacher again'
     )
+  return found
+
+
+def _train(recipe, of, dataset, workdir, config):
+  logs.log(f'teacher: trains in {workdir}')
+  job = step.Job(
+    'teacher', recipe, terms.Objective(), dataset, config['teacher']['seed']
+  )
+  with wall_time.wall_time(workdir, time.monotonic()) as spent:
+    (member,) = engine.fit(
+      [job],
+      feeds.Features(dataset).feed(job),
+      workdir,
+      on_nan=config['on_nan'],
+      metrics_dir=workdir,
+      profile_steps=config['profile_steps'],
+    )
+    minutes = spent()['all_processes'] / 60
+  save_member(member, workdir, of)
+  files.write_atomically(workdir / 'done', f'{minutes:.1f} minutes\n')
+  files.remove_folder(workdir / 'training')
+
+
+def save_member(
+  member: engine.Member, workdir: pathlib.Path, of: Mapping[str, Any]
+) -> None:
+  """Writes the trained model of a member, see `trained.save`."""
+  last = int(member.rows[-1]['step'])
+  trained.save(
+    workdir,
+    of,
+    {'best': member.best, 'last': member.last},
+    {'best': member.best_step, 'last': last},
+  )

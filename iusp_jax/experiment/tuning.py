@@ -7,7 +7,6 @@ distillation. Scored on validate only, with seeds that the table never uses.
 """
 
 import functools
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,14 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from iusp_jax.data import in_memory
-from iusp_jax.experiment import experiment, grid, teacher
-from iusp_jax.experiment.world import World
+from iusp_jax.data import sources
+from iusp_jax.experiment import check, grid, identity
+from iusp_jax.experiment.setup import Setup
 from iusp_jax.models import tagger
-from iusp_jax.objectives import losses
+from iusp_jax.objectives import losses, terms
 from iusp_jax.reporting import formatting
-from iusp_jax.runtime import devices, files, logs
-from iusp_jax.training import ensemble, step
+from iusp_jax.runtime import devices, files, logs, processes
+from iusp_jax.training import engine, optim, step
+from iusp_jax.training.recipe import Recipe
 
 
 def run(config: Any, workdir: pathlib.Path) -> None:
@@ -42,35 +42,42 @@ def run(config: Any, workdir: pathlib.Path) -> None:
     FloatingPointError: naming students and objectives of which every run
       diverged; when all others have their results.
   """
-  experiment.check(config)
-  grid.check(config)
-  logs.log(devices.describe())
-  grid.keep_config(_settings(config), workdir / 'tuning', _OF_CELLS)
-  world, tuned, failures = None, {}, []
+  config = identity.plain(config)
+  check.check(config)
+  grid.check_grid(config)
+  logs.log(devices.describe(), everywhere=True)
+  setup: Setup | None = None
+  tuned, failures = {}, []
   lines = [('student', 'objective', 'weights', 'ratio', 'validate by ratio')]
   for student in config['table']['students']:
     tuned[student] = {}
     units = None
-    for name in config['table']['objectives']:
-      terms = grid.terms(config, student, name)
-      if not terms:
-        continue
+    names = [
+      name
+      for name in config['table']['objectives']
+      if grid.objective(config, student, name).terms
+    ]
+    for name in names:
       path = workdir / 'tuning' / f'{student}-{name}.json'
-      if not path.exists():
-        world = world or World(config, grid.rotations(config)[0])
-        units = units or gradient_units(world, student)
+      own = _identity(config, student, name)
+      found = processes.by_primary(lambda p=path, o=own: _earlier(p, o))
+      if found is None:
+        setup = setup or _setup(config)
+        needed = grid.objective(config, student, name).terms
+        if units is None:
+          units = gradient_units(config, setup, student, names)
         try:
-          found = tune(world, student, terms, units)
+          found = tune(config, setup, student, needed, units, path)
         except FloatingPointError as error:
           failures.append(f'{student} {name}: {error}')
           logs.log(failures[-1])
           continue
+        found['identity'] = own
         files.write_atomically(path, files.to_json(found))
-      found = json.loads(path.read_text())
       tuned[student][name] = found['weights']
       lines.append(_line(student, name, found))
       logs.log(formatting.align(lines[-1:]))
-      _say_edge(student, name, found)
+      _log_edge(student, name, found)
   logs.log(formatting.align(lines))
   name = config['dataset']['name']
   path = workdir / 'tuned.json'
@@ -80,28 +87,50 @@ def run(config: Any, workdir: pathlib.Path) -> None:
     raise FloatingPointError('; '.join(failures))
 
 
-def _settings(config: Any) -> dict[str, Any]:
-  """The config as far as tuning depends on it.
+def _setup(config) -> Setup:
+  """Of the first rotation."""
+  setup = Setup(grid.config_of(config, grid.rotations(config)[0]))
+  grid.check_dataset(config, setup.dataset)
+  setup.get_teacher(required=True)
+  return setup
 
-  Of the weights only which terms there are: their values are what is looked
-  for, and other ones once configs/tuned.json has what was found.
+
+def _identity(config, student: str, name: str) -> dict[str, Any]:
+  """What the tuning of one objective of a student depends on.
+
+  Of its weights only which terms there are: their values are looked for.
   """
-  own = teacher.plain(config)
-  table = own['table']
-  table['weights'] = {
-    student: {
-      name: list(grid.terms(config, student, name))
-      for name in table['objectives']
-    }
-    for student in table['students']
+  own = grid.config_of(config, grid.rotations(config)[0], student)
+  weights = dict.fromkeys(
+    (f'{t}_weight' for t in grid.objective(config, student, name).terms), 1.0
+  )
+  own['objective'] = grid.with_weights(own, weights)
+  recipe = Recipe.from_config(own['student']).plain()
+  table = {k: list(config['table'][k]) for k in ('tune_ratios',)}
+  return {
+    **identity.of_student(own, recipe, config['table']['tune_seeds']),
+    **table,
   }
-  return own
 
 
-_OF_CELLS = ('bootstrap', 'table.seeds', 'table.first_seed')  # None is run.
+def _earlier(path: pathlib.Path, own: Mapping[str, Any]):
+  """What an earlier command found; None if nothing.
+
+  Raises:
+    ValueError: where it was looked for otherwise.
+  """
+  if not path.exists():
+    return None
+  found = files.read_json(path)
+  if differing := identity.differences(found.get('identity', {}), own):
+    raise ValueError(
+      f'{path} was tuned otherwise: {"; ".join(differing)}. Choose another '
+      '--workdir, or delete the file'
+    )
+  return found
 
 
-def _say_edge(student: str, name: str, found: Mapping[str, Any]) -> None:
+def _log_edge(student: str, name: str, found: Mapping[str, Any]) -> None:
   ratio, low, high = found['ratio'], min(found['ratios']), max(found['ratios'])
   if ratio in (low, high):
     logs.log(
@@ -123,14 +152,24 @@ def _line(student, name, found):
 
 
 def tune(
-  world: World,
+  config: Mapping[str, Any],
+  setup: Setup,
   student: str,
-  terms: Sequence[str],
+  names: Sequence[str],
   units: Mapping[str, float],
+  path: pathlib.Path,
 ) -> dict[str, Any]:
   """Trains one objective of a student at every ratio, with every seed.
 
   A ratio of several terms is shared equally among them.
+
+  Args:
+    config: plain, of the table.
+    setup: data and teacher.
+    student: name of its model.
+    names: terms of the objective.
+    units: from `gradient_units`.
+    path: of the result; checkpoints are kept beside it.
 
   Returns:
     `ratios`, `validate` (best score by ratio and seed; 0 for a run that
@@ -139,21 +178,21 @@ def tune(
   Raises:
     FloatingPointError: if every run diverged: no ratio is the best.
   """
-  ratios = list(world.config['table']['tune_ratios'])
-  seeds = range(world.config['table']['tune_seeds'])
+  ratios = list(config['table']['tune_ratios'])
+  seeds = range(config['table']['tune_seeds'])
   points = [
-    {
-      f'{term}_weight': rounded(ratio * units[term] / len(terms))
-      for term in terms
-    }
+    {f'{t}_weight': rounded(ratio * units[t] / len(names)) for t in names}
     for ratio in ratios
   ]
   jobs = [
-    world.job(student, grid.with_weights(world.config, point), seed)
+    _job(config, setup, student, point, seed)
     for point in points
     for seed in seeds
   ]
-  members = world.fit(jobs)
+  folder = path.with_suffix('')
+  prints = [identity.fingerprint(job.objective.weights) for job in jobs]
+  members = engine.fit(jobs, setup.feed(jobs[0]), folder, identities=prints)
+  files.remove_folder(folder)
   if all(member.diverged for member in members):
     raise FloatingPointError(
       f'all {len(members)} runs diverged, the first since '
@@ -161,18 +200,28 @@ def tune(
       f'config.table.tune_ratios, {ratios}'
     )
   scores = np.array(
-    [0.0 if m.diverged else m.best_score for m in members]
+    [0.0 if m.diverged else m.best_score or 0.0 for m in members]
   ).reshape(len(ratios), len(seeds))
   best = int(scores.mean(1).argmax())
+  assert setup.teacher is not None
   return {
     'ratios': ratios,
-    'units': {term: units[term] for term in terms},
+    'units': {term: units[term] for term in names},
     'validate': scores.tolist(),
     'ratio': ratios[best],
     'weights': points[best],
-    'teacher': world.guide.fingerprint,
-    'dataset': world.dataset.name,
+    'teacher': setup.teacher.fingerprint,
+    'dataset': setup.dataset.name,
   }
+
+
+def _job(config, setup: Setup, student: str, weights, seed: int) -> step.Job:
+  """A run of a student with some weights, fields of `config.objective`."""
+  own = grid.config_of(config, grid.rotations(config)[0], student)
+  recipe = Recipe.from_config(own['student'])
+  fields = grid.with_weights(config, weights)
+  objective = terms.Objective.from_config(fields)
+  return setup.job(f'{student} seed {seed}', recipe, objective, seed)
 
 
 def rounded(value: float) -> float:
@@ -180,47 +229,79 @@ def rounded(value: float) -> float:
   return float(f'{value:.2g}')
 
 
-def gradient_units(world: World, student: str) -> dict[str, float]:
+def gradient_units(
+  config: Mapping[str, Any],
+  setup: Setup,
+  student: str,
+  objectives: Sequence[str],
+) -> dict[str, float]:
   """By term, how many times longer the gradient of the tags is.
 
   Measured on four batches, after an epoch without distillation.
+
+  Args:
+    config: plain, of the table.
+    setup: data and teacher.
+    student: name of its model.
+    objectives: whose terms are measured.
   """
-  job = world.job(student, grid.with_weights(world.config, {}), 0)
-  model = tagger.build(job.recipe, len(world.dataset.tags))
-  resident = world.features(model, 'train')
-  variables, order_KB = ensemble.first_epoch(job, resident)
-  # Of these few clips alone: the split may have no room on a device.
-  clips_MKB = order_KB[None, :4]
-  targets = in_memory.with_targets(
-    resident, world.outputs['train'], step.DISTILLATION_TERMS
-  )
-  few, places_MKB = in_memory.part(targets, clips_MKB, clips_MKB.size)
-  few = jax.device_put(few)
-  norms = jax.jit(functools.partial(_gradient_norms, model, job))
-  found = [
-    norms(variables, in_memory.take(few, index_B)) for index_B in places_MKB[0]
+  needed = [
+    t
+    for name in objectives
+    for t in grid.objective(config, student, name).terms
   ]
+  names = tuple(name for name in terms.TERMS if name in needed)
+  plain = _job(config, setup, student, {}, 0)
+  weights = {f'{name}_weight': 1.0 for name in names}
+  job = _job(config, setup, student, weights, 0)
+  split = setup.dataset.splits['train']
+  plan = optim.Plan.of(job.recipe.training, len(split))
+  steps = max(1, round(plan.steps_per_epoch))
+  variables = engine.train_without_validation(plain, setup.feed(plain), steps)
+  order = sources.Order(len(split), job.recipe.training.batch_size, (0,))
+  numbers = range(steps, steps + 4)
+  batches = _batches(setup, job, order.clips(numbers)['own'][0])
+  norms = jax.jit(functools.partial(_gradient_norms, job))
+  found = [norms(variables, batch) for batch in batches]
   mean = {name: np.mean([row[name] for row in found]) for name in found[0]}
   return {
-    term: float(mean['tagging'] / max(mean[term], 1e-12))
-    for term in step.DISTILLATION_TERMS
+    name: float(mean['tagging'] / max(mean[name], 1e-12)) for name in names
   }
 
 
-def _gradient_norms(model, job, variables, batch):
+def _batches(setup: Setup, job: step.Job, clips_KB: np.ndarray):
+  """Batches of these clips, with the teacher's stored outputs."""
+  arrays = dict(setup.features.get(job.recipe.frontend, 'train'))
+  stored = setup.outputs('train', job.objective.targets)
+  arrays |= {sources.TARGET + name: x for name, x in stored.items()}
+  for clips_B in clips_KB:
+    few = {
+      key: x[clips_B][:, clips_B] if sources.is_pairwise(key) else x[clips_B]
+      for key, x in arrays.items()
+    }
+    own = jnp.arange(len(clips_B))
+    yield sources.take(jax.device_put(few), {'own': own, 'columns': own})
+
+
+def _gradient_norms(job: step.Job, variables, batch):
   """Lengths of the gradients of the tags and of every term."""
+  model = job.student()
 
   def loss(params, name, batch):
-    output, _ = model.module.apply(
+    output, _ = tagger.forward(
+      model,
       {**variables, 'params': params},
       batch['mel'],
       train=True,
-      mutable=['batch_stats'],
+      layers=job.objective.layers,
     )
     if name == 'tagging':
       return losses.tagging_loss(output.logits_BC, batch['tags'], batch['mask'])
-    values = step.distillation_per_clip(output, batch, job, (name,))
-    return jnp.mean(values[name])
+    own = job.objective.settings[name]
+    num_samples = job.dataset.num_samples
+    params_of = step.initial_term_params(job).get(name)
+    inputs = step.term_inputs(output, batch, num_samples, own, params_of)
+    return jnp.mean(terms.TERMS[name].per_clip(inputs))
 
   def norm(name):
     # The batch is in one place: an axis of one device for SP's gather.
@@ -231,4 +312,4 @@ def _gradient_norms(model, job, variables, batch):
     )(one)
     return optax.global_norm(gradient)
 
-  return {name: norm(name) for name in ('tagging', *step.DISTILLATION_TERMS)}
+  return {name: norm(name) for name in ('tagging', *job.objective.terms)}

@@ -60,9 +60,7 @@ def run(jobs: int) -> list[int]:
     raise ValueError(f'{sys.argv} asks for --jobs={jobs}: expected {_WORKER}')
   processes: list[subprocess.Popen] = []
   try:
-    # Ends with no process that is in no list.
-    with preemption.deferred('starts its processes'):
-      _start(jobs, processes)
+    _start(jobs, processes)
     return _wait(processes)
   finally:
     for process in processes:
@@ -100,6 +98,7 @@ def _wait(processes: list[subprocess.Popen]) -> list[int]:
           f'table: process {number + 1} of {len(processes)} ended with exit '
           f'code {code}; {len(processes) - len(codes)} go on with its work'
         )
+    preemption.check()
     time.sleep(_SECONDS_BETWEEN_LOOKS)
   return [codes[number] for number in range(len(processes))]
 

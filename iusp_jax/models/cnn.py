@@ -6,10 +6,9 @@ first blocks' pooling reduce time by 8 in all (`time_reduction`), so that T
 log-mel frames become ceil(T / 8) frame embeddings and 998 become 125; frame j
 is centred on the log-mel frames [8 j, 8 j + 8).
 
-Inner layers: `block_1` to `block_n` are the blocks, after their pooling.
+Inner layers: `block_i` is the output of block i, after its pooling.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,40 +16,6 @@ import jax.numpy as jnp
 
 from iusp_jax.models import layers
 from iusp_jax.models.layers import TaggerOutput
-
-
-class Block(nn.Module):
-  """Some 3x3 convolutions with BatchNorm and ReLU, and pooling at the end.
-
-  Attributes:
-    features: output channels.
-    convolutions: how many there are.
-    stride: of the first one along time.
-    pool: window of the pooling along T and F.
-    pool_kind: 'max' or 'average'.
-    fields: further ones of `layers.ConvNorm`.
-  """
-
-  features: int
-  convolutions: int
-  stride: int
-  pool: tuple[int, int]
-  pool_kind: str
-  fields: Mapping[str, Any]
-
-  @nn.compact
-  def __call__(self, x_BTFH, train: bool):
-    """Turns [B, T, F, H] into [B, T', F', features]."""
-    for i in range(self.convolutions):
-      x_BTFH = layers.ConvNorm(
-        self.features,
-        strides=(1 if i else self.stride, 1),
-        pool=self.pool if i == self.convolutions - 1 else (1, 1),
-        pool_kind=self.pool_kind,
-        name=f'convolution_{i + 1}',
-        **self.fields,
-      )(x_BTFH, train)
-    return x_BTFH
 
 
 class Cnn(nn.Module):
@@ -108,23 +73,29 @@ class Cnn(nn.Module):
     x_BTFH = layers.prepare(
       mel_BTF, train, self.axis_name, self.time_reduction
     )[..., None]
-    left = self.time_reduction // self.stem_stride
+    stride, left = self.stem_stride, self.time_reduction // self.stem_stride
     for block in range(self.num_blocks):
       # Time is pooled early, where it saves most, but for the stem's share.
       step = 2 if left > 1 and (block or self.stem_stride == 1) else 1
       left //= step
-      x_BTFH = Block(
-        self.width * 2**block,
-        self.convolutions_per_block,
-        1 if block else self.stem_stride,
-        (step, 2),
-        self.block_pool,
-        layers.shared_fields(self),
-        name=layers.block_name(block + 1),
-      )(x_BTFH, train)
+      for i in range(self.convolutions_per_block):
+        x_BTFH = layers.Conv(
+          self.width * 2**block,
+          strides=(stride, 1),
+          dtype=self.dtype,
+          lowering=self.lowering,
+        )(x_BTFH)
+        stride = 1
+        last = i == self.convolutions_per_block - 1
+        x_BTFH = layers.Norm(
+          pool=(step, 2) if last else (1, 1),
+          pool_kind=self.block_pool,
+          axis_name=self.axis_name,
+          dtype=self.dtype,
+          lowering=self.lowering,
+        )(x_BTFH, train)
+      x_BTFH = layers.InnerLayer(name=layers.block_name(block + 1))(x_BTFH)
     frames_BTD = layers.join_frequency(x_BTFH, self.frequency)
-    head = layers.Head(
-      self.num_tags, self.pooling, self.dropout_rate, name='head'
-    )
+    head = layers.Head(self.num_tags, self.pooling, self.dropout_rate)
     logits_BC = head(frames_BTD, keys_B if train else None)
     return TaggerOutput(logits_BC, frames_BTD)

@@ -64,20 +64,24 @@ class Crnn(nn.Module):
   def __call__(self, mel_BTF, train: bool = False, keys_B=None):
     """Tags log-mel spectrograms [B, T, F]."""
     x_BTF = layers.prepare(mel_BTF, train, self.axis_name, self.time_reduction)
-    x_BTFH = layers.ConvNorm(
+    x_BTFH = layers.Conv(
       self.width,
       size=(5, 5),
       strides=(2, 2),
       pad_frequency=False,
+      dtype=self.dtype,
+      lowering=self.lowering,
+    )(x_BTF[..., None])
+    x_BTFH = layers.Norm(
       pool=(self.time_reduction // 2, 1),
       pool_kind=self.block_pool,
-      name=layers.block_name(1),
-      **layers.shared_fields(self),
-    )(x_BTF[..., None], train)
+      axis_name=self.axis_name,
+      dtype=self.dtype,
+      lowering=self.lowering,
+    )(x_BTFH, train)
+    x_BTFH = layers.InnerLayer(name=layers.block_name(1))(x_BTFH)
     x_BTD = x_BTFH.reshape(*x_BTFH.shape[:2], -1)
-    frames_BTD = layers.Lstm(self.hidden, dtype=self.dtype, name='lstm')(x_BTD)
-    head = layers.Head(
-      self.num_tags, self.pooling, self.dropout_rate, name='head'
-    )
+    frames_BTD = layers.Lstm(self.hidden, dtype=self.dtype)(x_BTD)
+    head = layers.Head(self.num_tags, self.pooling, self.dropout_rate)
     logits_BC = head(frames_BTD, keys_B if train else None)
     return TaggerOutput(logits_BC, frames_BTD)

@@ -184,71 +184,22 @@ def _statistics(x, axis_name):
   return mean, jnp.maximum(square - jnp.square(mean), 0.0)
 
 
-class ConvNorm(nn.Module):
-  """Convolution, then BatchNorm, activation and pooling.
+class InnerLayer(nn.Module):
+  """Gives a tagger's inner feature map its public name: passes it through.
 
-  Attributes:
-    features: output channels.
-    size: of the kernel along T and F.
-    strides: along T and F.
-    pad_frequency: whether F is padded too.
-    depthwise: one filter a channel.
-    activation: see `Norm`.
-    pool: see `Norm`.
-    pool_kind: see `Norm`.
-    axis_name: pmapped axis.
-    dtype: of the result.
-    lowering: see `convolution`.
+  It has no parameters, so that those around it keep their names and values.
   """
 
-  features: int
-  size: tuple[int, int] = (3, 3)
-  strides: tuple[int, int] = (1, 1)
-  pad_frequency: bool = True
-  depthwise: bool = False
-  activation: Callable[[jax.Array], jax.Array] | None = nn.relu
-  pool: tuple[int, int] = (1, 1)
-  pool_kind: str = 'max'
-  axis_name: str | None = None
-  dtype: Any = jnp.float32
-  lowering: str = 'auto'
-
   @nn.compact
-  def __call__(self, x_BTFH, train: bool):
-    """Turns [B, T, F, H] into [B, T', F', features]."""
-    x_BTFH = Conv(
-      self.features,
-      self.size,
-      self.strides,
-      self.pad_frequency,
-      self.depthwise,
-      dtype=self.dtype,
-      lowering=self.lowering,
-      name='conv',
-    )(x_BTFH)
-    norm = Norm(
-      self.activation,
-      self.pool,
-      self.pool_kind,
-      axis_name=self.axis_name,
-      dtype=self.dtype,
-      lowering=self.lowering,
-      name='norm',
-    )
-    return norm(x_BTFH, train)
-
-
-def shared_fields(model) -> dict[str, Any]:
-  """What a tagger hands on to each of its `ConvNorm`."""
-  names = ('axis_name', 'dtype', 'lowering')
-  return {name: getattr(model, name) for name in names}
+  def __call__(self, x):
+    """Returns `x`."""
+    return x
 
 
 def block_name(number: int) -> str:
   """Public name of a tagger's inner block, counted from 1.
 
-  A block is a submodule of that name: its parameters have the name, and its
-  output is found by it (see `tagger.forward`).
+  The block's output is found by it, see `tagger.forward`.
   """
   return f'block_{number}'
 

@@ -13,7 +13,6 @@ convolution.
 Reference: Sandler et al., MobileNetV2, CVPR 2018, arXiv 1801.04381.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -43,41 +42,6 @@ def scaled(channels: int, multiplier: float, divisor: int) -> int:
   wanted = channels * multiplier
   result = max(divisor, int(wanted + divisor / 2) // divisor * divisor)
   return result + divisor if result < 0.9 * wanted else result
-
-
-class Bottleneck(nn.Module):
-  """Expand, filter each channel, project; add the input where it fits.
-
-  Attributes:
-    features: output channels.
-    expansion: channels inside, times those of the input; 1 leaves it out.
-    strides: along T and F.
-    fields: further ones of `layers.ConvNorm`.
-  """
-
-  features: int
-  expansion: int
-  strides: tuple[int, int]
-  fields: Mapping[str, Any]
-
-  @nn.compact
-  def __call__(self, x_BTFH, train: bool):
-    """Turns [B, T, F, H] into [B, T', F', features]."""
-
-    def convolve(name, features, activation=nn.relu6, **fields):
-      return layers.ConvNorm(
-        features, activation=activation, name=name, **self.fields, **fields
-      )
-
-    inputs = x_BTFH.shape[-1]
-    y_BTFH, wide = x_BTFH, inputs * self.expansion
-    if self.expansion > 1:
-      y_BTFH = convolve('expand', wide, size=(1, 1))(y_BTFH, train)
-    filters = convolve('filter', wide, strides=self.strides, depthwise=True)
-    project = convolve('project', self.features, None, size=(1, 1))
-    y_BTFH = project(filters(y_BTFH, train), train)
-    same = self.strides == (1, 1) and self.features == inputs
-    return x_BTFH + y_BTFH if same else y_BTFH
 
 
 class MobileNet(nn.Module):
@@ -155,29 +119,48 @@ class MobileNet(nn.Module):
   @nn.compact
   def __call__(self, mel_BTF, train: bool = False, keys_B=None):
     """Tags log-mel spectrograms [B, T, F]."""
-    fields = layers.shared_fields(self)
+
     x_BTF = layers.prepare(mel_BTF, train, self.axis_name, 8)
-    x_BTFH = layers.ConvNorm(
+    x_BTFH = self._convolve(
+      x_BTF[..., None],
       self._channels(32),
+      train,
       size=(self.stem_stride + 1, 3),  # Covers all that it strides over.
       strides=(self.stem_stride, 2),
-      activation=nn.relu6,
-      name=layers.block_name(1),
-      **fields,
-    )(x_BTF[..., None], train)
-    for number, settings in enumerate(self._bottlenecks(), start=2):
-      block = Bottleneck(*settings, fields, name=layers.block_name(number))
-      x_BTFH = block(x_BTFH, train)
-    x_BTFH = layers.ConvNorm(
-      self._channels(1280),
-      size=(1, 1),
-      activation=nn.relu6,
-      name=layers.block_name(self.num_blocks),
-      **fields,
-    )(x_BTFH, train)
-    frames_BTD = layers.join_frequency(x_BTFH, self.frequency)
-    head = layers.Head(
-      self.num_tags, self.pooling, self.dropout_rate, name='head'
     )
+    x_BTFH = layers.InnerLayer(name=layers.block_name(1))(x_BTFH)
+    for number, settings in enumerate(self._bottlenecks(), start=2):
+      x_BTFH = self._bottleneck(x_BTFH, *settings, train)
+      x_BTFH = layers.InnerLayer(name=layers.block_name(number))(x_BTFH)
+    x_BTFH = self._convolve(x_BTFH, self._channels(1280), train, size=(1, 1))
+    x_BTFH = layers.InnerLayer(name=layers.block_name(self.num_blocks))(x_BTFH)
+    frames_BTD = layers.join_frequency(x_BTFH, self.frequency)
+    head = layers.Head(self.num_tags, self.pooling, self.dropout_rate)
     logits_BC = head(frames_BTD, keys_B if train else None)
     return TaggerOutput(logits_BC, frames_BTD)
+
+  def _convolve(self, x_BTFH, features, train, activation=nn.relu6, **fields):
+    """Convolution, BatchNorm and activation."""
+    x_BTFH = layers.Conv(
+      features, dtype=self.dtype, lowering=self.lowering, **fields
+    )(x_BTFH)
+    norm = layers.Norm(
+      activation,
+      axis_name=self.axis_name,
+      dtype=self.dtype,
+      lowering=self.lowering,
+    )
+    return norm(x_BTFH, train)
+
+  def _bottleneck(self, x_BTFH, features, expansion, strides, train):
+    """Expand, filter each channel, project; add the input where it fits."""
+    inputs = x_BTFH.shape[-1]
+    y_BTFH, wide = x_BTFH, inputs * expansion
+    if expansion > 1:
+      y_BTFH = self._convolve(y_BTFH, wide, train, size=(1, 1))
+    y_BTFH = self._convolve(
+      y_BTFH, wide, train, strides=strides, depthwise=True
+    )
+    y_BTFH = self._convolve(y_BTFH, features, train, None, size=(1, 1))
+    same = strides == (1, 1) and features == inputs
+    return x_BTFH + y_BTFH if same else y_BTFH

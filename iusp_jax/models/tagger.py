@@ -139,6 +139,12 @@ def layer_names(tagger: Tagger) -> tuple[str, ...]:
   return (*map(block_name, numbers), LAST)
 
 
+def check_layers(tagger: Tagger, names: Iterable[str]) -> None:
+  """Raises ValueError for a layer that the model does not have."""
+  for name in names:
+    models.check_name('layer', name, layer_names(tagger))
+
+
 def forward(
   tagger: Tagger,
   variables: Variables,
@@ -171,8 +177,7 @@ def forward(
     ValueError: for a layer that the model does not have.
   """
   names = tuple(layers)
-  for name in names:
-    models.check_name('layer', name, layer_names(tagger))
+  check_layers(tagger, names)
   paths = {(name,) for name in names}
   inner = any(name != LAST for name in names)
   output, updates = tagger.module.apply(

@@ -1,18 +1,21 @@
-"""Checkpoints: arrays and facts in one folder, written whole or not at all.
+"""Checkpoints: arrays and metadata in one folder, written whole or not at all.
 
 Orbax writes beside the final name and renames, so a kill leaves no half
-checkpoint. It restores a flipped bit without a word, though, so every
-checkpoint carries a manifest of checksums of our own, of its arrays and facts.
-A checkpoint that is written anew is put aside until the new one is whole.
+checkpoint. It restores a flipped bit without an error, though, so every
+checkpoint carries a manifest of our own with checksums of its arrays and
+metadata. A checkpoint that is written anew is put aside until the new one is
+whole.
 
 The state is the same on all processes of a run, as NumPy: process 0 writes it
 alone, and every process reads it, on any number of devices and processes.
 """
 
+import contextlib
 import hashlib
 import json
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,13 +24,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from iusp_jax.runtime import files, preemption, processes
+from iusp_jax.runtime import files, processes
 
 Tree = Mapping[str, Any]
 
 
 # What a checkpoint is called while it is written anew.
 _ASIDE = '.aside'
+# In a run's folder, the one that holds its series of checkpoints.
+_SERIES = 'checkpoints'
 
 
 class DamagedCheckpoint(ValueError):
@@ -38,30 +43,30 @@ def save(
   folder: pathlib.Path,
   step: int,
   arrays: Tree,
-  facts: Mapping[str, Any],
+  metadata: Mapping[str, Any],
   keep: int,
 ) -> None:
   """Writes `folder/<step>` and deletes all but the newest `keep`.
 
-  All processes of a run call this together; process 0 writes.
+  Also those of later steps: they are of a run that was taken back to an
+  earlier step. All processes of a run call this together; process 0 writes.
 
   Args:
     folder: of one series of checkpoints, such as 'last' or 'best'.
     step: number of the checkpoint; one that exists is written anew.
     arrays: nested dicts of NumPy arrays.
-    facts: what JSON can hold.
+    metadata: what JSON can hold.
     keep: checkpoints to keep, at least 1.
 
   Raises:
     OSError: where it cannot be written; older checkpoints are still there.
   """
   if processes.is_primary():
-    _save(folder, step, arrays, facts, keep)
-  processes.barrier()
+    _save(folder, step, arrays, metadata, keep)
+  processes.barrier(interruptible=False)
 
 
-@preemption.deferred('writes a checkpoint')
-def _save(folder, step, arrays, facts, keep):
+def _save(folder, step, arrays, metadata, keep):
   """`save` in the process that writes."""
   arrays = jax.tree.map(np.asarray, arrays)
   path = _absolute(folder) / f'{step:08d}'
@@ -69,18 +74,17 @@ def _save(folder, step, arrays, facts, keep):
     if path.exists():
       _delete(_aside(path))
       path.rename(_aside(path))
-    with _checkpointer() as checkpointer:
+    manifest = {
+      'metadata': dict(metadata),
+      'checksums': checksums(arrays),
+      'metadata_checksum': _metadata_checksum(metadata),
+    }
+    with _checkpointer(path) as (checkpointer, place):
       checkpointer.save(
-        path,
+        place,
         ocp.args.Composite(
           arrays=ocp.args.StandardSave(arrays),
-          facts=ocp.args.JsonSave(
-            {
-              'facts': dict(facts),
-              'checksums': checksums(arrays),
-              'facts_checksum': _facts_checksum(facts),
-            }
-          ),
+          manifest=ocp.args.JsonSave(manifest),
         ),
       )
   except Exception as error:  # Of a full disk Orbax raises several types.
@@ -90,7 +94,9 @@ def _save(folder, step, arrays, facts, keep):
       + (f'the last good one is {older[-1]}' if older else 'there is no older')
       + ': make room or choose another --workdir, then run again'
     ) from error
-  leftovers = [find(folder, old) for old in steps(folder)[:-keep]]
+  earlier = [old for old in steps(folder) if old <= step]
+  unwanted = set(steps(folder)) - set(earlier[-keep:])
+  leftovers = [find(folder, old) for old in unwanted]
   leftovers += folder.glob(f'*{_ASIDE}')
   leftovers += folder.glob('*.orbax-checkpoint-tmp*')  # Of a kill.
   for leftover in leftovers:
@@ -117,35 +123,39 @@ def _aside(path):
   return path.with_name(path.name + _ASIDE)
 
 
-@preemption.deferred('reads a checkpoint')
 def restore(path: pathlib.Path) -> tuple[Tree, dict[str, Any]]:
   """Reads one checkpoint and holds it against its manifest.
 
   Returns:
-    Nested dicts of NumPy arrays, and the facts.
+    Nested dicts of NumPy arrays, and the metadata.
 
   Raises:
     DamagedCheckpoint: naming the arrays that differ from what was written.
   """
+  if (path / 'facts').exists():
+    raise DamagedCheckpoint(
+      f'checkpoint {path} is of an earlier version of this program, which '
+      'wrote another format'
+    )
   try:
-    with _checkpointer() as checkpointer:
+    with _checkpointer(_absolute(path)) as (checkpointer, place):
       restored = checkpointer.restore(
-        _absolute(path),
+        place,
         ocp.args.Composite(
-          arrays=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore()
+          arrays=ocp.args.StandardRestore(), manifest=ocp.args.JsonRestore()
         ),
       )
-    arrays, stored = restored['arrays'], restored['facts']
-    facts, expected = stored['facts'], stored['checksums']
+    arrays, manifest = restored['arrays'], restored['manifest']
+    metadata, expected = manifest['metadata'], manifest['checksums']
   except Exception as error:  # What is damaged decides the type.
+    reason = str(error).partition('\n')[0]
     raise DamagedCheckpoint(
-      f'checkpoint {path} cannot be read ({type(error).__name__}: {error})'
+      f'checkpoint {path} cannot be read ({type(error).__name__}: {reason})'
     ) from error
-  # Checkpoints of the first version have no checksum of their facts.
-  if stored.get('facts_checksum') not in (None, _facts_checksum(facts)):
+  if manifest.get('metadata_checksum') != _metadata_checksum(metadata):
     raise DamagedCheckpoint(
-      f'checkpoint {path} is damaged: its facts differ from what was written '
-      f'({", ".join(facts)})'
+      f'checkpoint {path} is damaged: its metadata differ from what was '
+      f'written ({", ".join(metadata)})'
     )
   arrays = jax.tree.map(np.asarray, arrays or {})
   found = checksums(arrays)
@@ -159,7 +169,7 @@ def restore(path: pathlib.Path) -> tuple[Tree, dict[str, Any]]:
       f'checkpoint {path} is damaged: {len(wrong)} of {len(expected)} arrays '
       f'differ from what was written ({", ".join(wrong[:3])} …)'
     )
-  return arrays, facts
+  return arrays, metadata
 
 
 def restore_newest(
@@ -167,23 +177,30 @@ def restore_newest(
 ) -> tuple[int, Tree, dict[str, Any]] | None:
   """The newest checkpoint that is whole; None if there is no checkpoint.
 
+  Args:
+    folder: of one series, such as `<workdir>/checkpoints/last`.
+
+  Returns:
+    The step, and what `restore` gives.
+
   Raises:
     DamagedCheckpoint: if there are checkpoints and all are damaged.
   """
   damaged: list[str] = []
   for step in reversed(steps(folder)):
     try:
-      arrays, facts = restore(find(folder, step))
+      return step, *restore(find(folder, step))
     except DamagedCheckpoint as error:
       damaged.append(str(error))
       logging.error('%s; trying the one before', error)
-      continue
-    return step, arrays, facts
   if damaged:
+    # Not the series alone: what else the run left, such as its best
+    # checkpoint or a note that it is complete, would be of another training.
+    whole = folder.parent.parent if folder.parent.name == _SERIES else folder
     raise DamagedCheckpoint(
       'no checkpoint is whole: '
       + '; '.join(damaged)
-      + f'. Delete {folder} to start over'
+      + f'. Delete {whole} to start over'
     )
   return None
 
@@ -203,8 +220,9 @@ def checksums(arrays: Tree) -> dict[str, str]:
   }
 
 
-def _facts_checksum(facts: Mapping[str, Any]) -> str:
-  return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+def _metadata_checksum(metadata: Mapping[str, Any]) -> str:
+  text = json.dumps(metadata, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _delete(path):
@@ -221,8 +239,14 @@ def _absolute(path):
   return path if files.is_remote(path) else path.resolve()
 
 
-def _checkpointer():
-  """Orbax without its own barriers: this process saves or restores alone."""
+@contextlib.contextmanager
+def _checkpointer(path):
+  """Orbax, and what to call a path for it.
+
+  Without its own barriers, as this process saves or restores alone, and
+  without OCDBT, which takes `[` and `]` in a path for a pattern. TensorStore
+  takes a backslash for a slash: there a link without one stands in.
+  """
   own = jax.process_index()
   alone = ocp.options.MultiprocessingOptions(
     primary_host=own,
@@ -230,6 +254,18 @@ def _checkpointer():
     barrier_sync_key_prefix=f'process_{own}',
   )
   handler = ocp.CompositeCheckpointHandler(
-    composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+    arrays=ocp.StandardCheckpointHandler(
+      use_ocdbt=False, multiprocessing_options=alone
+    ),
+    manifest=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+    composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
   )
-  return ocp.Checkpointer(handler, multiprocessing_options=alone)
+  with contextlib.ExitStack() as stack:
+    if '\\' in str(path) and not files.is_remote(path):
+      links = stack.enter_context(tempfile.TemporaryDirectory())
+      link = pathlib.Path(links) / 'checkpoints'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      link.symlink_to(path.parent)
+      path = link / path.name
+    checkpointer = ocp.Checkpointer(handler, multiprocessing_options=alone)
+    yield stack.enter_context(checkpointer), path

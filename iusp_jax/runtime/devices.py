@@ -1,10 +1,13 @@
-"""The one place that knows about devices.
+"""The one place that maps over devices.
 
-A step is a pure function that reduces over the axis `AXIS`; `pmap` runs it on
-every device of every host. The global batch is a fact of the config; here it
-is only cut into equal parts.
+Students of one shape that are trained together are the *members* of a group; a
+single run is a group of one. `Layout` spreads a group over all devices of all
+processes by one rule. A step is a pure function that reduces over `AXIS`, the
+axis that the global batch is spread over; it does not know how many devices
+there are.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +26,33 @@ def describe() -> str:
   )
 
 
+# What pip installs for each backend; a CPU needs nothing.
+_PLUGINS = {'cuda': 'jax[cuda13]', 'gpu': 'jax[cuda13]', 'tpu': 'jax[tpu]'}
+
+
+def check_backend() -> None:
+  """Starts JAX's backend, the first time that devices are asked for.
+
+  Raises:
+    ValueError: where JAX_PLATFORMS names one that does not start here.
+  """
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    reason = str(error).partition(' (set JAX_PLATFORMS')[0].partition('\n')[0]
+    wanted = jax.config.jax_platforms or ''  # pyright: ignore
+    remedy = 'set JAX_PLATFORMS=cpu'
+    for name in set(wanted.split(',')) & _PLUGINS.keys():
+      remedy = (
+        f'install its plugin (pip install "{_PLUGINS[name]}") on a machine '
+        f'with such a device, or {remedy}'
+      )
+    raise ValueError(
+      f'JAX_PLATFORMS is {wanted!r}: JAX starts no such backend here '
+      f'({reason or "no such device, or no plugin for it"}); {remedy}'
+    ) from error
+
+
 def check_batch_size(batch_size: int, num_parts: int = 1) -> None:
   """Raises ValueError unless every device gets the same number of clips.
 
@@ -39,66 +69,173 @@ def check_batch_size(batch_size: int, num_parts: int = 1) -> None:
     )
 
 
-def pmap(step: Callable, donate: tuple[int, ...] = ()) -> Callable:
-  """Compiles a step for all devices; every argument has a device axis."""
-  return jax.pmap(step, axis_name=AXIS, donate_argnums=donate)
+class Layout:
+  """How a group of members and their batches are spread over the devices.
 
+  With at least as many members as devices, every device has members of its own
+  and their whole batches (the last member is computed again where they do not
+  divide). With fewer, every device has all members and an equal part of each
+  batch. The results are the same up to rounding.
 
-def map_members(function: Callable, together: int) -> Callable:
-  """Maps `function(member, shared)` over members of one shape.
+  On the devices every array has two leading axes, `[local devices, members of
+  a device, ...]`, or one, `[local devices, ...]`, if all members share it.
 
-  Args:
-    function: pure; each of its arguments is a tree.
-    together: members that a device computes under one `vmap`; it goes through
-      the others one after the other.
-
-  Returns:
-    A compiled function of trees with a member axis in front of `member` and
-    of its results, and none in `shared`. The local devices get an equal share
-    each: where the members do not divide, the last one is computed again.
+  Attributes:
+    num_members: M, of the group.
+    by_member: whether devices have members of their own.
+    each: members of a device.
   """
 
-  def share(members, shared):
-    return jax.lax.map(
-      lambda member: function(member, shared), members, batch_size=together
+  def __init__(self, num_members: int):
+    self.num_members = num_members
+    self.by_member = num_members >= jax.device_count()
+    self.each = num_members
+    if self.by_member:
+      self.each = -(-num_members // jax.device_count())
+    self._axis = 'members' if self.by_member else AXIS
+
+  def _pad(self, array_M: np.ndarray) -> np.ndarray:
+    again = self.each * jax.device_count() - self.num_members
+    if not again:
+      return array_M
+    return np.concatenate([array_M, *[array_M[-1:]] * again])
+
+  def _local(self, array_D: np.ndarray) -> np.ndarray:
+    """This process's part of an array with an axis of all devices."""
+    count = jax.local_device_count()
+    first = jax.process_index() * count
+    return array_D[first : first + count]
+
+  def put(self, tree: Any) -> Any:
+    """Members' arrays `[M, ...]`, on the devices that have them."""
+
+    def spread(array):
+      array = np.asarray(array)
+      if not self.by_member:
+        return np.broadcast_to(array, (jax.local_device_count(), *array.shape))
+      array = self._pad(array)
+      return self._local(array.reshape(-1, self.each, *array.shape[1:]))
+
+    return _on_devices(jax.tree.map(spread, tree), self._axis)
+
+  def get(self, tree: Any) -> Any:
+    """The members' arrays `[M, ...]` as NumPy, on every process."""
+    if not self.by_member:
+      return unreplicate(tree)
+    if jax.process_count() > 1:
+      from jax.experimental import multihost_utils
+
+      tree = multihost_utils.process_allgather(
+        jax.tree.map(_local_values, tree)
+      )
+      tree = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+    def join(array):
+      array = np.asarray(array)
+      return array.reshape(-1, *array.shape[2:])[: self.num_members]
+
+    return jax.tree.map(join, tree)
+
+  def batch_parts(self, clips_MKB: np.ndarray) -> np.ndarray:
+    """What each local device computes of batches: `[D, each, K, b]`."""
+    if self.by_member:
+      return self.whole_batches(clips_MKB)
+    M, K = clips_MKB.shape[:2]
+    parts = clips_MKB.reshape(M, K, jax.device_count(), -1)
+    return self._local(np.moveaxis(parts, 2, 0))
+
+  def whole_batches(self, clips_MKB: np.ndarray) -> np.ndarray:
+    """The whole batches of each local device's members, `[D, each, K, B]`."""
+    if self.by_member:
+      clips_MKB = self._pad(clips_MKB)
+      return self._local(clips_MKB.reshape(-1, self.each, *clips_MKB.shape[1:]))
+    count = jax.local_device_count()
+    return np.broadcast_to(clips_MKB, (count, *clips_MKB.shape))
+
+  def share_clips(self, batch: Any) -> Any:
+    """Clips that all members see: whole on each device, or cut into parts.
+
+    Args:
+      batch: arrays `[n, ...]` of the global batch, n a multiple of
+        `num_parts`.
+    """
+    if self.by_member:
+      return self.share(batch)
+    num_devices = jax.device_count()
+    parts = jax.tree.map(
+      lambda x: self._local(x.reshape(num_devices, -1, *x.shape[1:])), batch
     )
+    return _on_devices(parts, self._axis)
 
-  mapped = jax.pmap(share, in_axes=(0, None))
+  def share(self, tree: Any) -> Any:
+    """Arrays that all members share, whole on every local device."""
+    count = jax.local_device_count()
+    copies = jax.tree.map(
+      lambda x: np.broadcast_to(x, (count, *np.shape(x))), tree
+    )
+    return _on_devices(copies, self._axis)
 
-  def call(members, shared):
-    count = jax.tree.leaves(members)[0].shape[0]
-    each = -(-count // jax.local_device_count())
-    num_devices = -(-count // each)  # 5 on 4: 2, 2, 1, and none for the last.
-    again = num_devices * each - count
+  def put_local(self, tree: Any) -> Any:
+    """Arrays with an axis of the local devices in front, on these."""
+    return _on_devices(tree, self._axis)
 
-    # Uneven members pass by the host: on the devices, adding one would leave
-    # arrays that are not shared out as pmap expects.
-    def cut(x):
-      if again:
-        x = np.asarray(x)
-        x = np.concatenate([x, *[x[-1:]] * again])
-      return x.reshape(num_devices, each, *x.shape[1:])
+  @property
+  def num_parts(self) -> int:
+    """Parts that `share_clips` cuts a batch into."""
+    return 1 if self.by_member else jax.device_count()
 
-    def join(x):
-      x = x.reshape(num_devices * each, *x.shape[2:])
-      return np.asarray(x)[:count] if again else x
+  def map(self, function: Callable, vmap_size: int) -> Callable:
+    """Compiles `function(member, shared)` for all members on all devices.
 
-    return jax.tree.map(join, mapped(jax.tree.map(cut, members), shared))
+    Args:
+      function: pure; may reduce over `AXIS` if `over_batch` or `gather` has
+        been told of this layout.
+      vmap_size: members that a device computes under one `vmap`; it goes
+        through the others one after the other.
 
-  return call
+    Returns:
+      A function of what `put`, `batch_parts` and the like give.
+    """
+
+    def of_device(members, shared):
+      return jax.lax.map(
+        lambda member: function(member, shared), members, batch_size=vmap_size
+      )
+
+    return jax.pmap(of_device, axis_name=self._axis)
+
+  def over_batch(self, step: Callable) -> Callable:
+    """A step whose last argument is the batch, with `AXIS` bound."""
+    if not self.by_member:
+      return step
+
+    # The batch is in one place: an axis of one device for the collectives. Only
+    # the batch has it: convolutions with mapped kernels are twice as slow.
+    def alone(*args):
+      batch = jax.tree.map(lambda x: x[None], args[-1])
+      in_axes = (None,) * (len(args) - 1) + (0,)
+      mapped = jax.vmap(step, in_axes, out_axes=None, axis_name=AXIS)
+      return mapped(*args[:-1], batch)
+
+    return alone
+
+  def gather(self, array_bX: jax.Array) -> jax.Array:
+    """Inside `map`: the clips of all devices, joined along the first axis."""
+    return array_bX if self.by_member else gather(array_bX)
+
+
+def best_vmap_size() -> int:
+  """How many members share a `vmap`; see benchmarks/ensemble.py."""
+  return 1 if jax.default_backend() == 'cpu' else 64
 
 
 def replicate(tree: Any) -> Any:
   """Puts a copy of every array on every local device: adds a device axis."""
-  if not jax.tree.leaves(tree):
-    return tree
-  num_devices = jax.local_device_count()
+  count = jax.local_device_count()
   copies = jax.tree.map(
-    lambda x: np.broadcast_to(x, (num_devices, *np.shape(x))), tree
+    lambda x: np.broadcast_to(x, (count, *np.shape(x))), tree
   )
-  # The name counts: arrays of another axis are another type to a compiled
-  # step, which would be compiled again for its own output.
-  return jax.pmap(lambda x: x, axis_name=AXIS)(copies)
+  return _on_devices(copies, AXIS)
 
 
 def unreplicate(tree: Any) -> Any:
@@ -106,19 +243,52 @@ def unreplicate(tree: Any) -> Any:
   return jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], tree)
 
 
+def pmap(function: Callable) -> Callable:
+  """Compiles a function for all devices; every argument has a device axis."""
+  return jax.pmap(function, axis_name=AXIS)
+
+
 def shard(batch: Any) -> Any:
   """Cuts this host's batch into equal parts, one a local device."""
-  num_devices = jax.local_device_count()
-  return jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)
+  count = jax.local_device_count()
+  return jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
 
 
 def gather(array_bX: jax.Array) -> jax.Array:
-  """Inside a step: the parts of all devices, joined along the first axis."""
+  """Inside a mapped step: the parts of all devices, joined along one axis."""
   return jax.lax.all_gather(array_bX, AXIS, tiled=True)
 
 
 def any_host(value: bool) -> bool:
   """Whether it is true on any host; all hosts must ask, and get one answer."""
+  if jax.process_count() == 1:
+    return value
   from jax.experimental import multihost_utils
 
   return bool(multihost_utils.process_allgather(np.asarray(value)).any())
+
+
+def _local_values(array: jax.Array) -> np.ndarray:
+  """The local devices' rows of an array that is spread over processes."""
+  shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
+  return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
+@functools.cache
+def _identity(axis: str) -> Callable:
+  return jax.pmap(lambda tree: tree, axis_name=axis)
+
+
+def _on_devices(tree: Any, axis: str) -> Any:
+  """Arrays with a leading device axis, where a mapped function has them.
+
+  The name of the axis counts: arrays of another one are another type to a
+  compiled step, which would be compiled again for its own output.
+  """
+  if not jax.tree.leaves(tree):
+    return tree
+  if jax.process_count() > 1:
+    return _identity(axis)(tree)
+  mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (axis,))
+  spec = jax.sharding.PartitionSpec(axis)
+  return jax.device_put(tree, jax.sharding.NamedSharding(mesh, spec))

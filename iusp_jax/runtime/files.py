@@ -6,16 +6,21 @@ Of several processes only process 0 writes.
 import contextlib
 import fcntl
 import json
+import math
 import os
 import pathlib
+import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from iusp_jax.runtime import logs, processes
+from iusp_jax.runtime import logs, preemption, processes
+
+_LOCK_POLL_SECONDS = 0.2
 
 
 def write_atomically(
@@ -27,6 +32,9 @@ def write_atomically(
     path: the file.
     content: all of it.
     everywhere: from all processes of a run, not only process 0.
+
+  Raises:
+    OSError: naming the file, where it cannot be written.
   """
   if not (everywhere or processes.is_primary()):
     return
@@ -35,29 +43,55 @@ def write_atomically(
   if is_remote(path):  # An object appears whole.
     path.write_bytes(content)
     return
-  path.parent.mkdir(parents=True, exist_ok=True)
-  descriptor, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+  with named_errors(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+    try:
+      with os.fdopen(descriptor, 'wb') as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+      os.chmod(name, 0o644)
+      os.replace(name, path)
+    except BaseException:
+      os.unlink(name)
+      raise
+
+
+@contextlib.contextmanager
+def named_errors(path: Any) -> Iterator[None]:
+  """Around reading or writing a file: its name is in every OSError.
+
+  The system names a file that cannot be opened, but not one that is already
+  open: a full disk is '[Errno 28] No space left on device' and no more.
+  """
   try:
-    with os.fdopen(descriptor, 'wb') as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(name, 0o644)
-    os.replace(name, path)
-  except BaseException:
-    os.unlink(name)
-    raise
+    yield
+  except OSError as error:
+    if error.filename is not None or error.errno is None:
+      raise
+    strerror = error.strerror or os.strerror(error.errno)
+    raise OSError(error.errno, strerror, str(path)) from error
 
 
 def resolve(path: str) -> Any:
   """The path that a config field or flag names, with pathlib's methods.
 
   An address such as gs://bucket/run stays as it is; a local path becomes
-  absolute.
+  absolute, and `~` the user's own folder.
+
+  Raises:
+    ValueError: for `~name` of an unknown user.
   """
   if is_remote(path):
     return epath.Path(path)
-  return pathlib.Path(path).expanduser().resolve()
+  try:
+    return pathlib.Path(path).expanduser().resolve()
+  except RuntimeError as error:
+    raise ValueError(
+      f'{path}: expected a path, or ~ or ~user of a user of this machine '
+      f'({error})'
+    ) from error
 
 
 def is_remote(path: Any) -> bool:
@@ -66,14 +100,61 @@ def is_remote(path: Any) -> bool:
 
 
 def to_json(value: Any) -> str:
-  """JSON with a newline at the end; NumPy numbers and arrays are fine."""
-  return json.dumps(value, indent=1, default=_plain) + '\n'
+  """JSON with a newline at the end.
+
+  NumPy numbers and arrays are fine; NaN and infinity, which JSON does not
+  have, become null.
+  """
+  return json.dumps(_plain(value), indent=1, allow_nan=False) + '\n'
 
 
 def _plain(value):
+  """What JSON can hold."""
+  if isinstance(value, Mapping):
+    return {
+      key if isinstance(key, str) else _plain(key): _plain(part)
+      for key, part in value.items()
+    }
+  if isinstance(value, list | tuple):
+    return [_plain(part) for part in value]
   if isinstance(value, np.generic | np.ndarray):
-    return value.tolist()
-  return str(value)
+    return _plain(value.tolist())
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  return value if isinstance(value, str | int | None) else str(value)
+
+
+def read_json(path: pathlib.Path, remedy: str = '') -> Any:
+  """What a JSON file holds.
+
+  Args:
+    path: of a file that is there.
+    remedy: what to do where it is damaged; to delete it, where this is empty.
+
+  Raises:
+    ValueError: naming the file and the remedy, where it is damaged.
+    OSError: naming the file, where it cannot be read.
+  """
+  with named_errors(path):
+    content = path.read_bytes()
+  try:
+    return json.loads(content)
+  except ValueError as error:  # No JSON, or no UTF-8.
+    remedy = remedy or 'delete it and run the same command again'
+    raise ValueError(
+      f'{path}: expected JSON, found {len(content)} bytes that are damaged or '
+      f'cut short ({error}); {remedy}'
+    ) from error
+
+
+def remove_folder(path: Any) -> None:
+  """Deletes a folder and what is in it, where it is there."""
+  if not processes.is_primary() or not path.exists():
+    return
+  if is_remote(path):
+    path.rmtree()
+  else:
+    shutil.rmtree(path)
 
 
 class Busy(ValueError):
@@ -88,12 +169,13 @@ def lock(
 
   Args:
     folder: made if it is not there.
-    busy: what to say where another process holds it.
+    busy: the message where another process holds it.
     wait: until it is free; otherwise Busy is raised at once.
     name: what to call it where it cannot be written, '--workdir is runs/a'.
 
   Raises:
     ValueError: where it cannot be written, or, as Busy, is held.
+    preemption.Preempted: for a request to stop while it waits.
   """
   if is_remote(folder):  # Object stores have no locks.
     yield
@@ -107,14 +189,24 @@ def lock(
       f'{error.filename}): choose another'
     ) from error
   with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _try_lock(file):
       if not wait:
-        raise Busy(f'{folder}: {busy}') from None
+        raise Busy(f'{folder}: {busy}')
       logs.log(f'{folder}: {busy}; waiting')
-      fcntl.flock(file, fcntl.LOCK_EX)
+      while not _try_lock(file):
+        preemption.check()
+        time.sleep(_LOCK_POLL_SECONDS)
     yield
+
+
+def _try_lock(file):
+  """Whether the lock is ours now."""
+  try:
+    with named_errors(file.name):
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  return True
 
 
 @contextlib.contextmanager

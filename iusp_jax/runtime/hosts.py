@@ -1,28 +1,29 @@
 """Starts and ends a run of several processes, one a host or GPU.
 
 Every process runs the same command. `joined` finds out which of how many it
-is, waits for the others by `rendezvous.py`, starts JAX's distributed runtime,
-and sees to it that a process that fails or dies ends the others with a
-message: none waits for ever. See docs/scaling.md.
+is, waits for the others (`peers.py`) and starts JAX's distributed runtime. A
+process that stops by an error ends the others with its message; one that was
+killed ends them by JAX's heartbeat: none waits for ever. See docs/scaling.md.
 """
 
 import atexit
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Iterator
 
 import jax
 import numpy as np
-from jax._src import clusters
 
-from iusp_jax.runtime import devices, peers, processes
+from iusp_jax.runtime import devices, jax_internals, peers, processes
 
-# The connections of `rendezvous` notice first and say who is gone; this is
-# how long JAX's own runtime waits, which aborts without a name.
-_HEARTBEAT_SECONDS = 25
-_NAME_SECONDS = 5.0  # For the name of a process that is gone to arrive.
-_END_SECONDS = 20.0  # For all processes to end together.
+# After so long without a sign of life of a process, JAX aborts all others,
+# with exit code 134.
+HEARTBEAT_SECONDS = 10
+# For the news of a killed process to arrive where a computation has failed.
+_NEWS_SECONDS = 2.0
+_END_SECONDS = 3.0  # For all processes to end together.
 
 
 @contextlib.contextmanager
@@ -47,6 +48,7 @@ def joined(
   Raises:
     ValueError: for flags that do not go together.
     OSError: where processes are missing after the timeout.
+    preemption.Preempted: for a request to stop while it waits.
   """
   check(coordinator, num_processes, process_id, start_timeout)
   if mode != 'train' and (multihost or coordinator):
@@ -65,16 +67,19 @@ def joined(
     port = own_port(coordinator)
   assert num_processes is not None
   assert process_id is not None
-  party = start(
-    coordinator, port, num_processes, process_id, local_devices, start_timeout
+  group = peers.join(
+    coordinator, port, num_processes, process_id, start_timeout
   )
+  group.watch()
   try:
+    start(coordinator, num_processes, process_id, local_devices, start_timeout)
+    group.rely_on_heartbeat()
     yield
+    processes.barrier()
   except BaseException as error:
-    _leave_by(error, party)
+    _close_after_error(error, group)
     raise
-  processes.barrier()
-  party.leave()
+  group.close()
 
 
 def check(
@@ -121,9 +126,7 @@ def detect(timeout: float) -> tuple[str, int, int, list[int] | None]:
   Raises:
     ValueError: where there is no cluster that JAX knows.
   """
-  found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-    None, None, None, None, None, int(timeout)
-  )
+  found = jax_internals.detect_cluster(timeout)
   coordinator, num_processes, process_id, local_devices = found
   if coordinator is None or num_processes is None or process_id is None:
     raise ValueError(
@@ -131,11 +134,11 @@ def detect(timeout: float) -> tuple[str, int, int, list[int] | None]:
       'this machine: give --coordinator=HOST:PORT --num_processes=N '
       '--process_id=I on every host'
     )
-  return coordinator, num_processes, process_id, local_devices  # pyright: ignore
+  return coordinator, num_processes, process_id, local_devices
 
 
 def own_port(coordinator: str) -> int:
-  """The port of our rendezvous where JAX has chosen its own.
+  """The port of our handshake where JAX has chosen its own.
 
   Under Slurm and Open MPI JAX takes a number of the job from 61440 to 65535.
   The port after it may be that of the next job on the same host, or none.
@@ -146,31 +149,26 @@ def own_port(coordinator: str) -> int:
 
 def start(
   coordinator: str,
-  port: int,
   num_processes: int,
   process_id: int,
   local_devices: list[int] | None,
   timeout: float,
-) -> peers.Party:
-  """Waits for all processes and starts JAX's runtime over them.
+) -> None:
+  """Starts JAX's runtime over all processes, which have to be there.
 
   Args:
     coordinator: `host:port` of process 0 for JAX.
-    port: of process 0 for our rendezvous.
     num_processes: of the run.
     process_id: of this one.
     local_devices: numbers of its devices; None for all of its host.
     timeout: seconds to wait.
 
   Raises:
-    OSError: where processes are missing after the timeout.
-    ValueError: where two claim the same number.
+    ValueError: where JAX_PLATFORMS names a backend that is not installed.
   """
-  party = peers.meet(coordinator, port, num_processes, process_id, timeout)
-  party.watch()
   # Of the runtime's two ends, gloo is for CPUs; others have their own.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  # It would swallow SIGTERM, which is for the training loop to hear.
+  # It would take SIGTERM for itself, which `preemption.py` handles.
   jax.config.update('jax_enable_preemption_service', False)
   with _stdout_to_stderr():
     jax.distributed.initialize(
@@ -179,20 +177,21 @@ def start(
       process_id,
       local_device_ids=local_devices,
       initialization_timeout=int(timeout),
-      heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
     )
+    processes.configure(process_id, num_processes)
+    devices.check_backend()
     # The devices of all processes get to know each other now, while all are
     # here: gloo gives them 30 s, and the first step may find hosts far apart.
     ones = np.ones((jax.local_device_count(), 1), np.float32)
     total = devices.pmap(devices.gather)(ones)
-    total.block_until_ready()  # Or gloo still speaks while we do.
+    total.block_until_ready()  # Or gloo still prints while we do.
     assert total.addressable_data(0).size == jax.device_count()
-  return party
 
 
 @contextlib.contextmanager
 def _stdout_to_stderr():
-  """For gloo, which would speak before the first line of our own."""
+  """For gloo, which would print before the first line of our own."""
   sys.stdout.flush()
   stdout = os.dup(1)
   os.dup2(2, 1)
@@ -203,23 +202,24 @@ def _stdout_to_stderr():
     os.close(stdout)
 
 
-def _leave_by(error, party):
-  """Ends a process that fails in a run of several.
+def _close_after_error(error, group):
+  """Ends a process that stops in a run of several.
 
-  All together, where all end (by a signal to all); otherwise it tells the
-  others, which then end as well.
+  Together with the others where all were asked to stop; otherwise they get
+  its message, and end as well. Where a computation failed since another
+  process was killed, this one is not to blame: JAX's heartbeat ends it.
   """
-  code, reason = 1, f'{type(error).__name__}: {error}'
-  if isinstance(error, jax.errors.JaxRuntimeError):
-    # Perhaps since another process is gone; then its name is on the way.
-    party.lost.wait(_NAME_SECONDS)
   if isinstance(error, SystemExit):
     code = error.code if isinstance(error.code, int) else 1
-    reason = f'exit code {error.code}'
     if processes.end_together(_END_SECONDS):
-      party.leave()
+      group.close()
       return
-  party.leave(reason)
+    group.close(f'exit code {code}' if code == error.code else str(error))
+  else:
+    code = 1
+    if group.lost.wait(_NEWS_SECONDS):
+      time.sleep(3 * HEARTBEAT_SECONDS)  # JAX aborts before it is over.
+    group.close(f'{type(error).__name__}: {error}')
   # JAX would wait for the others at the end, for minutes.
   atexit.register(_exit_now, code)
 

@@ -1,11 +1,11 @@
-"""Processes of one run find each other, and notice when one is gone.
+"""Processes of one run find each other, and hand on why one of them stopped.
 
-Process 0 listens; the others connect and say who they are. The run begins
-when all are there; after a timeout every process that came is told who is
-missing. The connections stay open: each side says something every few
-seconds, so that a process that dies, stops or is cut off ends the others with
-its name. Plain TCP and JSON lines; nothing of JAX, whose own runtime aborts
-without naming anybody.
+Process 0 listens; the others connect and say who they are. The run begins when
+all are there; after a timeout every process that came is told who is missing.
+The connections stay open: a process that stops by an error sends its message,
+and the others end with it. A process that is killed sends none; JAX's own
+heartbeat ends the others then (see `hosts.py`). Plain TCP and JSON lines,
+nothing of JAX, whose runtime aborts without naming who is missing.
 """
 
 import dataclasses
@@ -19,11 +19,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-PING_SECONDS = 2.0
-SILENCE_SECONDS = 15.0  # After which a process counts as gone.
+from iusp_jax.runtime import preemption
+
 EXIT_CODE = os.EX_UNAVAILABLE  # 69: ended because another process did.
 _RETRY_SECONDS = 0.3
 _HELLO_SECONDS = 2.0
+_HANG_UP_SECONDS = 3.0  # For the others to end after a message.
 
 
 class Missing(OSError):
@@ -38,29 +39,33 @@ class Peer:
   host: str
   connection: socket.socket
   unread: bytes = b''
-  heard: float = 0.0  # When, by time.monotonic().
   sending: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+  ended: threading.Event = dataclasses.field(default_factory=threading.Event)
 
   def __str__(self) -> str:
     return f'process {self.process_id} ({self.host})'
 
   def send(self, **message: Any) -> None:
-    """Sends a message; one that is gone does not hear it."""
+    """Sends a message, if the peer is still there."""
     try:
       with self.sending:
         self.connection.sendall(json.dumps(message).encode() + b'\n')
     except OSError:
       pass
 
-  def receive(self, seconds: float) -> dict[str, Any] | None:
+  def receive(self, seconds: float | None = None) -> dict[str, Any] | None:
     """The next message; None if none comes in time.
+
+    Args:
+      seconds: to wait; None for as long as the connection is open.
 
     Raises:
       EOFError: if the connection is closed.
+      ValueError: for anything but a message.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds if seconds is not None else None
     while b'\n' not in self.unread:
-      left = max(0.0, deadline - time.monotonic())
+      left = max(0.0, deadline - time.monotonic()) if deadline else None
       if not select.select([self.connection], [], [], left)[0]:
         return None
       try:
@@ -102,26 +107,27 @@ def split_address(address: str) -> tuple[str, int]:
   return host.strip('[]'), int(port)
 
 
-def meet(
+def join(
   address: str,
   own_port: int,
   num_processes: int,
   process_id: int,
   timeout: float,
-) -> 'Party':
+) -> 'PeerGroup':
   """Waits until all processes of a run are there.
 
   Args:
     address: `host:port` of process 0 for JAX.
-    own_port: of process 0 for this rendezvous.
+    own_port: of process 0 for this handshake.
     num_processes: of the run.
     process_id: of this one.
     timeout: seconds to wait.
 
   Raises:
     Missing: after the timeout, with the numbers of the missing processes.
-    ValueError: where two processes say they are the same one, or disagree
-      on their number.
+    ValueError: where two processes claim the same number, or disagree on how
+      many there are.
+    preemption.Preempted: where a request to stop comes.
   """
   host, _, port = address.rpartition(':')
   deadline = time.monotonic() + timeout
@@ -130,10 +136,11 @@ def meet(
     peers = _await_all(own_port, num_processes, deadline, timeout)
   else:
     host = host.strip('[]')
-    peers = {
-      0: _go_to(host, own_port, num_processes, process_id, deadline, timeout)
-    }
-  return Party(process_id, peers)
+    place = f'process {process_id} of {num_processes}'
+    peer = _connect(host, own_port, place, deadline, timeout)
+    _await_start(peer, process_id, num_processes, timeout)
+    peers = {0: peer}
+  return PeerGroup(process_id, peers)
 
 
 def _await_all(port, num_processes, deadline, timeout):
@@ -144,24 +151,31 @@ def _await_all(port, num_processes, deadline, timeout):
   with _listen(port) as listener:
     try:
       while len(peers) < num_processes - 1:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([listener], [], [], left)[0]:
-          missing = sorted(set(range(1, num_processes)) - peers.keys())
-          raise Missing(
-            f'after {timeout:.0f} s {_name(missing)} missing of '
-            f'{num_processes} at process 0 ({socket.gethostname()}, port '
-            f'{port}): start it with the same --coordinator and '
-            '--num_processes, see that it reaches that port, or raise '
-            '--start_timeout'
-          )
-        _admit(listener.accept()[0], peers, num_processes)
+        preemption.check()
+        if select.select([listener], [], [], _RETRY_SECONDS)[0]:
+          _admit(listener.accept()[0], peers, num_processes)
+        elif time.monotonic() > deadline:
+          raise _missing(peers, num_processes, port, timeout)
     except (Missing, ValueError) as error:
       for peer in peers.values():
-        peer.send(stop=str(error), missing=isinstance(error, Missing))
+        peer.send(refused=str(error), missing=isinstance(error, Missing))
       raise
   for peer in peers.values():
-    peer.send(go=True)
+    peer.send(start=True)
   return peers
+
+
+def _missing(peers, num_processes, port, timeout):
+  """The error that names who did not come."""
+  missing = sorted(set(range(1, num_processes)) - peers.keys())
+  listed = ', '.join(str(number) for number in missing)
+  are = f'processes {listed} are' if missing[1:] else f'process {listed} is'
+  return Missing(
+    f'after {timeout:.0f} s {are} missing of {num_processes} at process 0 '
+    f'({socket.gethostname()}, port {port}): start it with the same '
+    '--coordinator and --num_processes, see that it reaches that port, or '
+    'raise --start_timeout'
+  )
 
 
 def _listen(port):
@@ -182,7 +196,11 @@ def _listen(port):
 
 
 def _admit(connection, peers, num_processes):
-  """Adds whoever connected; what is none of ours is sent away."""
+  """Adds whoever connected; a stranger's connection is closed.
+
+  Raises:
+    ValueError: where the process does not fit to the others.
+  """
   connection.settimeout(_HELLO_SECONDS)
   peer = Peer(-1, '', connection)
   try:
@@ -192,142 +210,174 @@ def _admit(connection, peers, num_processes):
   except (EOFError, ValueError, KeyError, TypeError):
     connection.close()
     return
-  problem = ''
-  earlier = peers.get(peer.process_id)
-  if theirs != num_processes:
-    problem = (
-      f'{peer} was started with --num_processes={theirs}, process 0 with '
-      f'{num_processes}: expected the same number'
-    )
-  elif not 0 < peer.process_id < num_processes:
-    problem = f'{peer} cannot join {num_processes} processes'
-    if peer.process_id == 0:
-      problem = (
-        f'two processes have --process_id=0, one on {peer.host}: expected '
-        f'0 to {num_processes - 1}, each once'
-      )
-  elif earlier is not None and earlier.is_there():
-    problem = (
-      f'two processes have --process_id={peer.process_id}, on {earlier.host} '
-      f'and {peer.host}: expected 0 to {num_processes - 1}, each once'
-    )
+  problem = _problem(peer, theirs, peers.get(peer.process_id), num_processes)
   if problem:
-    peer.send(stop=problem, missing=False)
+    peer.send(refused=problem, missing=False)
     raise ValueError(problem)
   peers[peer.process_id] = peer  # Also one that died and was started again.
 
 
-def _go_to(host, port, num_processes, process_id, deadline, timeout):
+def _problem(peer, theirs, earlier, num_processes):
+  """Why a process cannot join; empty where it can."""
+  if theirs != num_processes:
+    return (
+      f'{peer} was started with --num_processes={theirs}, process 0 with '
+      f'{num_processes}: expected the same number'
+    )
+  if peer.process_id == 0:
+    return (
+      f'two processes have --process_id=0, one on {peer.host}: expected 0 to '
+      f'{num_processes - 1}, each once'
+    )
+  if not 0 < peer.process_id < num_processes:
+    return f'{peer} cannot join {num_processes} processes'
+  if earlier is not None and earlier.is_there():
+    return (
+      f'two processes have --process_id={peer.process_id}, on {earlier.host} '
+      f'and {peer.host}: expected 0 to {num_processes - 1}, each once'
+    )
+  return ''
+
+
+def _connect(host, port, place, deadline, timeout):
   """Any other process: its connection to process 0."""
-  peer = None
   reason = ''
-  while peer is None:
-    left = deadline - time.monotonic()
-    if left <= 0:
-      raise Missing(
-        f'after {timeout:.0f} s process 0 of {num_processes} is missing: '
-        f'process {process_id} ({socket.gethostname()}) cannot reach '
-        f'{host}:{port} ({reason}). Start process 0 on that host, see that '
-        'the port is open, or raise --start_timeout'
-      )
+  while (left := deadline - time.monotonic()) > 0:
+    preemption.check()
     try:
-      connection = socket.create_connection((host, port), min(left, 10.0))
-      peer = Peer(0, host, connection)
+      connection = socket.create_connection((host, port), min(left, 5.0))
+      return Peer(0, host, connection)
     except OSError as error:
       reason = error.strerror or str(error)
       time.sleep(_RETRY_SECONDS)
-  peer.connection.settimeout(10.0)
-  peer.send(process_id=process_id, of=num_processes, host=socket.gethostname())
-  # Process 0 began its own count later, perhaps: it has the last word.
-  answer, end = None, time.monotonic() + timeout + 10
-  try:
-    while answer is None and time.monotonic() < end:
-      answer = peer.receive(1.0)
-  except (EOFError, ValueError) as error:
-    raise Missing(f'{peer} ended while this one waited for the run') from error
-  if answer is None:
-    raise Missing(f'{peer} did not answer within {timeout + 10:.0f} s')
-  if 'stop' in answer:
-    raise (Missing if answer.get('missing') else ValueError)(answer['stop'])
-  return peer
-
-
-def _name(numbers):
-  """'process 1 is' or 'processes 1, 2 are'."""
-  listed = ', '.join(str(number) for number in numbers)
-  return (
-    f'process {listed} is' if len(numbers) == 1 else (f'processes {listed} are')
+  raise Missing(
+    f'after {timeout:.0f} s process 0 is missing: {place} '
+    f'({socket.gethostname()}) cannot reach {host}:{port} ({reason}). Start '
+    'process 0 on that host, see that the port is open, or '
+    'raise --start_timeout'
   )
 
 
+def _await_start(peer, process_id, num_processes, timeout):
+  """Introduces this process to process 0, and waits for its answer."""
+  peer.connection.settimeout(10.0)
+  peer.send(process_id=process_id, of=num_processes, host=socket.gethostname())
+  # Process 0 began its own count later, perhaps: it has the last word.
+  seconds = timeout + 10
+  answer, end = None, time.monotonic() + seconds
+  try:
+    while answer is None and time.monotonic() < end:
+      preemption.check()
+      answer = peer.receive(_RETRY_SECONDS)
+  except (EOFError, ValueError) as error:
+    raise Missing(f'{peer} ended while this one waited for the run') from error
+  if answer is None:
+    raise Missing(f'{peer} did not answer within {seconds:.0f} s')
+  if 'refused' in answer:
+    kind = Missing if answer.get('missing') else ValueError
+    raise kind(answer['refused'])
+
+
 def end_at_once(message: str) -> None:
-  """Says why and ends this process, whatever its other threads wait for."""
+  """Ends this process with a message, whatever its other threads wait for.
+
+  With the exit code of a request to stop, where it got one itself.
+  """
   print(f'error: {message}', file=sys.stderr)
   sys.stdout.flush()
   sys.stderr.flush()
-  os._exit(EXIT_CODE)
+  os._exit(preemption.EXIT_CODE if preemption.requested() else EXIT_CODE)
 
 
-class Party:
+class PeerGroup:
   """The open connections of a run: all to process 0, process 0 to all."""
 
   def __init__(self, process_id: int, peers: Mapping[int, Peer]):
     self._process_id, self._peers = process_id, peers
-    self._leaving = threading.Event()
-    self.lost = threading.Event()  # Somebody is gone.
+    self._closing = threading.Event()
+    self._heartbeat = False
+    self.lost = threading.Event()  # A peer ended without a message.
 
   def watch(self, end: Callable[[str], None] = end_at_once) -> None:
-    """Calls `end(message)` from a thread if another process is gone."""
+    """Calls `end(message)` from a thread when a peer stops by an error.
+
+    Until `rely_on_heartbeat` also when one goes without a message.
+    """
     for peer in self._peers.values():
-      peer.connection.settimeout(SILENCE_SECONDS)
-      peer.heard = time.monotonic()
       threading.Thread(
         target=self._listen_to, args=(peer, end), daemon=True
       ).start()
-    if self._peers:
-      threading.Thread(target=self._ping, daemon=True).start()
 
-  def leave(self, reason: str = '') -> None:
-    """Says goodbye to all: because the run is complete, or why else."""
-    self._leaving.set()
-    for peer in self._peers.values():
-      if reason:
-        peer.send(stopped=reason, who=self._process_id)
-      else:
-        peer.send(bye=True)
+  def rely_on_heartbeat(self) -> None:
+    """From now on JAX's heartbeat ends this process where a peer is killed."""
+    self._heartbeat = True
 
-  def _ping(self):
-    while not self._leaving.wait(PING_SECONDS):
+  def close(self, reason: str = '') -> None:
+    """Tells all peers that this process ends.
+
+    Args:
+      reason: of an error; empty where the run is complete. With one, the
+        others end: they get a moment to do so before process 0, with JAX's
+        coordination service, goes.
+    """
+    self._closing.set()
+    if reason:
+      message = {'stopped': reason, 'process_id': self._process_id}
+      self._tell(self._peers.values(), message)
+    else:
       for peer in self._peers.values():
-        peer.send(ping=True)
+        peer.send(complete=True)
+
+  def _tell(self, peers, message):
+    """Sends why the run stops, and waits until they have hung up."""
+    deadline = time.monotonic() + _HANG_UP_SECONDS
+    for peer in peers:
+      peer.send(**message)
+    for peer in peers:
+      peer.ended.wait(max(0.0, deadline - time.monotonic()))
 
   def _listen_to(self, peer, end):
-    while True:
-      try:
-        message = peer.receive(PING_SECONDS)
-      except (EOFError, ValueError):
-        return self._lose(peer, f'{peer} is gone', end)
-      now = time.monotonic()
-      if message is not None:
-        peer.heard = now
-        if 'bye' in message:
-          return None
+    """Handles one peer's messages, until its connection is closed."""
+    complete = False
+    try:
+      while True:
+        message = peer.receive()
+        complete = complete or 'complete' in message
         if 'stopped' in message:
           why = message['stopped']
-          if message.get('who') == peer.process_id:
+          if message['process_id'] == peer.process_id:
             why = f'{peer} stopped: {why}'
-          return self._lose(peer, why, end)
-      elif now - peer.heard > SILENCE_SECONDS:
-        silence = f'{peer} has not been heard of for {SILENCE_SECONDS:.0f} s'
-        return self._lose(peer, silence, end)
-
-  def _lose(self, peer, why, end):
-    """Tells the others, then ends this process."""
-    if self._leaving.is_set():
+          self._stop(peer, why, message['process_id'], end)
+        if 'lost' in message:
+          self._lose(peer, message['lost'])
+    except (EOFError, ValueError):
+      peer.ended.set()
+    if complete or self._closing.is_set():
       return
-    self._leaving.set()
-    self.lost.set()
-    for other in self._peers.values():
-      if other is not peer:
-        other.send(stopped=why, who=peer.process_id)
+    why = f'{peer} is gone without a message, perhaps killed'
+    if self._heartbeat:
+      self._lose(peer, why)
+    else:  # JAX would wait for the peer to come.
+      self._stop(peer, why, peer.process_id, end)
+
+  def _stop(self, peer, why, origin, end):
+    """Hands on why a peer stopped, then ends this process."""
+    if self._closing.is_set():
+      return
+    self._closing.set()
+    self._tell(self._others(peer), {'stopped': why, 'process_id': origin})
     end(f'{why}; process {self._process_id} ends too')
+
+  def _lose(self, peer, why):
+    """Hands on that a peer is gone; JAX's heartbeat ends this process."""
+    self.lost.set()
+    print(
+      f'{why}; JAX ends process {self._process_id} within seconds',
+      file=sys.stderr,
+      flush=True,
+    )
+    for other in self._others(peer):
+      other.send(lost=why)
+
+  def _others(self, peer):
+    return [other for other in self._peers.values() if other is not peer]

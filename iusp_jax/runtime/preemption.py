@@ -1,101 +1,113 @@
-"""A notice to stop, SIGTERM, as clouds send it before they take a machine.
+"""Requests to stop: SIGTERM, as clouds send it, and Ctrl-C (SIGINT).
 
-Training finishes its step, saves state and stream, and ends. All else ends
-at once, but for checkpoints (Orbax has threads that would go on without us):
-what it writes appears whole or not at all. Either way the process
-exits with `EXIT_CODE`, and the same command continues where it stopped.
+The signal handler sets a flag and writes one line; it raises nothing, as an
+exception may then come up in any line of any library. Whatever takes long
+looks at the flag between two pieces of work: training saves its state and
+raises `Preempted`, everything else calls `check`. The process exits with
+`EXIT_CODE` (or `INTERRUPT_EXIT_CODE`), and the same command continues.
 """
 
 import atexit
 import contextlib
-import functools
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same again, later.
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: run the same again, later.
+INTERRUPT_EXIT_CODE = 130  # After Ctrl-C, as shells report it: 128 + SIGINT.
+
+_LINES = {
+  signal.SIGTERM: b'SIGTERM: saves and stops; the same command continues\n',
+  signal.SIGINT: b'Ctrl-C: saves and stops; the same command continues. '
+  b'Ctrl-C again ends at once\n',
+}
+# A child of a process group that got the signal may end, and its error be
+# raised here, shortly before the signal itself arrives.
+_LATE_SECONDS = 0.5
 
 
 class Preempted(SystemExit):
-  """Ends the process with `EXIT_CODE`, past every `except Exception`."""
+  """Ends the process with its exit code, past every `except Exception`."""
 
   def __init__(self):
-    super().__init__(EXIT_CODE)
+    interrupted = _Request.signal_number == signal.SIGINT
+    super().__init__(INTERRUPT_EXIT_CODE if interrupted else EXIT_CODE)
 
 
-class _Notice:
-  """What the signal handler and the loop tell each other."""
+class _Request:
+  """What the signal handler leaves for everyone else."""
 
-  asked = False
-  deferred = ''  # What is done before the process ends.
+  signal_number = 0  # The first that came; 0 for none.
 
 
 def listen() -> None:
-  """Handles SIGTERM from now on; from the main thread only.
+  """Handles SIGTERM and SIGINT from now on; from the main thread only.
 
-  JAX's own runtime of several hosts would take the signal for itself:
-  `hosts.py` tells it not to.
+  JAX's own runtime of several processes would take SIGTERM for itself:
+  `hosts.py` switches that off.
   """
-  signal.signal(signal.SIGTERM, _on_notice)
-  signal.signal(signal.SIGALRM, _on_notice)
-  sys.unraisablehook = functools.partial(_on_unraisable, sys.unraisablehook)
-  atexit.register(_no_more)
+  for number in _LINES:
+    signal.signal(number, _on_signal)
+  atexit.register(_ignore)
 
 
-def _on_unraisable(otherwise, lost):
-  """Gives the notice again where the signal came in a callback.
-
-  Python throws away what is raised in a callback of its garbage collector
-  (JAX has one) or in a `__del__`: without this, the run would go on.
-  """
-  if issubclass(lost.exc_type, Preempted):
-    signal.setitimer(signal.ITIMER_REAL, 0.01)
-  else:
-    otherwise(lost)
+def _on_signal(number, frame):
+  del frame
+  if number == signal.SIGINT == _Request.signal_number:
+    _write(b'Ctrl-C: ends at once; the same command continues\n')
+    os._exit(INTERRUPT_EXIT_CODE)
+  if not _Request.signal_number:
+    _Request.signal_number = number
+    _write(_LINES[number])
 
 
-def _no_more():
-  """At the end nothing is left to stop: the alarm would kill the process."""
-  signal.setitimer(signal.ITIMER_REAL, 0)
-  signal.signal(signal.SIGALRM, signal.SIG_IGN)
+def _write(line):
+  """Past `print`, in the middle of which the signal may have come."""
+  with contextlib.suppress(OSError):  # The terminal may be gone.
+    os.write(2, line)
 
 
-def _on_notice(signum, frame):
-  del signum, frame
-  _Notice.asked = True
-  # Not `print`: the signal may have come in the middle of one.
-  if _Notice.deferred:
-    os.write(2, f'SIGTERM: {_Notice.deferred} and stops\n'.encode())
-    return
-  os.write(2, b'SIGTERM: stops; the same command continues\n')
-  raise Preempted
+def _ignore():
+  """At the end of the process there is nothing left to stop."""
+  for number in _LINES:
+    signal.signal(number, signal.SIG_IGN)
 
 
-def asked() -> bool:
-  """Whether the notice has come."""
-  return _Notice.asked
-
-
-@contextlib.contextmanager
-def deferred(what: str = 'finishes the step, saves') -> Iterator[None]:
-  """Inside, a notice is only remembered: see `asked`; it acts at the end.
-
-  Args:
-    what: is done first, for who gave the notice. Inside another `deferred`
-      the outer one speaks, and the notice acts at its end.
-  """
-  outer = _Notice.deferred
-  _Notice.deferred = outer or what
-  try:
-    yield
-  finally:
-    _Notice.deferred = outer
-  if not outer:
-    check()
+def requested() -> bool:
+  """Whether this process has been asked to stop."""
+  return bool(_Request.signal_number)
 
 
 def check() -> None:
-  """Raises Preempted if the notice has come."""
-  if _Notice.asked:
+  """Raises Preempted if this process has been asked to stop."""
+  if requested():
     raise Preempted
+
+
+@contextlib.contextmanager
+def stop_instead_of_errors() -> Iterator[None]:
+  """Around all work: an error that follows a request to stop ends as one line.
+
+  A signal to a whole process group also ends the children of libraries, which
+  then raise: XLA a `JaxRuntimeError` where its assembler for GPUs was killed.
+
+  Raises:
+    Preempted: in place of any error that comes after the request.
+  """
+  try:
+    yield
+  except Exception as error:
+    if not requested() and type(error).__name__ == 'JaxRuntimeError':
+      time.sleep(_LATE_SECONDS)
+    if not requested():
+      raise
+    lines = str(error).splitlines() or ['']
+    sys.stdout.flush()
+    print(
+      f'stopped while it was at work ({type(error).__name__}: {lines[0]}); '
+      'what was saved before is kept',
+      file=sys.stderr,
+    )
+    raise Preempted from None

@@ -1,15 +1,14 @@
 """The wall time of a run, over all processes that worked on it in turn."""
 
 import contextlib
-import json
 import pathlib
 import threading
 import time
 from collections.abc import Callable, Iterator
 
-from iusp_jax.runtime import files
+from iusp_jax.runtime import files, logs
 
-_WALL_EVERY_SECONDS = 20.0
+_WRITE_EVERY_SECONDS = 20.0
 
 
 @contextlib.contextmanager
@@ -18,7 +17,8 @@ def wall_time(
 ) -> Iterator[Callable[[], dict[str, float]]]:
   """Counts the seconds of all processes that work on a folder in turn.
 
-  Kept in `wall_seconds.json`, now and then: a process may be killed.
+  Kept in `wall_seconds.json`, which is written now and then, as a process may
+  be killed, and at the end.
 
   Args:
     folder: of a run.
@@ -28,10 +28,10 @@ def wall_time(
     A function that gives the seconds so far.
   """
   path = folder / 'wall_seconds.json'
-  earlier = json.loads(path.read_text()) if path.exists() else []
+  earlier = _earlier(path)
   ended = threading.Event()
 
-  def spent():
+  def seconds():
     own = round(time.monotonic() - since, 1)
     return {
       'this_process': own,
@@ -39,21 +39,32 @@ def wall_time(
       'num_processes': len(earlier) + 1,  # One after the other.
     }
 
-  def note():
+  def write():
     with contextlib.suppress(OSError):  # A full disk fails where it matters.
-      files.write_atomically(
-        path, files.to_json([*earlier, spent()['this_process']])
-      )
+      text = files.to_json([*earlier, seconds()['this_process']])
+      files.write_atomically(path, text)
 
-  def keep():
-    while not ended.wait(_WALL_EVERY_SECONDS):
-      note()
+  def write_repeatedly():
+    while not ended.wait(_WRITE_EVERY_SECONDS):
+      write()
 
-  thread = threading.Thread(target=keep, daemon=True)
+  thread = threading.Thread(target=write_repeatedly, daemon=True)
   thread.start()
   try:
-    yield spent
+    yield seconds
   finally:
     ended.set()
     thread.join()
-    note()
+    write()
+
+
+def _earlier(path: pathlib.Path) -> list[float]:
+  """Seconds of the processes before; a damaged file ends no run."""
+  if not path.exists():
+    return []
+  try:
+    found = files.read_json(path)
+    return [float(seconds) for seconds in found]
+  except (ValueError, TypeError, OSError) as error:
+    logs.log(f'{path}: damaged, the wall time begins anew ({error})')
+    return []

@@ -5,26 +5,34 @@ parts' gradients add up to the batch's. Only BatchNorm notices: it normalises
 each part by itself, and its averages move once a part.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from iusp_jax.runtime import devices
+from iusp_jax.training.recipe import Training
 
 
-def check(training: Mapping[str, Any], terms) -> None:
-  """Raises ValueError unless a batch can be cut into `accumulate_steps`."""
-  num_parts = training['accumulate_steps']
+def check(training: Training, compares_clips: Sequence[str]) -> None:
+  """Raises ValueError unless a batch can be cut into `accumulate_steps`.
+
+  Args:
+    training: of a recipe.
+    compares_clips: the terms that need the whole batch at a time.
+  """
+  num_parts = training.accumulate_steps
   if num_parts < 1:
     raise ValueError(f'accumulate_steps is {num_parts}: expected at least 1')
-  devices.check_batch_size(training['batch_size'], num_parts)
-  if num_parts > 1 and 'sp' in terms:
+  devices.check_batch_size(training.batch_size, num_parts)
+  if num_parts > 1 and compares_clips:
+    name = compares_clips[0]
     raise ValueError(
-      f'accumulate_steps is {num_parts}, but sp_weight is not 0: SP compares '
-      'all clips of a batch, and would see parts of it. Set accumulate_steps '
-      'to 1 (on more devices, if memory is short) or sp_weight to 0'
+      f'accumulate_steps is {num_parts}, but {name}_weight is not 0: {name} '
+      'compares all clips of a batch, and would get parts of it. Set '
+      'accumulate_steps to 1 (on more devices, if memory is short) or '
+      f'{name}_weight to 0'
     )
 
 

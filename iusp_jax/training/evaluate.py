@@ -1,7 +1,7 @@
-"""Scoring a split with a tagger: every clip once, on every device."""
+"""Scoring a split with the members of a group: every clip once."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,45 +13,89 @@ from iusp_jax.runtime import devices
 from iusp_jax.scoring import metrics
 from tfds_dcase import taxonomy
 
+_CLIPS = 64  # Of a device at a time.
+
+
+class Clips:
+  """A split's clips as the tagger's input, in batches on the devices.
+
+  In memory where `features` are given, else read from the split.
+  """
+
+  def __init__(
+    self,
+    split: datasets.Split,
+    features: Mapping[str, np.ndarray] | None = None,
+  ):
+    """See above; `features` as `sources.features` gives them."""
+    self.split, self._features = split, features
+
+  def batches(self, layout: devices.Layout) -> Iterator[dict[str, Any]]:
+    """Arrays with `mel` or `wave`; the last batch is filled up."""
+    size = _CLIPS * layout.num_parts
+    if self._features is None:
+      whole = layout.num_parts == 1
+      for batch in datasets.eval_batches(
+        self.split,
+        size,
+        host=0 if whole else jax.process_index(),
+        num_hosts=1 if whole else jax.process_count(),
+      ):
+        yield layout.put_local(
+          devices.shard({'wave': batch['wave']})
+          if not whole
+          else {
+            'wave': np.repeat(batch['wave'][None], jax.local_device_count(), 0)
+          }
+        )
+      return
+    key = 'mel' if 'mel' in self._features else 'wave'
+    array_NX = self._features[key]
+    for first in range(0, len(array_NX), size):
+      clips = np.minimum(np.arange(first, first + size), len(array_NX) - 1)
+      yield layout.share_clips({key: array_NX[clips]})
+
 
 @functools.cache
-def compile_predict(model: tagger.Tagger) -> Callable:
-  """A pmapped `predict(variables, batch)`: logits of the global batch."""
+def compile_predict(model: tagger.Tagger, num_members: int) -> Callable:
+  """A mapped function of variables and clips: logits `[D, each, n, C]`."""
+  layout = devices.Layout(num_members)
 
   def predict(variables, batch):
-    mel_BTF = tagger.log_mel(model, batch['wave'])
-    output = tagger.apply(model, variables, mel_BTF)
-    return devices.gather(output.logits_BC)
+    if 'wave' in batch:
+      batch = {'mel': tagger.log_mel(model, batch['wave'])}
+    output = tagger.apply(model, variables, batch['mel'])
+    return layout.gather(output.logits_BC)
 
-  return devices.pmap(predict)
+  return layout.map(predict, devices.best_vmap_size())
 
 
-def predict_split(
-  predict: Callable, variables: Any, split: datasets.Split, batch_size: int
+def predict(
+  model: tagger.Tagger,
+  variables: Any,
+  clips: Clips,
+  layout: devices.Layout,
+  between: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-  """Probabilities `[N, C]` of a split's clips, in the split's order.
+  """Probabilities of a split's clips by every member, in the split's order.
 
   Args:
-    predict: from `compile_predict`.
-    variables: of the tagger, replicated.
-    split: to read.
-    batch_size: clips in the global batch; does not change the result.
+    model: of the members.
+    variables: theirs, on the devices.
+    clips: to score.
+    layout: of the members.
+    between: called between batches.
+
+  Returns:
+    float64 `[M, N, C]`, on every process.
   """
-  batches = datasets.eval_batches(
-    split,
-    batch_size,
-    host=jax.process_index(),
-    num_hosts=jax.process_count(),
-  )
-  logits = [
-    np.asarray(
-      predict(
-        variables, devices.shard({'wave': batch['wave']})
-      ).addressable_data(0)
-    )[0]
-    for batch in batches
-  ]
-  return probabilities(np.concatenate(logits)[: len(split)])
+  compiled = compile_predict(model, layout.num_members)
+  found = []
+  for batch in clips.batches(layout):
+    between()
+    found.append(layout.get(compiled(variables, batch)))
+  logits_MNC = np.concatenate(found, axis=1)[:, : len(clips.split)]
+  return probabilities(logits_MNC)
 
 
 def probabilities(logits_NC: np.ndarray) -> np.ndarray:
@@ -129,3 +173,9 @@ def scalars(
     for name, value in named.items()
     if np.ndim(value) == 0 and isinstance(value, int | float | np.floating)
   }
+
+
+def selection_metric(dataset: datasets.Dataset) -> str:
+  """The metric by which the best epoch is chosen."""
+  level = 'fine' if dataset.level == 'fine' else 'coarse'
+  return f'validate/{level}_micro_auprc'

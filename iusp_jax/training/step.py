@@ -1,12 +1,14 @@
 """The train step: one pure function for any tagger, teacher or none.
 
-Every device holds its clips' share of the loss, and the shares add up to the
-loss of the global batch. So the result does not depend on the number of
-devices. Every random number is a function of seed, step and clip.
+Every device computes its clips' part of each term of the loss: sums over its
+clips divided by counts over all clips. The parts add up to the loss of the
+global batch, so the gradients are summed, and the result does not depend on the
+number of devices (a mean of device means would, with masks). Every random
+number is a function of seed, step and clip.
 """
 
 import dataclasses
-import pathlib
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,26 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from iusp_jax.audio import augment
-from iusp_jax.data import datasets
+from iusp_jax.audio import augment, frontend
+from iusp_jax.data import datasets, sources
 from iusp_jax.models import tagger
-from iusp_jax.objectives import losses, similarity
+from iusp_jax.objectives import losses, targets, terms
 from iusp_jax.runtime import devices
-from iusp_jax.training import accumulate
-
-# The distillation terms, and what each needs of the teacher in a batch.
-TARGETS = {
-  'kd': 'teacher_logits',
-  'sp': 'teacher_batch_gram',
-  'iusp': 'teacher_frame_gram',
-  'iusp_centred': 'teacher_frame_gram',
-}
-DISTILLATION_TERMS = tuple(TARGETS)
+from iusp_jax.training import accumulate, optim
+from iusp_jax.training.recipe import Recipe
 
 
 @flax.struct.dataclass
 class State:
-  """All that changes while training.
+  """All that changes while a member is trained.
 
   Attributes:
     step: steps done.
@@ -43,6 +37,8 @@ class State:
     batch_stats: BatchNorm's running statistics.
     opt_state: of the optimiser.
     average: exponential moving average of params and batch_stats, or {}.
+    term_params: by term, its own parameters; no part of the model.
+    term_opt_state: of their optimiser.
   """
 
   step: Any
@@ -50,6 +46,8 @@ class State:
   batch_stats: Any
   opt_state: Any
   average: Any
+  term_params: Any
+  term_opt_state: Any
 
   def variables(self) -> dict[str, Any]:
     """What to evaluate: the moving average where there is one."""
@@ -58,234 +56,290 @@ class State:
 
 
 @dataclasses.dataclass(frozen=True)
-class Teacher:
-  """A frozen tagger whose outputs the student is held against."""
-
-  model: tagger.Tagger
-  variables: tagger.Variables
-
-
-@dataclasses.dataclass(frozen=True)
 class Job:
   """One model to fit.
 
   Attributes:
-    name: for the log, 'teacher' or 'student'.
-    recipe: `model`, `frontend`, `training` and `augment` of configs/base.py.
-    objective: `config.objective`; its weights are ignored without a teacher.
+    name: for the log.
+    recipe: of the model.
+    objective: the distillation terms; none without a teacher.
     dataset: to train and validate on.
     seed: of initial values, order, augmentation and dropout.
-    workdir: where checkpoints and logs go.
-    teacher: to distil from, if any.
-    targets: gives the teacher's outputs for a batch from a store, so that
-      the teacher need not run (see `store.py`).
-    on_nan: `config.on_nan`.
-    profile_steps: `config.profile_steps`.
+    teacher: the frozen model, where it runs in every step; None where its
+      outputs are stored, or there is none.
   """
 
   name: str
-  recipe: Mapping[str, Any]
-  objective: Mapping[str, Any]
+  recipe: Recipe
+  objective: terms.Objective
   dataset: datasets.Dataset
   seed: int
-  workdir: pathlib.Path
-  teacher: Teacher | None = None
-  targets: Callable[[dict], dict] | None = None
-  on_nan: str = 'stop'
-  profile_steps: int = 0
+  teacher: tagger.Tagger | None = None
 
-  def settings(self) -> dict[str, np.generic]:
-    """What tells apart the jobs that one compiled step serves."""
+  def settings(self) -> dict[str, Any]:
+    """What differs between the jobs that one compiled step serves."""
     weights = {
-      term: np.float32(self.objective[f'{term}_weight'])
-      for term in self.terms()
+      name: np.float32(value) for name, value in self.objective.weights.items()
     }
-    return {'seed': np.uint32(self.seed), **weights}
+    return {'seed': np.uint32(self.seed), 'weights': weights}
 
-  def terms(self) -> tuple[str, ...]:
-    """The distillation terms that are switched on."""
-    if self.teacher is None:
-      return ()
-    return tuple(
-      term for term in DISTILLATION_TERMS if self.objective[f'{term}_weight']
+  def student(self, axis_name: str | None = None) -> tagger.Tagger:
+    """The untrained model; with `axis_name` as the train step needs it."""
+    num_tags = len(self.dataset.tags)
+    return tagger.build(self.recipe.plain(), num_tags, axis_name)
+
+  def shares_program(self, other: 'Job') -> bool:
+    """Whether it differs from another job in seed and weights alone."""
+    return (
+      self.recipe == other.recipe
+      and self.dataset is other.dataset
+      and self.teacher == other.teacher
+      and self.objective.without_weights() == other.objective.without_weights()
     )
-
-
-def teacher_outputs(output, terms) -> dict[str, jax.Array]:
-  """What the objectives need of a teacher's `TaggerOutput`, inside a step."""
-  wanted, needed = {TARGETS[term] for term in terms}, {}
-  if 'teacher_logits' in wanted:
-    needed['teacher_logits'] = output.logits_BC
-  if 'teacher_frame_gram' in wanted:
-    needed['teacher_frame_gram'] = jax.vmap(similarity.gram)(output.frames_BTD)
-  if 'teacher_batch_gram' in wanted:
-    own = similarity.flatten_clips(output.frames_BTD)
-    needed['teacher_batch_gram'] = similarity.gram(own, devices.gather(own))
-  return needed
-
-
-def targets_given(batch: Mapping[str, Any], terms) -> bool:
-  """Whether a batch brings the teacher's outputs from a store."""
-  return all(TARGETS[term] in batch for term in terms)
-
-
-def distillation_per_clip(
-  output, batch: Mapping[str, jax.Array], job: Job, terms
-) -> dict[str, jax.Array]:
-  """Values `[b]` of each term, whose mean over the global batch is its loss."""
-  values = {}
-  if 'kd' in terms:
-    values['kd'] = losses.kd_per_clip(
-      output.logits_BC,
-      batch['teacher_logits'],
-      job.objective['kd_temperature'],
-    )
-  if 'sp' in terms:
-    values['sp'] = losses.sp_per_clip(
-      output.frames_BTD, batch['teacher_batch_gram'], devices.AXIS
-    )
-  for term, centred in (('iusp', False), ('iusp_centred', True)):
-    if term not in terms:
-      continue
-    teacher_BTT = batch['teacher_frame_gram']
-    num_frames = min(output.frames_BTD.shape[1], teacher_BTT.shape[1])
-    mask_BT = frame_mask(batch['length'], job.dataset.num_samples, num_frames)
-    values[term] = losses.iusp_per_clip(
-      output.frames_BTD, teacher_BTT, mask_BT, centred
-    )
-  return values
 
 
 def frame_mask(
   length_B: jax.Array, num_samples: int, num_frames: int
 ) -> jax.Array:
-  """1 for the frames that hear the recording, 0 for padding, `[B, T]`."""
+  """1 for the frames of the recording, 0 for those of padding, `[B, T]`."""
   starts_T = jnp.arange(num_frames) * (num_samples / num_frames)
   return (starts_T[None] < length_B[:, None]).astype(jnp.float32)
 
 
-def make_step(
-  student: tagger.Tagger, optimizer: optax.GradientTransformation, job: Job
-) -> Callable:
-  """The pure train step, to be mapped over devices by `parallel.pmap`.
+def term_inputs(
+  output: Any,
+  batch: Mapping[str, jax.Array],
+  num_samples: int,
+  settings: Mapping[str, float],
+  params: Any = None,
+) -> terms.Inputs:
+  """What a term is computed from.
 
-  Every device holds its clips' share of the loss: sums of its own clips
-  divided by counts of all clips. The shares add up to the loss of the global
-  batch, so the gradients are summed, and the result does not depend on how
-  many devices share the batch (a mean of means would, with masks).
+  Args:
+    output: the student's, with the layers that the term looks at.
+    batch: as `sources.take` gives it.
+    num_samples: of a clip.
+    settings: of the term.
+    params: of the term.
+  """
+  return terms.Inputs(
+    logits_BC=output.logits_BC,
+    frames={targets.FRAMES: output.frames_BTD, **output.layers},
+    tags_BC=batch['tags'],
+    mask_BC=batch['mask'],
+    targets={
+      key.removeprefix(sources.TARGET): value
+      for key, value in batch.items()
+      if key.startswith(sources.TARGET)
+    },
+    frame_mask=lambda num_frames: frame_mask(
+      batch['length'], num_samples, num_frames
+    ),
+    settings=settings,
+    params=params,
+    axis_name=devices.AXIS,
+  )
+
+
+def make_step(job: Job, plan: optim.Plan) -> Callable:
+  """The pure train step, to be mapped by `devices.Layout`.
 
   Returns:
-    `step(state, teacher_variables, settings, batch)`: the next state, and the
-    values of the loss, its terms and the length of the gradient.
+    `step(state, settings, teacher_variables, batch)`: the next state, and the
+    loss, its terms and the length of the student's gradient.
   """
-  prepare, loss_share = _make_prepare(student, job), _make_loss(student, job)
-  num_parts = job.recipe['training']['accumulate_steps']
-  decay = job.recipe['training']['ema_decay']
+  prepare, loss_part = _make_prepare(job), _make_loss(job, plan)
+  training = job.recipe.training
+  optimizer = optim.optimizer(training, plan)
+  term_optimizer = optim.optimizer(training, plan)
 
-  def step(state: State, teacher_variables, settings, batch):
-    known = jax.lax.psum(jnp.sum(batch['mask']), devices.AXIS)
+  def step(state: State, settings, teacher_variables, batch):
+    batch = _mixed(batch)
+    num_labelled = jax.lax.psum(jnp.sum(batch['mask']), devices.AXIS)
 
     def part(batch_stats, batch):
-      """Some of the clips: new statistics; gradients and shares of the loss."""
+      """Some of the clips: statistics; gradients and parts of the loss."""
       keys_B = tagger.clip_keys(settings['seed'], state.step, batch['index'])
       batch = prepare(batch, keys_B, teacher_variables)
-      gradients, (shares, batch_stats) = jax.grad(loss_share, has_aux=True)(
-        state.params, batch_stats, batch, keys_B, settings, known
+      gradients, (loss_terms, batch_stats) = jax.grad(
+        loss_part, argnums=(0, 1), has_aux=True
+      )(
+        state.params,
+        state.term_params,
+        batch_stats,
+        batch,
+        keys_B,
+        settings,
+        state.step,
+        num_labelled,
       )
-      return batch_stats, (gradients, shares)
+      return batch_stats, (gradients, loss_terms)
 
     batch_stats, sums = accumulate.over_parts(
-      part, state.batch_stats, batch, num_parts
+      part, state.batch_stats, batch, training.accumulate_steps
     )
-    gradients, shares = jax.lax.psum(sums, devices.AXIS)
+    (gradients, term_gradients), loss_terms = jax.lax.psum(sums, devices.AXIS)
     changes, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
     )
+    term_params, term_opt_state = state.term_params, state.term_opt_state
+    if term_params:  # Clipped and decayed apart from the student's.
+      term_changes, term_opt_state = term_optimizer.update(
+        term_gradients, term_opt_state, term_params
+      )
+      term_params = optax.apply_updates(term_params, term_changes)
     state = dataclasses.replace(
       state,
       step=state.step + 1,
       params=optax.apply_updates(state.params, changes),
       batch_stats=batch_stats,
       opt_state=opt_state,
+      term_params=term_params,
+      term_opt_state=term_opt_state,
     )
-    if decay:
+    if decay := training.ema_decay:
       own = {'params': state.params, 'batch_stats': state.batch_stats}
-      state = dataclasses.replace(
-        state, average=optax.incremental_update(own, state.average, 1 - decay)
-      )
-    return state, shares | {'gradient_norm': optax.global_norm(gradients)}
+      average = optax.incremental_update(own, state.average, 1 - decay)
+      state = dataclasses.replace(state, average=average)
+    return state, loss_terms | {'gradient_norm': optax.global_norm(gradients)}
 
   return step
 
 
-def _make_prepare(student: tagger.Tagger, job: Job) -> Callable:
-  """What a batch still lacks: the student's log-mel, the teacher's outputs."""
-  terms, hearing = job.terms(), job.recipe['augment']
-  masks = augment.spec_augment_config(hearing)
-  roll = hearing['time_roll_seconds']
+def _mixed(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """A batch with each clip's partner mixed in, where it has one."""
+  batch = dict(batch)
+  partner = {
+    key.removeprefix(sources.PARTNER): batch.pop(key)
+    for key in list(batch)
+    if key.startswith(sources.PARTNER)
+  }
+  if not partner:
+    return batch
+  return augment.mixup(batch, partner, batch.pop('share'))
 
-  def hear(model, wave_BS, keys_B):
-    if roll:
-      wave_BS = augment.time_roll(wave_BS, tagger.subkeys(keys_B, 0), roll)
-    return tagger.log_mel(model, wave_BS, tagger.subkeys(keys_B, 1), masks)
+
+def _make_prepare(job: Job) -> Callable:
+  """What a batch still lacks: the student's log-mel, the teacher's outputs."""
+  fields, student = job.recipe.augment, job.student()
+  masks = augment.spec_augment_config(dataclasses.asdict(fields))
+  names = job.objective.targets
+  layers = targets.layers(names)
+
+  def teacher_targets(wave_BS, keys_B, variables):
+    assert job.teacher is not None
+    mel_BTF = tagger.log_mel(job.teacher, wave_BS, keys_B, masks)
+    output = tagger.apply(job.teacher, variables, mel_BTF, layers)
+    frames = {targets.FRAMES: output.frames_BTD, **output.layers}
+    found = targets.compute(names, output.logits_BC, frames, devices.gather)
+    return {sources.TARGET + name: value for name, value in found.items()}
 
   def prepare(batch, keys_B, teacher_variables):
-    if terms and not targets_given(batch, terms):
-      assert job.teacher is not None
-      heard = hear(job.teacher.model, batch['wave'], keys_B)
-      output = tagger.apply(job.teacher.model, teacher_variables, heard)
-      batch = batch | teacher_outputs(output, terms)
+    mask_keys_B = tagger.subkeys(keys_B, 1)
     if 'mel' in batch:
-      mel_BTF = tagger.mask(batch['mel'], tagger.subkeys(keys_B, 1), masks)
-    else:
-      mel_BTF = hear(student, batch['wave'], keys_B)
+      mel_BTF = tagger.mask(batch['mel'], mask_keys_B, masks)
+      return batch | {'mel': mel_BTF}
+    wave_BS = batch['wave']
+    if roll := fields.time_roll_seconds:
+      wave_BS = augment.time_roll(wave_BS, tagger.subkeys(keys_B, 0), roll)
+    if job.teacher is not None:
+      batch = batch | teacher_targets(wave_BS, mask_keys_B, teacher_variables)
+    mel_BTF = tagger.log_mel(student, wave_BS, mask_keys_B, masks)
     return batch | {'mel': mel_BTF}
 
   return prepare
 
 
-def _make_loss(student: tagger.Tagger, job: Job) -> Callable:
-  """A device's share of the loss; also its terms and BatchNorm's statistics."""
-  terms = job.terms()
-  num_parts = job.recipe['training']['accumulate_steps']
+def _make_loss(job: Job, plan: optim.Plan) -> Callable:
+  """A device's part of the loss; also its terms and BatchNorm's statistics."""
+  objective, student = job.objective, job.student(devices.AXIS)
+  num_parts = job.recipe.training.accumulate_steps
 
-  def loss_share(params, batch_stats, batch, keys_B, settings, known):
-    output, updates = student.module.apply(
+  def loss_part(
+    params,
+    term_params,
+    batch_stats,
+    batch,
+    keys_B,
+    settings,
+    step,
+    num_labelled,
+  ):
+    output, batch_stats = tagger.forward(
+      student,
       {'params': params, 'batch_stats': batch_stats},
       batch['mel'],
       train=True,
       keys_B=tagger.subkeys(keys_B, 2),
-      mutable=['batch_stats'],
+      layers=objective.layers,
     )
     entropy_BC = losses.tagging_per_tag(
       output.logits_BC, batch['tags'], batch['mask']
     )
-    shares = {'tagging': jnp.sum(entropy_BC) / jnp.maximum(known, 1.0)}
-    values = distillation_per_clip(output, batch, job, terms)
-    for term, value_B in values.items():
+    loss = jnp.sum(entropy_BC) / jnp.maximum(num_labelled, 1.0)
+    loss_terms = {'tagging': loss}
+    for name in objective.terms:
+      inputs = term_inputs(
+        output,
+        batch,
+        job.dataset.num_samples,
+        objective.settings[name],
+        term_params.get(name),
+      )
+      value_B = terms.TERMS[name].per_clip(inputs)
       num_clips = value_B.shape[0] * jax.lax.axis_size(devices.AXIS)
-      shares[term] = jnp.sum(value_B) / (num_clips * num_parts)
-    loss = shares['tagging']
-    for term in terms:
-      loss = loss + settings[term] * shares[term]
-    return loss, (shares | {'loss': loss}, updates.get('batch_stats', {}))
+      loss_terms[name] = jnp.sum(value_B) / (num_clips * num_parts)
+      schedule = objective.schedules.get(name, 'constant')
+      factor = terms.SCHEDULES[schedule](step / plan.num_steps)
+      loss = loss + settings['weights'][name] * factor * loss_terms[name]
+    return loss, (loss_terms | {'loss': loss}, batch_stats)
 
-  return loss_share
+  return loss_part
 
 
-def initial_state(
-  student: tagger.Tagger,
-  optimizer: optax.GradientTransformation,
-  job: Job,
-) -> State:
+def initial_state(job: Job, plan: optim.Plan) -> State:
   """The state before the first step, on the host."""
+  training = job.recipe.training
+  student = job.student()
   variables = student.initialise(job.seed, job.dataset.num_samples)
-  average = variables if job.recipe['training']['ema_decay'] else {}
+  params = variables['params']
+  term_params = initial_term_params(job)
+  optimizer = optim.optimizer(training, plan)
   state = State(
     step=jnp.zeros((), jnp.int32),
-    params=variables['params'],
+    params=params,
     batch_stats=variables['batch_stats'],
-    opt_state=optimizer.init(variables['params']),
-    average=average,
+    opt_state=optimizer.init(params),
+    average=dict(variables) if training.ema_decay else {},
+    term_params=term_params,
+    term_opt_state=optimizer.init(term_params) if term_params else (),
   )
   return jax.tree.map(np.asarray, state)
+
+
+def initial_term_params(job: Job) -> dict[str, Any]:
+  """By term, its own parameters, from a key that the student does not use."""
+  with_params = [n for n in job.objective.terms if terms.TERMS[n].init]
+  if not with_params:
+    return {}
+  student, num_samples = job.student(), job.dataset.num_samples
+  num_frames = frontend.num_frames(num_samples, student.frontend)
+  shape = 1, num_frames, student.frontend.num_mel_bands
+  output = jax.eval_shape(
+    lambda variables: tagger.apply(
+      student, variables, jnp.zeros(shape), job.objective.layers
+    ),
+    student.shapes(num_samples),
+  )
+  labels = jax.ShapeDtypeStruct((1, len(job.dataset.tags)), jnp.float32)
+  batch = {'tags': labels, 'mask': labels, 'length': jnp.full(1, num_samples)}
+  found = {}
+  for name in with_params:
+    settings = job.objective.settings[name]
+    inputs = term_inputs(output, batch, num_samples, settings)
+    init = terms.TERMS[name].init
+    assert init is not None
+    number = zlib.crc32(name.encode())  # Independent of the other terms.
+    key = jax.random.fold_in(jax.random.key(job.seed), number)
+    found[name] = init(key, inputs)
+  return found

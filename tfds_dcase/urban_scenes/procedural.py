@@ -123,13 +123,13 @@ def vote(rng, column: int, snr_db: float, config) -> int | None:
     rng: random generator.
     column: the true fine column.
     snr_db: of the source.
-    config: has `hear_half_db`, the SNR at which half of all sources are
+    config: has `detect_half_db`, the SNR at which half of all sources are
       missed, `confusion` and `unknown`, the chances of the two mistakes.
 
   Returns:
     A column of the same coarse class, or None for a source not noticed.
   """
-  noticed = 1 / (1 + np.exp(-(snr_db - config.hear_half_db) / 5.0))
+  noticed = 1 / (1 + np.exp(-(snr_db - config.detect_half_db) / 5.0))
   draw, which = rng.random(2)
   if rng.random() > noticed:
     return None

@@ -41,13 +41,13 @@ class ProceduralConfig(ScenesConfig):
   """Synthesised sources, with three simulated annotators for `train`.
 
   Attributes:
-    hear_half_db: SNR in dB at which an annotator misses half of all sources.
+    detect_half_db: SNR in dB at which an annotator misses half of all sources.
     confusion: chance that a noticed source is marked as another fine tag of
       its coarse class.
     unknown: chance that it is marked as the X of its coarse class.
   """
 
-  hear_half_db: float = -2.0
+  detect_half_db: float = -2.0
   confusion: float = 0.1
   unknown: float = 0.06
 

@@ -1,0 +1,259 @@
+"""The frozen teacher's outputs for a split, computed once and looked up.
+
+Without random augmentation a frozen teacher gives the same for a clip in every
+epoch. What terms need of it (`objectives.targets`) is kept one file a target,
+`<target>.npy`, beside `<target>.json` with its name, shape, type, checksum and
+format version, so that a new target leaves the finished ones as they are.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from iusp_jax.data import datasets
+from iusp_jax.models import tagger, trained
+from iusp_jax.objectives import similarity, targets
+from iusp_jax.runtime import devices, files, logs, preemption, processes
+
+FORMAT = 1
+PRECISIONS = ('float32', 'float16')
+
+# Above this many clips a pairwise target (4 N² bytes) is not worth its disk.
+MAX_PAIRWISE_CLIPS = 20_000
+
+_BLOCK = 1 << 24  # Bytes that are read at a time.
+_FLAT = 'flat'  # Before the layer of vectors that a pairwise target is made of.
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+  """Where a split's outputs of one teacher are kept.
+
+  Attributes:
+    path: of the folder.
+    teacher: the frozen one.
+    split: of the data set.
+    precision: of frame similarities, 'float32' or 'float16'.
+  """
+
+  path: pathlib.Path
+  teacher: trained.Trained
+  split: datasets.Split
+  precision: str = 'float32'
+
+  def get_or_build(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Memory-mapped outputs `[N, ...]`, by target; makes what is not there.
+
+    All processes of a run call this together: each computes its part of the
+    clips, process 0 writes. A file that is damaged is reported and made anew.
+
+    Raises:
+      OSError: where a file cannot be written; finished ones are kept.
+    """
+    missing = processes.by_primary(lambda: self._missing(names))
+    if missing:
+      busy = 'another run stores teacher outputs'
+      with files.lock_for_all_processes(self.path, busy):
+        missing = processes.by_primary(lambda: self._missing(names))
+        if missing:
+          logs.log(
+            f'teacher: stores {", ".join(missing)} of {len(self.split)} '
+            f'{self.split.name} clips in {self.path}'
+          )
+          build(self, missing)
+    return {name: np.load(self.file(name), mmap_mode='r') for name in names}
+
+  def file(self, name: str) -> pathlib.Path:
+    """Of a target."""
+    return self.path / f'{name}.npy'
+
+  def dtype(self, name: str) -> str:
+    """Of a target's file."""
+    return self.precision if name.startswith('frame_gram') else 'float32'
+
+  def _missing(self, names: Sequence[str]) -> list[str]:
+    found = []
+    for name in names:
+      problem = verify(self.file(name))
+      if problem:
+        logs.log(f'teacher: {problem}; it is made anew')
+      if problem or not self.file(name).exists():
+        found.append(name)
+    return found
+
+
+_verified: set[tuple[str, float]] = set()  # Files, when they were written.
+
+
+def verify(path: pathlib.Path) -> str:
+  """What is wrong with a stored output; empty for a whole one or none.
+
+  Read once a process: a flipped bit would change every student in silence.
+  """
+  if not path.exists():
+    return ''
+  key = str(path), path.stat().st_mtime
+  if key in _verified:
+    return ''
+  try:
+    expected = json.loads(path.with_suffix('.json').read_text())
+    if expected['format'] != FORMAT:
+      return f'{path} has format {expected["format"]}, expected {FORMAT}'
+    if checksum(path) != expected['sha256']:
+      return (
+        f'{path} is damaged: its checksum is not the one it was written with'
+      )
+  except (OSError, ValueError, KeyError) as error:
+    return f'{path} cannot be checked ({type(error).__name__}: {error})'
+  _verified.add(key)
+  return ''
+
+
+def checksum(path: pathlib.Path) -> str:
+  """SHA-256 of a file."""
+  digest = hashlib.sha256()
+  with path.open('rb') as file:
+    while block := file.read(_BLOCK):
+      preemption.check()
+      digest.update(block)
+  return digest.hexdigest()
+
+
+def build(folder: Folder, names: Sequence[str], batch_size: int = 32) -> None:
+  """One pass of the teacher over a split; a file appears when it is whole."""
+  outputs = _outputs(folder, names, batch_size)
+  if not processes.is_primary():
+    for _ in outputs:
+      pass
+    processes.barrier()
+    return
+  partial = {}
+  try:
+    _write(folder, outputs, partial)
+  except BaseException:
+    for array, path in partial.values():
+      del array
+      path.unlink(missing_ok=True)
+    raise
+  for name in names:
+    path = partial[name][1]
+    metadata = {
+      'format': FORMAT,
+      'target': name,
+      'shape': list(partial[name][0].shape),
+      'dtype': folder.dtype(name),
+      'sha256': checksum(path),
+      'teacher': folder.teacher.fingerprint,
+    }
+    target = folder.file(name)
+    files.write_atomically(target.with_suffix('.json'), files.to_json(metadata))
+    path.rename(target)
+  processes.barrier()
+
+
+def _outputs(folder, names, batch_size) -> Iterator[dict[str, np.ndarray]]:
+  """Per-clip targets, and flattened frames for the pairwise ones."""
+  predict = _compile(folder.teacher.model, tuple(names))
+  variables = devices.replicate(folder.teacher.variables)
+  left = len(folder.split)
+  batch_size = max(1, batch_size // jax.device_count()) * jax.device_count()
+  for batch in datasets.eval_batches(
+    folder.split,
+    batch_size,
+    host=jax.process_index(),
+    num_hosts=jax.process_count(),
+  ):
+    if jax.process_count() == 1:  # Other hosts would wait for this one.
+      preemption.check()
+    outputs = predict(variables, devices.shard({'wave': batch['wave']}))
+    found = devices.unreplicate(outputs)
+    yield {name: values[:left] for name, values in found.items()}
+    left -= batch_size
+
+
+def _write(folder, outputs, partial) -> None:
+  """Fills files beside the final ones; `partial` tells which, by name."""
+  num_clips, done = len(folder.split), 0
+  for batch in outputs:
+    count = len(next(iter(batch.values())))
+    for name, values in batch.items():
+      if name not in partial:
+        shape = (num_clips, *values.shape[1:])
+        partial[name] = _create(folder, name, shape)
+      partial[name][0][done : done + count] = values
+    done += count
+  for name in [name for name in partial if name.startswith(_FLAT)]:
+    flat_NX, path = partial[name]
+    target = name.removeprefix(_FLAT)
+    gram_NN, _ = partial[target] = _create(folder, target, (num_clips,) * 2)
+    for start in range(0, num_clips, 256):
+      preemption.check()
+      gram_NN[start : start + 256] = flat_NX[start : start + 256] @ flat_NX.T
+    del partial[name], flat_NX
+    path.unlink()  # Large, and no longer needed.
+  for array, _ in partial.values():
+    array.flush()
+
+
+def _create(folder, name, shape):
+  """A file that has all its space: a full disk is an error here.
+
+  Of a file with holes it would be found by a write into the map, which ends
+  the process without a message.
+  """
+  path = folder.path / f'{name}.partial'
+  with path.open('wb') as file:
+    dtype = np.dtype(folder.dtype(name))
+    header = {'descr': dtype.str, 'fortran_order': False, 'shape': shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    offset = file.tell()
+    if hasattr(os, 'posix_fallocate'):  # Not on a Mac.
+      try:
+        size = dtype.itemsize * int(np.prod(shape))
+        os.posix_fallocate(file.fileno(), 0, offset + size)
+      except OSError as error:
+        path.unlink()
+        raise OSError(
+          error.errno, f'no space for {(offset + size) / 1e6:.0f} MB', str(path)
+        ) from error
+  array = np.memmap(path, dtype, 'r+', offset, shape)
+  return array, path
+
+
+@functools.cache
+def _compile(model: tagger.Tagger, names: tuple[str, ...]) -> Callable:
+  per_clip = [name for name in names if not targets.is_pairwise(name)]
+  pairwise = [name for name in names if targets.is_pairwise(name)]
+  layers = targets.layers(names)
+
+  def predict(variables, batch):
+    mel_BTF = tagger.log_mel(model, batch['wave'])
+    output = tagger.apply(model, variables, mel_BTF, layers)
+    frames = {targets.FRAMES: output.frames_BTD, **output.layers}
+    found = targets.compute(per_clip, output.logits_BC, frames, devices.gather)
+    for name in pairwise:
+      layer = targets.split_name(name)[1]
+      flat = similarity.flatten_clips(frames[layer]).astype('float32')
+      found[_FLAT + name] = flat
+    return jax.tree.map(devices.gather, found)
+
+  return devices.pmap(predict)
+
+
+def folder_name(
+  teacher: trained.Trained, dataset: Mapping[str, Any], split: str
+):
+  """The name of a folder: of the teacher's arrays, the data and the split."""
+  text = json.dumps(
+    [teacher.fingerprint, teacher.weights(), dataset, split, FORMAT],
+    sort_keys=True,
+  )
+  return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,86 @@
+"""The data of a run: clips in memory wherever they fit, else from the disk."""
+
+import functools
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from iusp_jax.audio import frontend
+from iusp_jax.data import datasets, sources
+from iusp_jax.models import tagger
+from iusp_jax.runtime import logs, memory
+from iusp_jax.training import engine, evaluate, step
+
+
+class Features:
+  """Features of a data set's clips, made once and kept in memory."""
+
+  def __init__(self, dataset: datasets.Dataset):
+    self._dataset = dataset
+    self._kept: dict = {}
+
+  def feed(
+    self,
+    job: step.Job,
+    outputs: Mapping[str, np.ndarray] | None = None,
+    teacher_variables: tagger.Variables | None = None,
+  ) -> engine.Feed:
+    """Training and validation clips for jobs like this one.
+
+    Args:
+      job: of the data set.
+      outputs: stored outputs of the teacher, as `target/<name>`.
+      teacher_variables: of a teacher that runs in every step.
+    """
+    waves = job.teacher is not None or job.recipe.augment.needs_waves()
+    config = None if waves else job.recipe.frontend
+    return engine.Feed(
+      functools.partial(self._source, config, outputs or {}),
+      self.clips(job.recipe.frontend, 'validate'),
+      teacher_variables or {},
+    )
+
+  def _source(self, config, outputs, order, layout, max_steps):
+    """Clips in memory wherever they fit, see `engine.Feed`."""
+    split = self._dataset.splits['train']
+    if reason := self._too_large(config, split):
+      logs.log(f'clips are read from the disk in every step, since {reason}')
+      return sources.Stream(split, outputs, order, layout)
+    arrays = {**self.get(config, 'train'), **outputs}
+    budget = memory.device_budget()
+    return sources.Resident(arrays, order, layout, budget, max_steps)
+
+  def _too_large(self, config, split) -> str:
+    needed = sources.feature_bytes(self._dataset, config) * len(split)
+    budget = memory.host_budget()
+    if needed <= budget:
+      return ''
+    what = 'log-mel' if config else 'waveforms'
+    return (
+      f'the {what} of {len(split)} clips are {needed / 1e9:.1f} GB, more than '
+      f'{budget / 1e9:.1f} GB, half of the memory that is free'
+    )
+
+  def get(
+    self, config: frontend.FrontendConfig | None, split: str
+  ) -> dict[str, np.ndarray]:
+    """Log-mel (or waveforms) and labels of a split, made once a front end."""
+    key = config, split
+    if key not in self._kept:
+      started = time.monotonic()
+      self._kept[key] = sources.features(self._dataset.splits[split], config)
+      what = f'log-mel of {config.num_mel_bands} bands' if config else 'waves'
+      logs.log(
+        f'{split}: {what} in memory ({time.monotonic() - started:.1f} s)'
+      )
+    return self._kept[key]
+
+  def clips(
+    self, config: frontend.FrontendConfig, split: str
+  ) -> evaluate.Clips:
+    """A split's clips to score, for a front end."""
+    own = self._dataset.splits[split]
+    if self._too_large(config, own):
+      return evaluate.Clips(own)
+    return evaluate.Clips(own, self.get(config, split))

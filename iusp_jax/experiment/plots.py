@@ -1,0 +1,110 @@
+"""The plots of a run, from its models and results."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from iusp_jax.data import datasets
+from iusp_jax.experiment import results
+from iusp_jax.models import tagger, trained
+from iusp_jax.objectives import similarity
+from iusp_jax.reporting import plots, similarity_plot
+from iusp_jax.runtime import metrics_log
+from iusp_jax.training import evaluate
+
+NAMES = ('learning_curves.png', 'tag_scores.png', 'similarities.png')
+
+
+def draw(
+  dataset: datasets.Dataset,
+  shown: Mapping[str, trained.Trained],
+  record: Mapping[str, Any],
+  workdir: pathlib.Path,
+) -> None:
+  """All plots of a run.
+
+  Args:
+    dataset: that was scored on.
+    shown: models by name, the one that the run trained last of 'teacher' and
+      'student'.
+    record: of the run, see `results`.
+    workdir: of the run.
+  """
+  subject = shown.get('student') or shown['teacher']
+  rows = metrics_log.read_metrics(subject.workdir / 'metrics.jsonl')
+  plots.plot_learning_curves(
+    rows, workdir / NAMES[0], best_by=evaluate.selection_metric(dataset)
+  )
+  draw_tags(dataset, record, workdir)
+  panels = similarity_panels(dataset, shown)
+  similarity_plot.plot_similarities(panels, workdir / NAMES[2])
+
+
+def draw_tags(dataset, record, workdir) -> None:
+  """Scores per coarse tag of the teacher and the student."""
+  split = results.scored_splits(dataset)[-1]
+  truth = datasets.truth(dataset.splits[split])['coarse']
+  support = dict(zip(dataset.coarse, truth.sum(0).tolist(), strict=True))
+  by_model = {}
+  for name in ('teacher', 'baseline', 'student'):
+    if name in record:
+      scores = record[name]['best'][split]['coarse']
+      by_model[name] = {
+        tag: None if k in scores['undefined'] else value
+        for k, (tag, value) in enumerate(
+          zip(dataset.coarse, scores['class_auprc'], strict=True)
+        )
+      }
+  plots.plot_tag_scores(by_model, support, workdir / NAMES[1])
+
+
+def similarity_panels(
+  dataset: datasets.Dataset, shown: Mapping[str, trained.Trained]
+) -> list:
+  """Three test clips, each with every model's frame similarities.
+
+  Frames are pooled to the fewest that a shown model has, as IUSP does for its
+  two: only matrices of one size have a distance.
+  """
+  split = dataset.splits[results.scored_splits(dataset)[-1]]
+  truth = datasets.truth(split)
+  # The first clips of three different sets of tags, not the prettiest ones.
+  _, first = np.unique(truth['coarse'], axis=0, return_index=True)
+  chosen = sorted(k for k in first if truth['coarse'][k].any())[:3]
+  panels = []
+  for k in chosen or [0]:
+    example = split.source[int(k)]
+    wave_BS = example['audio'][None]
+    frames, log_mel = {}, np.zeros((0, 0))
+    for name, found in shown.items():
+      mel_BTF = tagger.log_mel(found.model, wave_BS)
+      output = tagger.apply(found.model, found.variables, mel_BTF)
+      frames[name] = output.frames_BTD[0]
+      if mel_BTF.shape[2] > log_mel.shape[1]:  # The finest one.
+        log_mel = np.asarray(mel_BTF[0])
+    names = np.array(dataset.coarse)[truth['coarse'][k] > 0]
+    panels.append(
+      similarity_plot.SimilarityPanel(
+        title=truth['clip_id'][k],
+        tags=tuple(names),
+        log_mel_TF=log_mel,
+        seconds=wave_BS.shape[1] / 16_000,
+        similarity=similarity_matrices(frames),
+      )
+    )
+  return panels
+
+
+def similarity_matrices(frames) -> dict[str, np.ndarray]:
+  """By model, `[T, T]` from frames `[T_model, D]`; T is the least T_model."""
+  num_frames = min(len(frames_TD) for frames_TD in frames.values())
+  return {
+    name: np.asarray(
+      similarity.frame_similarity(
+        similarity.align_frames(frames_TD, num_frames)
+      )
+    )
+    for name, frames_TD in frames.items()
+  }

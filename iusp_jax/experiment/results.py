@@ -1,0 +1,353 @@
+"""What a run leaves: model, scores, predictions, and its record.
+
+One function writes the workdirs of all members of a group, be it a single run
+or the cells of a table. `results.json` is written last: a run that has it is
+done.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iusp_jax.data import datasets, sources
+from iusp_jax.experiment import identity, teacher
+from iusp_jax.experiment.setup import Setup
+from iusp_jax.models import tagger, trained
+from iusp_jax.objectives import losses
+from iusp_jax.runtime import devices, environment, files, processes
+from iusp_jax.scoring import metrics, score_file
+from iusp_jax.training import engine, evaluate, step
+
+_CHECKPOINTS = ('best', 'last')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """Where one member of a group is written, and as what.
+
+  Attributes:
+    workdir: for all that it leaves.
+    config: plain; as a run by itself has it.
+    identity: see `identity.of_student`.
+  """
+
+  workdir: pathlib.Path
+  config: Mapping[str, Any]
+  identity: Mapping[str, Any]
+
+
+def path_of(workdir: pathlib.Path) -> pathlib.Path:
+  """The record of a run, written when all else is there."""
+  return workdir / 'results.json'
+
+
+def read(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """The record of a finished run; None where there is none.
+
+  Raises:
+    ValueError: naming the file, where it cannot be read.
+  """
+  path = path_of(workdir)
+  return files.read_json(path) if path.exists() else None
+
+
+def scored_splits(dataset: datasets.Dataset) -> list[str]:
+  """The splits to score; a release may come without its test truth."""
+  return [name for name in ('validate', 'test') if name in dataset.splits]
+
+
+def write(
+  setup: Setup,
+  members: Sequence[engine.Member],
+  runs: Sequence[Run],
+  extra: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+  """Scores the members of a group and writes a workdir for each.
+
+  All processes of a run compute; process 0 scores and writes. `finish` is to
+  follow for each.
+
+  Args:
+    setup: of the group.
+    members: from `engine.fit`.
+    runs: one a member.
+    extra: what else the records hold.
+
+  Returns:
+    The records; {} on processes that do not write.
+  """
+  good = [m for m in members if not m.diverged]
+  scores, distances = _predict(setup, good) if good else ({}, [])
+  records = []
+  for member, run in zip(members, runs, strict=True):
+    own, distance = {}, None
+    if not member.diverged:
+      k = good.index(member)
+      own = {
+        which: {split: scores_MNC[k] for split, scores_MNC in by_split.items()}
+        for which, by_split in scores.items()
+      }
+      distance = distances[k]
+    record = {}
+    if processes.is_primary():
+      record = _record(setup, member, run, own) | dict(extra)
+      record['frame_distance'] = distance
+      _write_files(setup, member, run, own, record)
+    records.append(record)
+    processes.barrier()
+  return records
+
+
+def _write_files(setup, member, run, scores, record) -> None:
+  """All but `results.json`."""
+  workdir = run.workdir
+  files.write_atomically(config_path(workdir), files.to_json(run.config))
+  text = ''.join(json.dumps(row) + '\n' for row in member.rows)
+  files.write_atomically(workdir / 'metrics.jsonl', text)
+  if not member.diverged:
+    of = {
+      **member.job.recipe.plain(),
+      **{k: record['identity'][k] for k in ('seed', 'objective', 'teacher')},
+      'dataset': setup.dataset.fingerprint(),
+    }
+    teacher.save_member(
+      member, workdir, teacher.model_metadata(of, setup.dataset)
+    )
+    write_predictions(setup.dataset, scores['best'], workdir)
+
+
+def finish(workdir: pathlib.Path, record: Mapping[str, Any]) -> None:
+  """Writes `results.json`, which says that a run is done."""
+  files.write_atomically(path_of(workdir), files.to_json(record))
+  files.remove_folder(workdir / 'training')  # Nothing is left to continue.
+
+
+def config_path(workdir: pathlib.Path) -> pathlib.Path:
+  """Where a run keeps the config that it was started with."""
+  return workdir / 'config.json'
+
+
+def complete_identity(of: Mapping[str, Any], setup: Setup) -> dict[str, Any]:
+  """An identity with what is known once data and teacher are there."""
+  found = {**of, 'data': setup.dataset.fingerprint()}
+  if of['teacher'] is not None:
+    assert setup.teacher is not None
+    found['teacher'] = {
+      'fingerprint': setup.teacher.fingerprint,
+      'weights': setup.teacher.weights(),
+      'store': of['teacher']['store'],
+    }
+  return found
+
+
+def _record(setup, member, run, scores) -> dict[str, Any]:
+  """What `results.json` holds of a run."""
+  dataset = setup.dataset
+  metric = evaluate.selection_metric(dataset)
+  own = complete_identity(run.identity, setup)
+  record: dict[str, Any] = {
+    'status': 'diverged' if member.diverged else 'done',
+    'reason': member.diverged,
+    'identity': own,
+    'fingerprint': identity.fingerprint(own),
+    'config': dict(run.config),
+    'dataset': {**dataset.fingerprint(), 'tags': list(dataset.tags)},
+    'seed': member.job.seed,
+    'weights': dict(member.job.objective.weights),
+    'environment': environment.collect(),
+    'curve': [
+      [row['step'], row[metric]] for row in member.rows if metric in row
+    ],
+  }
+  if member.diverged:
+    return record
+  bootstrap = run.config['bootstrap']
+  record['student'] = describe(
+    member.job.student(), member.best, dataset, scores, bootstrap
+  )
+  record['resampled'] = _resampled(dataset, scores['best'], bootstrap)
+  return record
+
+
+def describe(
+  model: tagger.Tagger,
+  variables: tagger.Variables,
+  dataset: datasets.Dataset,
+  scores: Mapping[str, Mapping[str, np.ndarray]],
+  bootstrap: int,
+) -> dict[str, Any]:
+  """What `results.json` holds of a model.
+
+  Args:
+    model: that was scored.
+    variables: of it.
+    dataset: that it was scored on.
+    scores: probabilities `[N, C]` of 'best' and 'last', by split.
+    bootstrap: resamples for the intervals of the best.
+  """
+  result: dict[str, Any] = {
+    'parameters': model.num_parameters(variables),
+    'macs': model.num_macs(dataset.num_samples),
+  }
+  for which, by_split in scores.items():
+    result[which] = {
+      split: evaluate.score_split(
+        dataset,
+        datasets.truth(dataset.splits[split]),
+        scores_NC,
+        bootstrap=bootstrap if which == 'best' else 0,
+      )
+      for split, scores_NC in by_split.items()
+    }
+  return result
+
+
+def measure_trained(
+  setup: Setup, found: trained.Trained, bootstrap: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """Scores of the best and the last checkpoint of a trained model.
+
+  Returns:
+    What `results.json` holds of it ({} on processes that do not write), and
+    the best checkpoint's probabilities `[N, C]` by split.
+  """
+  last = trained.load(found.workdir, 'last')
+  variables = {'best': found.variables, 'last': last.variables}
+  layout = devices.Layout(1)
+  scores = {
+    which: {
+      split: evaluate.predict(
+        found.model,
+        layout.put(jax.tree.map(lambda x: np.asarray(x)[None], own)),
+        setup.features.clips(found.model.frontend, split),
+        layout,
+      )[0]
+      for split in scored_splits(setup.dataset)
+    }
+    for which, own in variables.items()
+  }
+  if not processes.is_primary():
+    return {}, scores['best']
+  result = describe(
+    found.model, found.variables, setup.dataset, scores, bootstrap
+  )
+  done = found.workdir / 'done'
+  result |= {
+    'fingerprint': found.fingerprint,
+    'weights': found.weights(),
+    'workdir': str(found.workdir),
+    'trained_in': done.read_text().strip() if done.exists() else '',
+  }
+  return result, scores['best']
+
+
+def _predict(setup, members):
+  """Probabilities `[M, N, C]` by checkpoint and split; frame distances."""
+  job, layout = members[0].job, devices.Layout(len(members))
+  model, scores = job.student(), {}
+  variables = {}
+  for which in _CHECKPOINTS:
+    own = [getattr(member, which) for member in members]
+    stacked = jax.tree.map(lambda *x: np.stack(x), *own)
+    variables[which] = layout.put(stacked)
+    scores[which] = {
+      split: evaluate.predict(
+        model,
+        variables[which],
+        setup.features.clips(job.recipe.frontend, split),
+        layout,
+      )
+      for split in scored_splits(setup.dataset)
+    }
+  return scores, _frame_distances(setup, members)
+
+
+def _frame_distances(setup, members) -> list[float | None]:
+  """The IUSP loss of every best member on the last scored split.
+
+  None where there is no teacher, or its outputs cannot be stored.
+  """
+  split = scored_splits(setup.dataset)[-1]
+  job = members[0].job
+  if setup.teacher is None or job.teacher is not None:
+    return [None] * len(members)
+  gram_NTT = setup.outputs(split, ['frame_gram'])['frame_gram']
+  found = []
+  distance = compile_distance(job.student(), setup.dataset.num_samples)
+  length_N = [
+    setup.dataset.splits[split].source[k]['num_samples']
+    for k in range(len(gram_NTT))
+  ]
+  clips = setup.features.clips(job.recipe.frontend, split)
+  for member in members:
+    values, done = [], 0
+    for batch in clips.batches(devices.Layout(jax.device_count())):
+      local = {k: x.addressable_data(0)[0] for k, x in batch.items()}
+      count = min(len(next(iter(local.values()))), len(gram_NTT) - done)
+      own = slice(done, done + count)
+      local = {k: x[:count] for k, x in local.items()}
+      if 'wave' in local:
+        config = job.recipe.frontend
+        local = {'mel': sources.compile_log_mel(config)(local['wave'])}
+      values.append(
+        distance(
+          member.best,
+          local['mel'],
+          jnp.asarray(gram_NTT[own]),
+          jnp.asarray(length_N[own]),
+        )
+      )
+      done += count
+    found.append(float(np.mean(np.concatenate(values))))
+  return found
+
+
+@functools.cache
+def compile_distance(model: tagger.Tagger, num_samples: int) -> Callable:
+  """A function of variables, mel `[N, T, F]`, the teacher's frame Gram
+  matrices `[N, T, T]` and lengths `[N]`: the IUSP term of each clip, `[N]`.
+  """
+
+  def of_clips(variables, mel_NTF, gram_NTT, length_N):
+    frames_NTD = tagger.apply(model, variables, mel_NTF).frames_BTD
+    num_frames = min(frames_NTD.shape[1], gram_NTT.shape[1])
+    mask_NT = step.frame_mask(length_N, num_samples, num_frames)
+    gram_NTT = gram_NTT.astype(jnp.float32)
+    return losses.iusp_per_clip(frames_NTD, gram_NTT, mask_NT)
+
+  return jax.jit(of_clips)
+
+
+def _resampled(dataset, scores, bootstrap: int) -> list[float]:
+  """Micro-AUPRC on resamples of the test clips; empty without bootstrap."""
+  if not bootstrap or 'test' not in scores:
+    return []
+  drawn = metrics.resample(
+    datasets.truth(dataset.splits['test'])['coarse'],
+    evaluate.by_level(dataset, scores['test'])['coarse'],
+    bootstrap=bootstrap,
+  )
+  return drawn['micro_auprc'].round(5).tolist()
+
+
+def write_predictions(
+  dataset: datasets.Dataset,
+  scores: Mapping[str, np.ndarray],
+  workdir: pathlib.Path,
+) -> None:
+  """`predictions_<split>.csv` of every scored split, as the challenge's."""
+  for split, scores_NC in scores.items():
+    names = datasets.truth(dataset.splits[split])['clip_id']
+    columns = dict(zip(dataset.tags, scores_NC.T, strict=True))
+    if dataset.level == 'fine':
+      coarse = evaluate.by_level(dataset, scores_NC)['coarse']
+      columns = dict(zip(dataset.coarse, coarse.T, strict=True)) | columns
+    path = workdir / f'predictions_{split}.csv'
+    score_file.write_predictions(path, names, columns)

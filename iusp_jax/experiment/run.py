@@ -1,0 +1,257 @@
+"""One run: teacher, student, scores, and all that a run leaves behind."""
+
+import json
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from iusp_jax.data import datasets
+from iusp_jax.experiment import check, identity, plots, results, teacher
+from iusp_jax.experiment.setup import Setup, describe_model
+from iusp_jax.models import trained
+from iusp_jax.objectives import terms
+from iusp_jax.reporting import formatting
+from iusp_jax.runtime import (
+  devices,
+  environment,
+  files,
+  logs,
+  processes,
+  wall_time,
+)
+from iusp_jax.training import engine
+from iusp_jax.training.recipe import Recipe
+
+BASELINE = 'baseline'  # The folder of the student without distillation.
+
+# A network file system may show a file late to another host.
+SEEN_AFTER_SECONDS = 60.0
+
+
+def run(
+  config: Any, workdir: pathlib.Path, continue_anyway: bool = False
+) -> dict[str, Any]:
+  """Trains, evaluates and reports what a config asks for.
+
+  Continues a run that was stopped; logs so if the run is complete.
+
+  Args:
+    config: as configs/base.py makes it.
+    workdir: for everything that the run leaves.
+    continue_anyway: also where settings that change bits differ from those
+      that the run was started with.
+
+  Returns:
+    What results.json holds.
+
+  Raises:
+    ValueError: for a config, a workdir or data that cannot be right.
+  """
+  started, config = time.monotonic(), identity.plain(config)
+  check.check(config)
+  logs.log(devices.describe(), everywhere=True)
+  busy = 'another run works in this --workdir'
+  name = f'--workdir is {workdir}'
+  with files.lock_for_all_processes(workdir, busy, wait=False, name=name):
+    check_workdir(config, workdir)
+    record = processes.by_primary(lambda: results.read(workdir))
+    if record is not None:
+      logs.log(f'This run is complete; delete {workdir} to repeat it.')
+      announce(record, workdir)
+      return record
+    record = _run(config, workdir, started, continue_anyway)
+  announce(record, workdir)
+  return record
+
+
+def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
+  """Everything that takes long."""
+  objective = terms.Objective.from_config(config['objective'])
+  alone = config['fit'] == 'teacher'
+  setup = Setup(config)
+  check.check_batches(config, setup.dataset, bool(objective.terms))
+  others = named_runs(config, setup.dataset)
+  keep_config(config, workdir)
+  environment.record(workdir, continue_anyway)
+  with wall_time.wall_time(workdir, started) as spent:
+    extra: dict[str, Any] = {}
+    scores: dict[str, Any] = {}
+    found = setup.get_teacher(required=alone or bool(objective.terms))
+    if found is not None:
+      check.check_teacher_layers(found.model, objective)
+      extra['teacher'], scores = results.measure_trained(
+        setup, found, config['bootstrap']
+      )
+    if alone:
+      record = _teacher_record(config, setup, extra, scores, workdir)
+    else:
+      if config['train_baseline'] and objective.terms:
+        own = _student(without_terms(config), setup, workdir / BASELINE, {})
+        others[BASELINE] = trained.load(workdir / BASELINE)
+        if processes.is_primary():
+          extra[BASELINE] = own['student']
+          extra['baseline_resampled'] = own['resampled']
+      record = _student(config, setup, workdir, extra)
+    if processes.is_primary():
+      shown = {'teacher': setup.teacher}
+      shown['student'] = None if alone else trained.load(workdir)
+      shown = {k: v for k, v in (shown | others).items() if v is not None}
+      plots.draw(setup.dataset, shown, record, workdir)
+      record['wall_seconds'] = spent()
+      results.finish(workdir, record)
+    processes.barrier()
+  return record
+
+
+def _student(config, setup: Setup, workdir, extra) -> dict[str, Any]:
+  """Trains and scores one student; gives its record."""
+  if workdir.name == BASELINE and (found := results.read(workdir)):
+    return found  # Of a run that was stopped after it.
+  recipe = Recipe.from_config(config['student'])
+  objective = terms.Objective.from_config(config['objective'])
+  name = BASELINE if workdir.name == BASELINE else 'student'
+  logs.log(f'{name}: {describe_model(config["student"], setup.dataset)}')
+  job = setup.job(name, recipe, objective, config['seed'])
+  of = identity.of_student(config, recipe.plain(), config['seed'])
+  complete = results.complete_identity(of, setup)
+  members = engine.fit(
+    [job],
+    setup.feed(job),
+    workdir,
+    on_nan=config['on_nan'],
+    metrics_dir=workdir,
+    profile_steps=config['profile_steps'],
+    identities=[identity.fingerprint(complete)],
+  )
+  runs = [results.Run(workdir, config, of)]
+  (record,) = results.write(setup, members, runs, extra)
+  if name == BASELINE:
+    results.finish(workdir, record)
+  return record
+
+
+def without_terms(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config with every term of its objective off."""
+  objective = {
+    key: 0.0 if key.endswith('_weight') else value
+    for key, value in config['objective'].items()
+  }
+  return {**config, 'objective': objective, 'name': BASELINE}
+
+
+def _teacher_record(config, setup, extra, scores, workdir) -> dict[str, Any]:
+  """The record of a run that stops after the teacher."""
+  if not processes.is_primary():
+    return {}
+  results.write_predictions(setup.dataset, scores, workdir)
+  dataset = setup.dataset
+  return {
+    'status': 'done',
+    'config': config,
+    'identity': run_identity(config),
+    'dataset': {**dataset.fingerprint(), 'tags': list(dataset.tags)},
+    'seed': config['seed'],
+    'environment': environment.collect(),
+    **extra,
+  }
+
+
+def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
+  """What a run's config says of what it makes."""
+  if config['fit'] == 'teacher':
+    return {
+      'teacher': identity.of_teacher(config),
+      'dataset': identity.of_data(config),
+    }
+  recipe = Recipe.from_config(config['student']).plain()
+  return identity.of_student(config, recipe, config['seed'])
+
+
+def check_workdir(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
+  """Refuses a workdir that holds another run.
+
+  One in which nothing has been trained yet holds none: a command that was wrong
+  is typed again.
+
+  Raises:
+    ValueError: listing the fields that differ.
+  """
+  path = results.config_path(workdir)
+  begun = results.path_of(workdir).exists() or (workdir / 'training').exists()
+  if not (begun and path.exists()):
+    return
+  there = files.read_json(path)
+  try:
+    differing = identity.differences(run_identity(there), run_identity(config))
+  except (KeyError, TypeError) as error:
+    raise ValueError(
+      f'{path} is of another version of this program ({error}): choose another '
+      '--workdir, or delete it to start over'
+    ) from error
+  if differing:
+    raise ValueError(
+      f'{workdir} holds a run of another config: choose another --workdir, or '
+      'delete it to start over. It differs in ' + '; '.join(differing)
+    )
+
+
+def keep_config(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
+  """Writes down the config, and holds that of every process against it.
+
+  Raises:
+    ValueError: where a process cannot see it: its workdir is another one; or
+      has another config.
+  """
+  path = results.config_path(workdir)
+  files.write_atomically(path, files.to_json(config))
+  processes.barrier()
+  deadline = time.monotonic() + SEEN_AFTER_SECONDS
+  while not path.exists():
+    if time.monotonic() > deadline:
+      raise ValueError(
+        f'process {jax.process_index()} does not see {path}, which process 0 '
+        'has written: expected a --workdir and config.cache_dir on storage '
+        'that all processes share; see docs/scaling.md'
+      )
+    time.sleep(1.0)
+  there = json.loads(path.read_text())
+  own = run_identity(config)
+  if differing := identity.differences(run_identity(there), own):
+    raise ValueError(
+      f'process {jax.process_index()} has another config than process 0: '
+      + '; '.join(differing)
+    )
+
+
+def named_runs(
+  config: Mapping[str, Any], dataset: datasets.Dataset
+) -> dict[str, trained.Trained]:
+  """Trained models that the config names: a wrong one is reported early.
+
+  Returns:
+    The one to compare with, by the name of its workdir.
+
+  Raises:
+    ValueError: naming the field.
+  """
+  path = config['compare_with']
+  if not path:
+    return {}
+  other = files.resolve(path)
+  try:
+    return {other.name: teacher.load(other, dataset)}
+  except ValueError as error:
+    raise ValueError(
+      f'config.compare_with is {path!r}: {error}; or leave it empty'
+    ) from error
+
+
+def announce(record: Mapping[str, Any], workdir: pathlib.Path) -> None:
+  """Logs the table of scores, and where everything is."""
+  logs.log(formatting.score_table(record))
+  logs.log(f'Results: {workdir}/results.json')
+  for name in plots.NAMES:
+    logs.log(f'Plot: {workdir}/{name}')

@@ -1,0 +1,241 @@
+"""The terms of the distillation objective, each in one place.
+
+A term says what it needs of the teacher and of the student, how it is computed
+for a clip, and how tables and plots show it. Config fields, stored teacher
+outputs, the train step, tuning, tables and plots all follow from `TERMS`: to
+add a term, write its loss and its entry.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from iusp_jax.objectives import losses
+
+
+class Inputs(NamedTuple):
+  """What a term is computed from: this device's clips of a batch.
+
+  Attributes:
+    logits_BC: the student's.
+    frames: the student's `[B, T, D]` by layer; 'frames' are the last ones.
+    tags_BC: labels in [0, 1].
+    mask_BC: 1 where the label is known.
+    targets: the teacher's, by the names in `Term.targets`.
+    frame_mask: gives, for a number of frames T, `[B, T]` that is 1 for frames
+      of the recording and 0 for padding.
+    settings: values of `Term.settings`.
+    params: the term's own parameters, see `Term.init`.
+    axis_name: the mapped axis that the batch is spread over.
+  """
+
+  logits_BC: jax.Array
+  frames: Mapping[str, jax.Array]
+  tags_BC: jax.Array
+  mask_BC: jax.Array
+  targets: Mapping[str, jax.Array]
+  frame_mask: Callable[[int], jax.Array]
+  settings: Mapping[str, float]
+  params: Any
+  axis_name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+  """One term of the objective.
+
+  Attributes:
+    title: in tables and plots.
+    colour: in plots; no two terms share one.
+    marker: in plots, for readers without colours.
+    targets: what it needs of the teacher, see `objectives.targets`.
+    per_clip: from `Inputs` to one value a clip, `[B]`; the mean over the
+      global batch is the term's loss.
+    weight: where to start looking for its weight, untuned.
+    compares_clips: whether it needs the whole global batch at a time.
+    compares_similarities: whether plots about similarities show it.
+    layers: inner layers of the student that it looks at.
+    settings: its own hyperparameters and their defaults; config fields
+      `objective.<term>_<setting>`, floats greater than 0.
+    init: its own parameters from a key and `Inputs` of shapes, or None. They
+      are trained with the student and are no part of it.
+  """
+
+  title: str
+  colour: str
+  marker: str
+  targets: tuple[str, ...]
+  per_clip: Callable[[Inputs], jax.Array]
+  weight: float
+  compares_clips: bool = False
+  compares_similarities: bool = False
+  layers: tuple[str, ...] = ()
+  settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  init: Callable[[jax.Array, Inputs], Any] | None = None
+
+
+def _kd(x: Inputs) -> jax.Array:
+  return losses.kd_per_clip(
+    x.logits_BC, x.targets['logits'], x.settings['temperature']
+  )
+
+
+def _sp(x: Inputs) -> jax.Array:
+  return losses.sp_per_clip(
+    x.frames['frames'], x.targets['batch_gram'], x.axis_name
+  )
+
+
+def _iusp(x: Inputs, centred: bool = False) -> jax.Array:
+  student_BTD, teacher_BTT = x.frames['frames'], x.targets['frame_gram']
+  num_frames = min(student_BTD.shape[1], teacher_BTT.shape[1])
+  mask_BT = x.frame_mask(num_frames)
+  return losses.iusp_per_clip(student_BTD, teacher_BTT, mask_BT, centred)
+
+
+# In the order of a table. Okabe and Ito's colours.
+TERMS: dict[str, Term] = {
+  'kd': Term(
+    title='KD',
+    colour='#E69F00',
+    marker='s',
+    targets=('logits',),
+    per_clip=_kd,
+    weight=1.0,
+    settings={'temperature': 2.0},
+  ),
+  'sp': Term(
+    title='SP',
+    colour='#0072B2',
+    marker='D',
+    targets=('batch_gram',),
+    per_clip=_sp,
+    weight=30.0,
+    compares_clips=True,
+    compares_similarities=True,
+  ),
+  'iusp': Term(
+    title='IUSP',
+    colour='#D55E00',
+    marker='^',
+    targets=('frame_gram',),
+    per_clip=_iusp,
+    weight=300.0,
+    compares_similarities=True,
+  ),
+  'iusp_centred': Term(
+    title='centred IUSP',
+    colour='#009E73',
+    marker='P',
+    targets=('frame_gram',),
+    per_clip=lambda x: _iusp(x, centred=True),
+    weight=30.0,
+    compares_similarities=True,
+  ),
+}
+
+# Factors of a term's weight by training progress p in [0, 1).
+SCHEDULES: dict[str, Callable[[jax.Array], jax.Array]] = {
+  'constant': lambda p: jnp.ones_like(p),
+  # Of emphasised distillation: 20 of 150 epochs, arXiv 2309.14838.
+  'ramp': lambda p: jnp.minimum(p * 150 / 20, 1.0),
+  'decay': lambda p: 1.0 - p,
+  'off_at_half': lambda p: (p < 0.5).astype(p.dtype),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """The terms that a student is trained on beside its labels.
+
+  Attributes:
+    weights: by term; only those that are not 0.
+    schedules: names of `SCHEDULES` by term.
+    settings: by term, values of `Term.settings`.
+  """
+
+  weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  schedules: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  settings: Mapping[str, Mapping[str, float]] = dataclasses.field(
+    default_factory=dict
+  )
+
+  @classmethod
+  def from_config(cls, fields: Mapping[str, Any]) -> 'Objective':
+    """From `config.objective`."""
+    active = [name for name in TERMS if fields[f'{name}_weight']]
+    return cls(
+      weights={name: float(fields[f'{name}_weight']) for name in active},
+      schedules={name: fields[f'{name}_schedule'] for name in active},
+      settings={
+        name: {key: fields[f'{name}_{key}'] for key in TERMS[name].settings}
+        for name in active
+      },
+    )
+
+  @property
+  def terms(self) -> tuple[str, ...]:
+    """The names of the terms, in the order of `TERMS`."""
+    return tuple(name for name in TERMS if name in self.weights)
+
+  @property
+  def targets(self) -> tuple[str, ...]:
+    """What the terms need of the teacher, each once."""
+    return targets_of(self.terms)
+
+  @property
+  def layers(self) -> tuple[str, ...]:
+    """The inner layers of the student that the terms look at."""
+    named = [layer for name in self.terms for layer in TERMS[name].layers]
+    return tuple(dict.fromkeys(named))
+
+  @property
+  def compares_clips(self) -> tuple[str, ...]:
+    """The terms that need the whole global batch at a time."""
+    return tuple(name for name in self.terms if TERMS[name].compares_clips)
+
+  def without_weights(self) -> 'Objective':
+    """What students that share one program have in common."""
+    return dataclasses.replace(self, weights=dict.fromkeys(self.weights, 1.0))
+
+
+def config_fields() -> dict[str, Any]:
+  """Defaults of the fields of `config.objective`: every term is off."""
+  fields: dict[str, Any] = {}
+  for name, term in TERMS.items():
+    fields[f'{name}_weight'] = 0.0
+    fields[f'{name}_schedule'] = 'constant'
+    fields |= {f'{name}_{key}': value for key, value in term.settings.items()}
+  return fields
+
+
+def targets_of(names: Iterable[str]) -> tuple[str, ...]:
+  """What some terms need of the teacher, each once."""
+  return tuple(dict.fromkeys(t for name in names for t in TERMS[name].targets))
+
+
+def check(fields: Mapping[str, Any]) -> None:
+  """Raises ValueError for a value of `config.objective` that is not legal."""
+  for name, term in TERMS.items():
+    weight = fields[f'{name}_weight']
+    if not 0 <= weight < float('inf'):
+      raise ValueError(
+        f'config.objective.{name}_weight is {weight}: expected a finite '
+        'number >= 0'
+      )
+    schedule = fields[f'{name}_schedule']
+    if schedule not in SCHEDULES:
+      raise ValueError(
+        f'config.objective.{name}_schedule is {schedule!r}: expected one of '
+        f'{", ".join(SCHEDULES)}'
+      )
+    for key in term.settings:
+      value = fields[f'{name}_{key}']
+      if not 0 < value < float('inf'):
+        raise ValueError(
+          f'config.objective.{name}_{key} is {value}: expected a finite '
+          'number > 0'
+        )
