@@ -138,7 +138,7 @@ def random_variables(model, num_samples):
   def fill(path, leaf):
     name = jax.tree_util.keystr(path)
     value = rng.normal(size=leaf.shape).astype(np.float32)
-    affine = ('scale' in name or 'bias' in name) and 'lstm' not in name
+    affine = ('scale' in name or 'bias' in name) and 'Lstm' not in name
     if 'batch_stats' in name or affine:
       return abs(value) + 0.5 if 'var' in name else value
     return leaf
