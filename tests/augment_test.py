@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from iusp_jax.audio import augment
 from iusp_jax.audio.augment import SpecAugmentConfig
@@ -17,7 +16,6 @@ def keys(seed, clips):
 
 
 spec_augment = jax.jit(augment.spec_augment, static_argnums=2)
-mixup_share = jax.jit(augment.mixup_share, static_argnums=1)
 
 
 def masks(seed, frames, bands, cfg, clips=4):
@@ -195,26 +193,6 @@ def test_mixup_by_definition(dtype):
 def test_mixup_refuses_two_scales():
   with pytest.raises(ValueError, match='int16 and float32'):
     augment.mixup(clips(np.int16), clips(np.float32), jnp.ones(3))
-
-
-@pytest.mark.parametrize('alpha', [0.3, 2.0])
-def test_shares_are_folded_beta(alpha):
-  every = keys(0, 2_000)
-  share = np.asarray(mixup_share(every, alpha))
-  assert share.dtype == np.float32
-  assert share.min() >= 0.5
-  assert share.max() <= 1.0
-  law = stats.beta(alpha, alpha)
-  folded = stats.kstest(share, lambda x: law.cdf(x) - law.cdf(1 - x))
-  assert folded.pvalue > 0.01
-  # A clip's share follows from its key alone.
-  np.testing.assert_array_equal(mixup_share(every[::-1], alpha), share[::-1])
-
-
-@pytest.mark.parametrize('alpha', [0.0, -1.0, float('inf'), float('nan')])
-def test_refuses_shares_without_a_law(alpha):
-  with pytest.raises(ValueError, match=f'alpha of mixup is {alpha}'):
-    augment.mixup_share(keys(0, 2), alpha)
 
 
 # Config ----------------------------------------------------------------------
