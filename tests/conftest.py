@@ -1,9 +1,11 @@
 """Shared test set-up: two CPU devices and strict shapes in every test."""
 
+import fcntl
 import hashlib
 import os
 import pathlib
 import platform
+import shutil
 import signal
 
 # Two devices everywhere, so that whatever only works on one is seen at once.
@@ -56,6 +58,32 @@ settings.register_profile(
   'iusp', max_examples=40, deadline=None, derandomize=True
 )
 settings.load_profile('iusp')
+
+
+@pytest.fixture(scope='session')
+def make_once(tmp_path_factory):
+  """Gives folders that are filled once for all workers of a test run.
+
+  `make_once(name, fill)` calls `fill(folder)` unless a worker has done so, and
+  returns the folder; nothing in it may be changed. An error is raised again by
+  the next that asks.
+  """
+  base = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    base = base.parent  # That of all workers.
+
+  def make(name, fill):
+    folder, done = base / name, base / f'{name}.done'
+    with (base / f'{name}.lock').open('w') as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX)
+      if not done.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        fill(folder)
+        done.touch()
+    return folder
+
+  return make
 
 
 @pytest.fixture(scope='session')
