@@ -72,7 +72,8 @@ def _draw_tags(table, done, named, path) -> bool:
       at = [y for y, tag in enumerate(order) if (tag, objective.name) in gains]
       found = [gains[order[y], objective.name] for y in at]
       if found:
-        shifted = np.array(at) + 0.3 * (i - (len(shown) - 1) / 2)
+        step = min(0.3, 0.8 / len(shown))  # Within the row of the tag.
+        shifted = np.array(at) + step * (i - (len(shown) - 1) / 2)
         _draw_intervals(axes, shifted, found, objective)
     _label_tags(axes, order, repetitiveness)
     figures.legend(page, axes)
