@@ -6,7 +6,7 @@ import numpy as np
 
 from configs import base
 from iusp_jax.data import datasets
-from iusp_jax.experiment import teacher
+from iusp_jax.experiment import identity
 from tfds_dcase import taxonomy
 
 NUM_SAMPLES = 16_000
@@ -70,7 +70,7 @@ def fake():
 def recipe(model=None, bands=16, **training):
   """A recipe of configs/base.py for a model small enough for a test."""
   model = model or {'architecture': 'crnn', 'width': 4, 'hidden': 6}
-  made = teacher.plain(base.recipe(model, num_mel_bands=bands))
+  made = identity.plain(base.recipe(model, num_mel_bands=bands))
   made['training'] |= {'batch_size': 8, 'epochs': 4.0, **training}
   return made
 

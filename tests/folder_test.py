@@ -220,6 +220,7 @@ GOOD = 'a.wav,train,1\nb.wav,validate,0\nc.wav,test,1\n'
     ('file,split,dog\na,train,1\nb,validate,0\nc,test,1\n', 'cannot be chosen'),
     ('file,split,dog\na,train,"1\n' + GOOD, r'line 2.*to line 5.*not closed'),
     ('file,split,dog\na,train,"' + '1' * 140_000, 'line 2.*not be closed'),
+    ('file,split,dog\n' + GOOD[:-2] + '"1\n', 'line 4.*not closed'),
     (
       'file,split,tags\na,train,"dog, cat"\nb,train,dog\nc,test,cat\n',
       "line 2: 'dog, cat' is one tag.*Join tags with ;",

@@ -165,13 +165,12 @@ class TestDefinition:
     agree(metrics.score(*split), metrics_reference.score(*split))
 
   @given(splits(columns=Q, max_clips=8))
-  @settings(max_examples=60, deadline=None)
+  @settings(max_examples=60)
   def test_fine(self, split):
     found = metrics.score(*split, level='fine')
     agree(found, metrics_reference.score(*split, level='fine'))
 
   @given(splits(), st.randoms(use_true_random=False))
-  @settings(deadline=None)
   def test_order_of_clips_and_classes(self, split, random):
     truth, scores = split
     N, C = truth.shape
@@ -182,7 +181,6 @@ class TestDefinition:
     agree(found, expected)
 
   @given(splits())
-  @settings(deadline=None)
   def test_every_clip_twice_changes_no_area(self, split):
     twice = metrics.score(*(np.concatenate([a, a]) for a in split))
     once = metrics.score(*split)
@@ -192,7 +190,6 @@ class TestDefinition:
       )
 
   @given(splits())
-  @settings(deadline=None)
   def test_bounds_and_what_is_undefined(self, split):
     truth, scores = split
     found = metrics.score(truth, scores)
@@ -211,7 +208,6 @@ class TestDefinition:
     assert found['positives'] == truth.sum(axis=0).tolist()
 
   @given(splits(columns=8), st.sampled_from([0.5, 0.25]))
-  @settings(deadline=None)
   def test_a_fine_level_without_x_pools_tags(self, split, factor):
     # Classes 3 and 8 have one tag and no X: there fine is coarse. Halving
     # twice-spread scores keeps all of them thresholds.
@@ -441,7 +437,6 @@ class TestRefusals:
       metrics.score(self.good, scores)
 
   @given(splits(), st.floats().filter(lambda v: not 0 <= v <= 1), st.data())
-  @settings(deadline=None)
   def test_a_bad_score_anywhere(self, split, value, data):
     truth, scores = split
     n = data.draw(st.integers(0, truth.shape[0] - 1))
@@ -486,7 +481,6 @@ class TestRefusals:
 
 class TestFieldsOwn:
   @given(splits())
-  @settings(deadline=None)
   def test_average_precision(self, split):
     truth, scores = split
     found = metrics.average_precision(truth, scores)
@@ -499,7 +493,6 @@ class TestFieldsOwn:
     assert metrics.mean_average_precision(truth, scores) == mean
 
   @given(splits())
-  @settings(deadline=None)
   def test_lwlrap(self, split):
     truth, scores = split
     found = metrics.lwlrap(truth, scores)
@@ -512,7 +505,6 @@ class TestFieldsOwn:
     assert found == pytest.approx(expected)
 
   @given(splits())
-  @settings(deadline=None)
   def test_only_the_order_matters(self, split):
     truth, scores = split
     ranks = np.unique(scores, return_inverse=True)[1].reshape(scores.shape)

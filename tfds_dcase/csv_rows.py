@@ -35,7 +35,7 @@ def rows(
         f'{path} line {line}: {error}; a row begins here in which a quote (") '
         'may not be closed. Close it, or remove it'
       ) from error
-    if reader.line_num > line and any(map(_is_broken, cells)):
+    if any(map(_is_broken, cells)):
       raise ValueError(
         f'{path} line {line}: a cell goes from this line to line '
         f'{reader.line_num}: a quote (") is not closed. Close it, or remove it'

@@ -111,11 +111,8 @@ def score_files(
     scores_NQ = _scores(found, one, predictions, notes)[order_N]
     scored = metrics.score(truth[one], scores_NQ, one, bootstrap, seed)
     if not any(scored['positives']):
-      warnings.warn(
-        f'{annotations}: {split} has no positives at the {one} level: nothing '
-        'can be scored there.',
-        stacklevel=2,
-      )
+      what = f'{annotations}: {split} has no positives at the {one} level'
+      warnings.warn(f'{what}: nothing can be scored there.', stacklevel=2)
     result |= _named(one, scored)
   return result | {'notes': list(dict.fromkeys(notes))}
 

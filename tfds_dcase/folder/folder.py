@@ -222,11 +222,7 @@ def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
   for line in lines:
     notes.LOGGER.warning('%s', line)
   labels = labels_lib.without(labels, missing)
-  contents = files.digests([folder / f for f in labels.files])
-  content = {
-    f: each if files.size(folder / f) else ''  # empty files are no duplicates
-    for f, each in zip(labels.files, contents, strict=True)
-  }
+  content = _content(labels, folder)
   labels = _without_duplicates(labels, content, folder, on_bad)
   _log_report(labels, folder)
   name = settings.fingerprint(
@@ -244,6 +240,15 @@ def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
     labels=labels,
     on_bad_recording=on_bad,
   )
+
+
+def _content(labels, folder) -> dict[str, str]:
+  """Checksum of each file; '' for empty ones, which are no duplicates."""
+  checksums = files.digests([folder / f for f in labels.files])
+  return {
+    file: checksum if files.size(folder / file) else ''
+    for file, checksum in zip(labels.files, checksums, strict=True)
+  }
 
 
 def _without_duplicates(labels, content, folder, on_bad):

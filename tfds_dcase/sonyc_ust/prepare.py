@@ -65,14 +65,7 @@ def prepare(
   _log_counts(splits)
   plan = _without_unneeded(plan, splits)
 
-  stores, wanted, place = {}, {}, {}
-  for split, clips in splits.items():
-    names = clips.audio_filename.tolist()
-    stores[split] = gather.Store(folder / f'waiting-{split}', len(names))
-    rows = annotations.line[clips.row].tolist()
-    for n, (name, row) in enumerate(zip(names, rows, strict=True)):
-      wanted[name] = gather.Wanted(split, plan.annotations.name, row)
-      place[name] = (stores[split], n)
+  stores, wanted, place = _places(annotations, splits, plan, folder)
 
   def keep(name, clip):
     store, n = place[name]
@@ -98,6 +91,19 @@ def prepare(
     'duplicates': len(report.twice),
   }
   return {split: s for split, s in shards.items() if s}, build
+
+
+def _places(annotations, splits, plan, folder):
+  """A store by split; by name, its row and its place in a store."""
+  stores, wanted, place = {}, {}, {}
+  for split, clips in splits.items():
+    names = clips.audio_filename.tolist()
+    stores[split] = gather.Store(folder / f'waiting-{split}', len(names))
+    rows = annotations.line[clips.row].tolist()
+    for n, (name, row) in enumerate(zip(names, rows, strict=True)):
+      wanted[name] = gather.Wanted(split, plan.annotations.name, row)
+      place[name] = (stores[split], n)
+  return stores, wanted, place
 
 
 def check_version(
