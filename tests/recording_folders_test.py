@@ -53,7 +53,7 @@ def write_labelled(path):
   lines = ['file,split,dog']
   for n, split in enumerate(ROWS):
     soundfile.write(path / f'{n}.wav', tone(0.5) * (n + 1) / 5, 16_000)
-    lines.append(f'{n}.wav,{split},{n % 2}')
+    lines.append(f'{n}.wav,{split},{int(n > 0)}')
   (path / 'labels.csv').write_text('\n'.join([*lines, 'odd.wav,train,1', '']))
   return path / 'odd.wav'
 
@@ -281,6 +281,30 @@ def test_up_to_thirty_seconds_are_kept_whole(tmp_path):
     assert found == []
 
 
+@pytest.mark.parametrize('at', [0.5, 4.0, 9.4])
+def test_what_a_tag_is_for_is_in_its_scene(tmp_path, at):
+  """A soft recording with one call, which the scene's end used to cut off."""
+  write_clips(tmp_path / 'clips')
+  wave_S = 0.002 * np.random.default_rng(0).standard_normal(160_000)
+  begin = int(at * 16_000)
+  wave_S[begin : begin + 8000] += tone(0.5, gain=0.5)
+  for path in (tmp_path / 'clips/tone').iterdir():
+    soundfile.write(path, wave_S + 1e-4 * int(path.name[0]), 16_000)
+  config = clips.make_config(
+    tmp_path / 'clips', sources=(1, 1), snr_db=(20, 20), on_bad_recording='skip'
+  )
+  library = clips.Library(config)
+  assert config.classes == ('hiss', 'tone')
+  found = 0
+  for index in range(40):
+    scene = clips.scene(config, library, 'train', index)
+    if scene['coarse'][1]:
+      found += 1
+      power = np.abs(np.fft.rfft(scene['audio'].astype(float))) ** 2
+      assert power[4350:4450].max() > 100 * np.median(power[1000:40_000])
+  assert found > 10
+
+
 @pytest.mark.parametrize('offset', [0.0, 0.01, 0.2])
 def test_an_offset_decides_neither_ends_nor_level(tmp_path, offset):
   """It kept the silence at the ends, and a sound then was 20 dB too soft."""
@@ -331,7 +355,10 @@ def test_inputs_that_failed_are_right(tmp_path, inputs):
   assert examples['street/call.wav']['num_samples'] == 32_000
   for name, words in (
     ('cut_mp3', r'cut\.mp3: truncated: it ends after 2\.\d+ s, .* 9\.\d+ s'),
-    ('scaled_floats', r'loud\.wav: its samples reach [0-9.]+, expected at most 1'),
+    (
+      'scaled_floats',
+      r'loud\.wav: its samples reach [0-9.]+, expected at most 1',
+    ),
   ):
     with pytest.raises(ValueError, match=words):
       build_folder(tmp_path / 'data', inputs / name)

@@ -16,7 +16,7 @@ from fsspec.implementations import dirfs, local
 from configs import iusp
 from iusp_jax.data import sources
 from iusp_jax.experiment import identity, results, setup, teacher
-from iusp_jax.reporting import plots
+from iusp_jax.reporting import figures
 from iusp_jax.runtime import checkpoint, files, metrics_log
 from iusp_jax.scoring import predictions
 from iusp_jax.training import finite, recipe
@@ -74,7 +74,7 @@ def test_files_of_a_run_are_written_and_read(bucket):
     workdir / 'p.csv', ['a.wav'], {'1_engine': np.array([0.5])}
   )
   assert (bucket / 'some/run/p.csv').read_text().startswith('audio_filename')
-  with plots.figure(1.0, workdir / 'p.png'):
+  with figures.figure(1.0, workdir / 'p.png'):
     pass
   assert (bucket / 'some/run/p.png').read_bytes()[:4] == b'\x89PNG'
 

@@ -95,6 +95,16 @@ def test_a_truncated_file_is_bad_in_every_format_with_a_length(
   assert 'download it again' in caught.value.reason
 
 
+@pytest.mark.parametrize('form', ['WAV', 'FLAC', 'MP3', 'AIFF', 'CAF'])
+def test_what_is_not_wanted_has_to_be_there_too(form):
+  """Whether a recording is bad does not depend on how much is used of it."""
+  data = encode(tone(9.0), format=form)
+  assert len(audio.read(data, max_seconds=2.0)) == 2 * RATE
+  for fraction in (0.5, 0.95):
+    with pytest.raises(audio.BadRecordingError, match='truncated'):
+      audio.read(data[: int(len(data) * fraction)], max_seconds=2.0)
+
+
 def test_lengths_found_and_declared_are_in_the_message():
   data = encode(tone(), format='WAV')
   with pytest.raises(ValueError, match=r'ends after 1\.00 s.* gives 3\.00 s'):

@@ -467,17 +467,44 @@ def _decode(opened: _Opened, limit: int | None) -> Iterator[np.ndarray]:
     interrupt.check()
     done += len(block_SH)
     yield block_SH
-  if opened.frames is None or (limit is not None and done >= limit):
-    return
+  if limit is not None and done >= limit:
+    _check_rest(opened)
+  else:
+    _check_end(opened, done)
+
+
+def _check_end(opened: _Opened, done: int) -> None:
+  """Compares the frames that came until nothing more did with the header."""
+  rate = opened.rate
   # libsndfile delivers what was in its memory in place of missing SDS blocks.
-  if file.format == 'SDS' and 'short read' in file.extra_info:
+  if opened.file.format == 'SDS' and 'short read' in opened.file.extra_info:
     raise BadRecordingError(
       opened.name, 'truncated: blocks are missing; copy or download it again'
     )
-  if done < opened.frames - _slack(file.subtype):
+  if opened.frames and done < opened.frames - _slack(opened.file.subtype):
     raise BadRecordingError(
       opened.name,
       _truncated(f'{done / rate:.2f} s', f'{opened.frames / rate:.2f} s'),
+    )
+
+
+def _check_rest(opened: _Opened) -> None:
+  """Looks for the end of a FLAC file that is not decoded so far.
+
+  Of the other formats the header has been compared with the size.
+  """
+  if opened.file.format != 'FLAC' or not opened.frames:
+    return
+  try:
+    opened.file.seek(opened.frames - 1)
+    whole = len(opened.file.read(1)) == 1
+  except (soundfile.SoundFileError, RuntimeError):
+    whole = False
+  if not whole:
+    raise BadRecordingError(
+      opened.name,
+      f'truncated: not all of the {opened.frames / opened.rate:.2f} s that its '
+      'header gives are there; copy or download it again',
     )
 
 
@@ -493,24 +520,8 @@ def _judge(opened: _Opened, levels: _Levels, min_seconds, notes) -> _Treatment:
   Raises:
     BadRecordingError: too short, not finite, or scaled like integers.
   """
-  found, name, length = list(opened.notes), opened.name, levels.length
-  because = f' ({"; ".join(found)})' if found else ''
-  if length == 0:
-    raise BadRecordingError(
-      name, f'holds no samples{because}; record it anew or remove it'
-    )
-  if length < min_seconds * opened.rate:
-    raise BadRecordingError(
-      name,
-      f'{length / opened.rate:.4f} s long{because}, at least {min_seconds} s '
-      'needed; remove it or lower min_seconds',
-    )
-  if levels.not_finite:
-    raise BadRecordingError(
-      name,
-      f'{levels.not_finite} of {length} samples are NaN or infinite; '
-      'export it again',
-    )
+  found, name = list(opened.notes), opened.name
+  _check_samples(opened, levels, min_seconds)
   channel = _channel(levels, found)
   column = -1 if channel is None else channel
   offset = _offset(levels, column, found)
@@ -530,6 +541,27 @@ def _judge(opened: _Opened, levels: _Levels, min_seconds, notes) -> _Treatment:
   if notes is not None:
     notes += found
   return _Treatment(channel, offset, gain)
+
+
+def _check_samples(opened: _Opened, levels: _Levels, min_seconds) -> None:
+  name, length = opened.name, levels.length
+  because = f' ({"; ".join(opened.notes)})' if opened.notes else ''
+  if length == 0:
+    raise BadRecordingError(
+      name, f'holds no samples{because}; record it anew or remove it'
+    )
+  if length < min_seconds * opened.rate:
+    raise BadRecordingError(
+      name,
+      f'{length / opened.rate:.4f} s long{because}, at least {min_seconds} s '
+      'needed; remove it or lower min_seconds',
+    )
+  if levels.not_finite:
+    raise BadRecordingError(
+      name,
+      f'{levels.not_finite} of {length} samples are NaN or infinite; '
+      'export it again',
+    )
 
 
 def _channel(levels: _Levels, found: list[str]) -> int | None:

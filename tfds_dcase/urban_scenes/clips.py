@@ -177,8 +177,8 @@ def excerpt(path, notes: list[str] | None = None) -> np.ndarray:
 
 def _energy(wave_S) -> float:
   """Weighed as `mixer.level_db` does."""
-  flat_S = np.diff(np.float32(0.95) * wave_S) + np.float32(0.05) * wave_S[1:]
-  return float(np.dot(flat_S.astype(np.float64), flat_S))
+  flat_S = wave_S[1:] - np.float32(0.95) * wave_S[:-1]
+  return float(np.square(flat_S, dtype=np.float64).sum())
 
 
 def _loudest(energies: list[float]) -> int:
@@ -187,6 +187,16 @@ def _loudest(energies: list[float]) -> int:
   best = int(np.argmax(np.convolve(energies, np.ones(scene), 'valid')))
   before = (_KEPT_SECONDS - scene) // 2
   return int(np.clip(best - before, 0, len(energies) - _KEPT_SECONDS))
+
+
+def loudest_moment(wave_S) -> int:
+  """The middle of the loudest half second, a sample."""
+  frame = mixer.SAMPLE_RATE // 10
+  starts = range(0, len(wave_S), frame)
+  energies = [_energy(wave_S[start : start + frame + 1]) for start in starts]
+  width = min(5, len(energies))
+  best = int(np.argmax(np.convolve(energies, np.ones(width), 'valid')))
+  return min(best * frame + width * frame // 2, len(wave_S) - 1)
 
 
 def arrange(rng, wave_S) -> np.ndarray:
@@ -200,10 +210,10 @@ def arrange(rng, wave_S) -> np.ndarray:
   wave_S = mixer.trim(wave_S - wave_S.mean(dtype=np.float32))
   length = mixer.SCENE_SAMPLES
   if len(wave_S) > length:
-    # The loudest sample stays in, so that the excerpt is never just a pause.
-    loudest = int(np.argmax(np.abs(wave_S)))
-    first = max(0, loudest - length + 1)
-    last = min(loudest, len(wave_S) - length)
+    # The loudest moment stays in, so that the excerpt is never just a pause.
+    loudest, margin = loudest_moment(wave_S), mixer.SAMPLE_RATE // 2
+    first = min(max(0, loudest + margin - length), len(wave_S) - length)
+    last = max(first, min(loudest - margin, len(wave_S) - length))
     start = rng.integers(first, last, endpoint=True)
     return wave_S[start : start + length]
   if len(wave_S) > length // 2 or rng.random() < 0.5:
@@ -212,6 +222,16 @@ def arrange(rng, wave_S) -> np.ndarray:
   once = np.concatenate([wave_S, pause])
   most = length // len(once)
   return np.tile(once, int(rng.integers(2, max(3, most + 1))))[:length]
+
+
+def _last_onset(wave_S) -> int:
+  """Onsets below it leave a second, and the loudest moment, in the scene.
+
+  What runs over the scene's end is cut: a tag whose sound was there is wrong.
+  """
+  rate = mixer.SAMPLE_RATE
+  needed = min(len(wave_S), max(rate, loudest_moment(wave_S) + rate // 2))
+  return max(1, mixer.SCENE_SAMPLES - needed)
 
 
 def scene(config, library: Library, split: str, index: int) -> dict:
@@ -235,8 +255,7 @@ def scene(config, library: Library, split: str, index: int) -> dict:
     takes = library.by_split[split][config.classes[tag]]
     path = takes[rng.integers(len(takes))].path
     wave_S = arrange(rng, library.wave(path).astype(np.float32) / 32768)
-    last = max(1, mixer.SCENE_SAMPLES - min(len(wave_S), mixer.SAMPLE_RATE))
-    onset = int(rng.integers(0, last))
+    onset = int(rng.integers(0, _last_onset(wave_S)))
     placed.append((wave_S, onset, float(rng.uniform(*config.snr_db))))
   hump = (1000.0, 1.0, 0.0)
   noise_S = ambience.coloured_noise(
