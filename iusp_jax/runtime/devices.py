@@ -64,7 +64,8 @@ def keep_compiled(cache_dir: Any) -> None:
   that they use: it has a folder of its own. JAX_COMPILATION_CACHE_DIR names
   another cache, which is taken as it is.
   """
-  if '://' in str(cache_dir) or jax.config.jax_compilation_cache_dir:
+  set_already = jax.config.jax_compilation_cache_dir  # pyright: ignore
+  if set_already or '://' in str(cache_dir):
     return
   kind = f'{jax.devices()[0].device_kind} {platform.processor()}'
   with contextlib.suppress(OSError):  # Linux names what the CPU can do.
