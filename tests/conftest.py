@@ -17,6 +17,13 @@ import pytest
 from absl import flags
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# What was compiled once is read by later tests and by the next test run.
+jax.config.update(
+  'jax_compilation_cache_dir',
+  str(pathlib.Path(__file__).resolve().parent.parent / '.pytest_cache' / 'jax'),
+)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 # Grain refuses its multiprocess options while absl flags are unparsed.
 flags.FLAGS.mark_as_parsed()
 
