@@ -314,8 +314,12 @@ def test_baseline_beside_a_student_is_trained_first_and_once(
   assert alone['student']['best'] == own['student']['best']
 
 
+def slow(*values):
+  return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 @pytest.mark.parametrize(
-  'module', [baseline, kd, sp, iusp_sp, iusp_centred, teacher]
+  'module', [sp, teacher, *slow(baseline, kd, iusp_sp, iusp_centred)]
 )
 def test_every_config_runs(module, tiny, on_fakes, tmp_path, capsys):
   record = run.run(run_config(tiny, module), tmp_path)
@@ -329,7 +333,7 @@ def test_every_config_runs(module, tiny, on_fakes, tmp_path, capsys):
     assert found.fingerprint == trained.load(tmp_path, 'best').fingerprint
 
 
-@pytest.mark.parametrize('level', ['fine', 'both'])
+@pytest.mark.parametrize('level', ['both', *slow('fine')])
 def test_levels_of_the_taxonomy(level, on_fakes, tmp_path):
   save_teacher(tmp_path / 'teacher', level)
   config = run_config(tmp_path, **{'dataset.level': level})
