@@ -269,14 +269,14 @@ class _Group:
         'another recipe, other data or another teacher: choose another '
         '--workdir, or delete it to start over'
       )
-    try:
-      kept: Any = dict(arrays['state'])
-      state: Any = flax.serialization.from_state_dict(state, kept)
-    except (ValueError, KeyError) as error:
+    kept: Any = dict(arrays['state'])
+    wanted = flax.serialization.to_state_dict(state)
+    if problem := checkpoint.other_shapes(kept, wanted):
       raise ValueError(
         f'the checkpoint of step {step} in {self._workdir} is of another model '
-        f'({error}): choose another --workdir'
-      ) from error
+        f'({problem}): choose another --workdir'
+      )
+    state: Any = flax.serialization.from_state_dict(state, kept)
     for m, (member, of) in enumerate(
       zip(self.members, metadata['members'], strict=True)
     ):
