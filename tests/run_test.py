@@ -322,7 +322,7 @@ def test_a_run_older_than_the_difficulty_of_scenes_continues(tmp_path):
   for arg in ('', 'clips'):
     config = iusp.get_config(arg)
     earlier = plain(config)
-    later = {'snr_db', 'sources', 'split_by', 'hear_half_db', 'confusion'}
+    later = {'snr_db', 'sources', 'split_by', 'detect_half_db', 'confusion'}
     for name in later & earlier['dataset']['builder'].keys():
       del earlier['dataset']['builder'][name]
     experiment.config_path(tmp_path).write_text(json.dumps(earlier))

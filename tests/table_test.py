@@ -19,6 +19,7 @@ from iusp_jax.experiment.world import repetitiveness
 from iusp_jax.models import tagger
 from iusp_jax.objectives import losses
 from iusp_jax.reporting import similarity_plot
+from iusp_jax.reporting.table import objectives
 from iusp_jax.runtime import files, logs, metrics_log
 from iusp_jax.training import ensemble, step
 
@@ -281,11 +282,13 @@ def test_similarities_of_shards_are_drawn_together(tmp_path, monkeypatch):
   monkeypatch.setattr(
     similarity_plot,
     'plot_similarities',
-    lambda clips, _: drawn.extend(clips),
+    lambda clips, *_: drawn.extend(clips),
   )
   monkeypatch.setattr(logs, 'log', said.append)
   paths = [tmp_path / folder for folder in 'abcd']
-  assert runner._draw_similarities(paths, tmp_path) == ['similarities.png']
+  named = objectives.from_weights(dict.fromkeys(['baseline', 'sp', 'iusp']))
+  found = runner._draw_similarities(paths, tmp_path, named)
+  assert found == ['similarities.png']
   (panel,) = drawn
   assert panel.runs == 'tiny, seed 1, validate 4, test 5'
   assert 'left out: tiny, seed 1, validate 1, test 2 of ' in said[0]
