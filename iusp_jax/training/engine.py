@@ -284,6 +284,7 @@ class _Group:
         setattr(member, name, value)
       if member.best_score is not None:
         member.best = jax.tree.map(lambda x, m=m: x[m], arrays['best'])
+    self._skipped.update(metadata['skipped'])  # Numbers of later steps follow.
     logs.log(f'{self.name}: continues after step {step}')
     return state, metadata['validated']
 
@@ -520,6 +521,7 @@ class _Group:
       'members': [member.metadata() for member in self.members],
       'validated': validated,
       'identities': self._identities,
+      'skipped': sorted(self._skipped),
     }
     folder = self._workdir / 'training'
     checkpoint.save(folder, self._step, arrays, metadata, keep=2)
