@@ -269,14 +269,14 @@ class Group:
         'another recipe, other data or another teacher: choose another '
         '--workdir, or delete it to start over'
       )
-    try:
-      kept: Any = dict(arrays['state'])
-      state: Any = flax.serialization.from_state_dict(state, kept)
-    except (ValueError, KeyError) as error:
+    kept: Any = dict(arrays['state'])
+    wanted = flax.serialization.to_state_dict(state)
+    if problem := checkpoint.other_shapes(kept, wanted):
       raise ValueError(
         f'the checkpoint of step {step} in {self._workdir} is of another model '
-        f'({error}): choose another --workdir'
-      ) from error
+        f'({problem}): choose another --workdir'
+      )
+    state: Any = flax.serialization.from_state_dict(state, kept)
     for m, (member, of) in enumerate(
       zip(self.members, metadata['members'], strict=True)
     ):
@@ -284,6 +284,7 @@ class Group:
         setattr(member, name, value)
       if member.best_score is not None:
         member.best = jax.tree.map(lambda x, m=m: x[m], arrays['best'])
+    self._skipped.update(metadata['skipped'])  # Numbers of later steps follow.
     logs.log(f'{self.name}: continues after step {step}')
     return state, metadata['validated']
 
@@ -520,6 +521,7 @@ class Group:
       'members': [member.metadata() for member in self.members],
       'validated': validated,
       'identities': self._identities,
+      'skipped': sorted(self._skipped),
     }
     folder = self._workdir / 'training'
     checkpoint.save(folder, self._step, arrays, metadata, keep=2)
