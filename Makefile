@@ -13,10 +13,10 @@ run: .venv/installed
 setup: .venv/installed
 
 test: .venv/installed-dev
-	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/pytest -n 2 --dist worksteal -m 'not slow'
 
 test-slow: .venv/installed-dev
-	$(BIN)/pytest -n 2 --dist loadfile -m slow
+	$(BIN)/pytest -n 2 --dist worksteal -m slow
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -41,4 +41,4 @@ sonyc: .venv/installed
 	@touch $@ .venv/installed
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .jax_cache runs

@@ -1,4 +1,4 @@
-"""The flags of run.py, and what they say about where a run goes."""
+"""The flags of run.py, where a run goes, and what each mode starts."""
 
 import difflib
 import itertools
@@ -8,7 +8,7 @@ import runpy
 import sys
 from typing import Any
 
-from absl import flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 MODES = ('train', 'score', 'table', 'tune', 'report')
@@ -58,6 +58,77 @@ HOSTS = (
   flags.DEFINE_integer('process_id', None, 'and which one this is, from 0.'),
   flags.DEFINE_float('start_timeout', 300.0, 'Wait for all processes, s.'),
 )
+
+
+def main(argv) -> None:
+  """Starts what --mode asks for; an error of the user's is one line.
+
+  Heavy imports are inside, so that --help is instant.
+  """
+  if len(argv) > 1 and MODE.value != 'report':
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  from iusp_jax.runtime import logs, parent, preemption
+
+  parent.watch()
+  logs.relay('tfds_dcase')
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.ERROR)  # The libraries' own messages.
+    logs.mute('orbax')  # Tracebacks of what is logged in one line.
+  try:
+    if MODE.value in ('score', 'report'):
+      _report(argv)
+      return
+    preemption.listen()
+    with preemption.stop_instead_of_errors():
+      _train()
+  except (ValueError, OSError, FloatingPointError) as error:
+    if flags.FLAGS.verbosity > 0:  # --verbosity=1 shows where it came from.
+      raise
+    sys.exit(f'error: {error}')
+
+
+def _report(argv) -> None:
+  """The modes that read what is there."""
+  from iusp_jax.experiment import table
+  from iusp_jax.runtime import files
+  from iusp_jax.scoring import score_file
+
+  if MODE.value == 'score':
+    score_file.main_score(**values(SCORE))
+    return
+  place = WORKDIR.value
+  table.report(
+    [files.resolve(name) for name in argv[1:]],
+    files.resolve(place) if place else None,
+  )
+
+
+def _train() -> None:
+  """The modes that train."""
+  from iusp_jax.experiment import run, table, teacher, tuning
+  from iusp_jax.runtime import (
+    devices,
+    environment,
+    files,
+    hosts,
+    preemption,
+  )
+  from tfds_dcase import interrupt
+
+  interrupt.CHECKS.append(preemption.check)
+  with hosts.joined(MODE.value, **values(HOSTS)):
+    devices.check_backend()
+    environment.check()
+    found = config()
+    devices.keep_compiled(files.resolve(found.cache_dir))
+    teacher.check_overrides(found, overrides())
+    folder = files.resolve(workdir())
+    if MODE.value == 'table':
+      table.run(found, folder, **values(TABLE))
+    elif MODE.value == 'tune':
+      tuning.run(found, folder)
+    else:
+      run.run(found, folder, CONTINUE_ANYWAY.value)
 
 
 def values(group) -> dict[str, Any]:

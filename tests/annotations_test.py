@@ -220,6 +220,22 @@ class TestRead:
     with pytest.raises(ValueError, match='not a CSV text file'):
       annotations_lib.read(path)
 
+  @pytest.mark.parametrize('cell', ['"', '"' + 'x' * 140_000])
+  @pytest.mark.parametrize('place', ['first', 'last'])
+  def test_a_quote_that_is_not_closed(self, tmp_path, cell, place):
+    path = write(tmp_path / 'a.csv', [row(annotator=n) for n in '123'])
+    lines = path.read_text().splitlines()
+    lines[2] = (
+      cell + lines[2]
+      if place == 'first'
+      else lines[2].rpartition(',')[0] + ',' + cell
+    )
+    path.write_text('\n'.join(lines) + '\n')
+    with pytest.raises(ValueError, match=r'line 3: .*not.* closed') as error:
+      annotations_lib.read(path)
+    assert str(path) in str(error.value)
+    assert len(str(error.value)) < 500
+
   def test_a_clip_in_two_splits(self, tmp_path):
     path = write(tmp_path / 'a.csv', [row(), row(split='validate')])
     with pytest.raises(

@@ -1,11 +1,12 @@
 """Which run a process belongs to, found out from its environment."""
 
 import pytest
+from hosts_world import ROOT
 from jax._src.clusters import cloud_tpu_cluster, cluster
 
 from iusp_jax.runtime import hosts, peers
 
-# What would tell that this test itself runs in a cluster.
+# Variables of a cluster that this test itself may run in.
 FOREIGN = (
   'JAX_COORDINATOR_PORT',
   'KUBERNETES_SERVICE_HOST',
@@ -93,3 +94,9 @@ def test_tpu_pod_of_kubernetes_is_recognised(tpu, monkeypatch):
   monkeypatch.setenv('TPU_WORKER_HOSTNAMES', '127.0.0.1,127.0.0.2')
   monkeypatch.setenv('TPU_WORKER_ID', '1')
   assert hosts.detect(10) == ('127.0.0.1:8482', 2, 1, None)
+
+
+def test_one_module_alone_uses_what_jax_keeps_to_itself():
+  sources = [*ROOT.glob('iusp_jax/**/*.py'), ROOT / 'run.py']
+  using = [path.name for path in sources if 'jax._src' in path.read_text()]
+  assert using == ['jax_internals.py']

@@ -1,7 +1,11 @@
 """Shared test set-up: two CPU devices and strict shapes in every test."""
 
+import fcntl
+import hashlib
 import os
 import pathlib
+import platform
+import shutil
 import signal
 
 # Two devices everywhere, so that whatever only works on one is seen at once.
@@ -11,23 +15,75 @@ os.environ.setdefault(
   '--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0',
 )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-# What is compiled is kept for the next run of the tests, here and in the
-# processes that they start.
-COMPILED = ROOT / '.pytest_cache' / 'compiled'
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(COMPILED))
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
 import jax
 import pytest
 from absl import flags
+from hypothesis import settings
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / 'shared' / 'data'
+
+
+def _keep_compiled_programs() -> None:
+  """Later runs find what is compiled, and so do processes that tests start.
+
+  In a folder per kind of CPU, since a compiled program may use all that one
+  can do; `make clean` deletes it.
+  """
+  try:
+    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+  except OSError:  # Not Linux.
+    lines = [f'model name: {platform.processor()}']
+  kinds = ('model name', 'flags', 'Features')
+  features = sorted({line for line in lines if line.startswith(kinds)})
+  text = '\n'.join([platform.machine(), *features])
+  machine = hashlib.sha256(text.encode()).hexdigest()[:12]
+  for name, value in (
+    ('jax_compilation_cache_dir', str(ROOT / '.jax_cache' / machine)),
+    ('jax_persistent_cache_min_compile_time_secs', 0),
+    ('jax_persistent_cache_min_entry_size_bytes', -1),
+  ):
+    if os.environ.setdefault(name.upper(), str(value)) == str(value):
+      jax.config.update(name, value)
+
+
+_keep_compiled_programs()
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # Grain refuses its multiprocess options while absl flags are unparsed.
 flags.FLAGS.mark_as_parsed()
+# The same examples in every run: a failure is seen again, and programs for
+# shapes that are drawn are found compiled.
+settings.register_profile(
+  'iusp', max_examples=40, deadline=None, derandomize=True
+)
+settings.load_profile('iusp')
 
-SHARED = ROOT.parent / 'shared' / 'data'
+
+@pytest.fixture(scope='session')
+def make_once(tmp_path_factory):
+  """Gives folders that are filled once for all workers of a test run.
+
+  `make_once(name, fill)` calls `fill(folder)` unless a worker has done so, and
+  returns the folder; nothing in it may be changed. An error is raised again by
+  the next that asks.
+  """
+  base = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    base = base.parent  # That of all workers.
+
+  def make(name, fill):
+    folder, done = base / name, base / f'{name}.done'
+    with (base / f'{name}.lock').open('w') as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX)
+      if not done.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        fill(folder)
+        done.touch()
+    return folder
+
+  return make
 
 
 @pytest.fixture(scope='session')

@@ -86,7 +86,7 @@ def test_crnn_in_closed_form():
   assert cost.count_tagger_macs(model, (3, 998, 20)) == 3 * expected
   text = cost.summary(model, (1, 998, 20))
   assert text.endswith(f'83,560 parameters, {expected:,} multiply-accumulates')
-  assert 'lstm/recurrent' in text
+  assert 'Lstm_0/recurrent' in text
 
 
 def test_depthwise_layers_of_a_model_are_counted():

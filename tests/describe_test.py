@@ -1,10 +1,9 @@
-"""What a run says of its models: sizes counted by hand."""
+"""Sizes of the models of a run, counted by hand."""
 
 import pytest
 from fakes import NUM_SAMPLES, fake, recipe, teacher_recipe
 
-from configs import iusp
-from iusp_jax.experiment import experiment, teacher
+from iusp_jax.experiment.setup import describe_model
 from iusp_jax.models import tagger
 
 FRAMES = 104  # 98 of a second, filled up to a multiple of 8.
@@ -32,27 +31,16 @@ def cnn_sizes(bands=24, width=4, num_blocks=3, tags=8):
   return parameters + (inputs + 1) * tags, macs + inputs * tags
 
 
-def test_run_says_parameters_and_macs(tmp_path, monkeypatch, capsys):
-  """Before it does anything."""
+@pytest.mark.parametrize(
+  ('made', 'sizes'), [(recipe(), crnn_sizes()), (teacher_recipe(), cnn_sizes())]
+)
+def test_models_are_described_by_their_sizes(made, sizes):
   assert fake().num_samples == NUM_SAMPLES
-  config = teacher.plain(iusp.get_config('smoke')) | {'student': recipe()}
-  config['teacher'] = config['teacher'] | teacher_recipe()
-
-  def stop(*_):
-    raise InterruptedError
-
-  monkeypatch.setattr(experiment.teacher, 'obtain', stop)
-  with pytest.raises(InterruptedError):
-    experiment.models(config, fake(), tmp_path)
-  said = capsys.readouterr().out.splitlines()
-  assert said == [
-    f'{part}: {architecture}, {parameters:,} parameters, {macs / 1e6:.1f} M '
-    'multiply-accumulates a clip'
-    for part, architecture, (parameters, macs) in (
-      ('teacher', 'cnn', cnn_sizes()),
-      ('student', 'crnn', crnn_sizes()),
-    )
-  ]
+  parameters, macs = sizes
+  assert describe_model(made, fake()) == (
+    f'{made["model"]["architecture"]}, {parameters:,} parameters, '
+    f'{macs / 1e6:.1f} M multiply-accumulates a clip'
+  )
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from fakes import TINY, dataset, fake, recipe
 
 from configs import sp
 from iusp_jax.data import datasets
-from iusp_jax.experiment import experiment, outcome, teacher
+from iusp_jax.experiment import experiment, teacher
 from iusp_jax.runtime import checkpoint, metrics_log, preemption
 from iusp_jax.training import step, train, watch
 
@@ -67,7 +67,7 @@ def with_notice(monkeypatch, job, where, at):
     patch.setattr(owner, name, noticed)
     with pytest.raises(SystemExit) as stop:
       train.fit(job)
-  preemption._Notice.asked = False
+  preemption._Request.signal_number = 0
   assert stop.value.code == preemption.EXIT_CODE == 75
 
 
@@ -298,22 +298,6 @@ def test_fields_that_came_later_do_not_rename_older_teachers():
   assert teacher.fingerprint(of | {'training': other}) != name
 
 
-def test_other_versions_are_said_and_are_no_error(tmp_path, capsys):
-  outcome.note_environment(tmp_path)
-  outcome.note_environment(tmp_path)
-  assert capsys.readouterr().out == ''
-  path = tmp_path / 'environment.json'
-  noted = json.loads(path.read_text())
-  noted['packages']['jax'] = '0.9.1'
-  noted['git_commit'] = 'abcdef'
-  path.write_text(json.dumps(noted))
-  outcome.note_environment(tmp_path)
-  said = capsys.readouterr().out
-  assert 'jax 0.9.1 then, ' in said
-  assert 'git_commit abcdef then, ' in said
-  assert 'numpy' not in said
-
-
 def test_unknown_answer_to_nan_is_refused():
   config = sp.get_config('smoke')
   config.on_nan = 'ignore'
@@ -330,10 +314,10 @@ def test_unknown_answer_to_nan_is_refused():
   ('damage', 'said'),
   [
     ('flip', 'is damaged: 1 of 2 arrays'),
-    ('flipped fact', 'is damaged: its facts'),
+    ('flipped metadata', 'is damaged: its metadata'),
     ('truncate', 'cannot be read'),
     ('delete', 'cannot be read'),
-    ('cut facts', 'cannot be read'),
+    ('cut metadata', 'cannot be read'),
   ],
 )
 def test_damaged_newest_checkpoint_is_said_and_passed_over(
@@ -345,22 +329,24 @@ def test_damaged_newest_checkpoint_is_said_and_passed_over(
   for number in (1, 2):
     checkpoint.save(tmp_path, number, arrays, {'number': number}, keep=2)
   newest = tmp_path / f'{2:08d}'
-  path = max(newest.glob('arrays/**/d/*'), key=lambda path: path.stat().st_size)
+  path = newest / 'arrays' / 'a' / '0'
   assert path.stat().st_size > 100_000
   content = bytearray(path.read_bytes())
-  facts = newest / 'facts' / 'metadata'
+  manifest = newest / 'manifest' / 'metadata'
   match damage:
     case 'flip':
       content[len(content) // 2] ^= 1
       path.write_bytes(content)
-    case 'flipped fact':
-      facts.write_text(facts.read_text().replace('"number": 2', '"number": 3'))
+    case 'flipped metadata':
+      manifest.write_text(
+        manifest.read_text().replace('"number": 2', '"number": 3')
+      )
     case 'truncate':
       path.write_bytes(content[: len(content) // 2])
     case 'delete':
       path.unlink()
-    case 'cut facts':
-      facts.write_text(facts.read_text()[:-5])
+    case 'cut metadata':
+      manifest.write_text(manifest.read_text()[:-5])
   with pytest.raises(checkpoint.DamagedCheckpoint, match=f'{newest} {said}'):
     checkpoint.restore(newest)
   caplog.clear()
@@ -402,7 +388,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(tmp_path, step):
   )
   assert done.returncode == 1, done.stderr
   assert f'{step:08d} could not be written' in done.stderr
-  assert 'the last good one is 1: make room' in done.stderr
+  assert 'the last good one is 1: free some' in done.stderr
   assert checkpoint.steps(tmp_path) == [1]
   restored = checkpoint.restore_newest(tmp_path)
   assert restored is not None

@@ -77,36 +77,48 @@ def test_system_errors_name_the_file(tmp_path):
 
 
 FULL = """
-import os, resource, signal, sys
+import resource, signal, sys
 from pathlib import Path
 from iusp_jax.runtime import files, metrics_log
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-what, folder = sys.argv[1], Path(sys.argv[2])
-writer = metrics_log.MetricsWriter(folder, 0) if what == 'row' else None
+what, folder, size = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
 try:
-  if writer:
-    writer.write(1, {f'train/{k}': 0.1 for k in range(200)})
+  if what == 'rows':
+    writer = metrics_log.MetricsWriter(folder, [])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    for step in range(300):
+      writer.write({'step': step} | {f'train/{k}': 0.1 for k in range(5)})
+    writer.close()
   else:
-    files.write_atomically(folder / 'metrics.jsonl', 'x' * 2_000)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    files.write_atomically(folder / 'metrics.jsonl', 'x' * 30_000)
 except OSError as error:
-  print(f'error: {error}', flush=True)
-  os._exit(1)  # TensorBoard's thread would wait for room.
+  sys.exit(f'error: {error}')
 """
 
 
-@pytest.mark.parametrize('what', ['row', 'file'])
-def test_full_disk_names_the_file(what, tmp_path):
-  """A limit on the size of files stands in for the disk."""
+@pytest.mark.parametrize(
+  ('what', 'size', 'name'),
+  [
+    ('rows', 3_000, 'metrics.jsonl'),
+    ('rows', 30_000, 'tensorboard/events.out.tfevents'),  # These are longer.
+    ('file', 3_000, 'metrics.jsonl'),
+  ],
+)
+def test_full_disk_is_one_line_with_the_file(what, size, name, tmp_path):
+  """And no thread that waits for ever; a limit on files stands in for it."""
   done = subprocess.run(
-    [sys.executable, '-c', FULL, what, str(tmp_path)],
+    [sys.executable, '-c', FULL, what, str(tmp_path), str(size)],
     cwd=ROOT,
     capture_output=True,
     text=True,
+    timeout=60,
   )
-  assert done.returncode == 1, done.stderr
-  assert f"File too large: '{tmp_path}/metrics.jsonl'" in done.stdout
+  assert done.returncode == 1
+  (line,) = done.stderr.splitlines()
+  assert 'File too large' in line
+  assert f"'{tmp_path}/{name}" in line
 
 
 def test_lock_that_the_file_system_refuses_names_its_file(
@@ -160,9 +172,6 @@ def test_damaged_row_is_reported_and_the_later_ones_kept(tmp_path, capsys):
     assert metrics_log.read_metrics(path) == [rows[0], *rows[2:]]
     printed = capsys.readouterr().out
     assert printed == f'{path}: line 2 is damaged: it is left out\n'
-  writer = metrics_log.MetricsWriter(tmp_path, 3)
-  writer.close()
-  assert metrics_log.read_metrics(path) == [rows[0], rows[2]]
 
 
 def test_row_cut_by_a_kill_is_left_out(tmp_path, capsys):
@@ -173,8 +182,8 @@ def test_row_cut_by_a_kill_is_left_out(tmp_path, capsys):
 
 
 def test_rows_that_are_not_finite_are_json_all_the_same(tmp_path):
-  writer = metrics_log.MetricsWriter(tmp_path, 0)
-  writer.write(1, {'a': np.nan, 'b': np.inf, 'c': 1.5})
+  writer = metrics_log.MetricsWriter(tmp_path, [])
+  writer.write({'step': 1, 'a': np.nan, 'b': np.inf, 'c': 1.5})
   writer.close()
   path = tmp_path / 'metrics.jsonl'
   assert json.loads(path.read_text()) == {

@@ -9,8 +9,7 @@ import numpy as np
 
 from iusp_jax.data import datasets, store
 from iusp_jax.experiment import teacher as teachers
-from iusp_jax.reporting.table import aggregates
-from iusp_jax.runtime import checkpoint, devices, hosts, processes
+from iusp_jax.runtime import checkpoint, devices, files, hosts, processes
 from iusp_jax.training import evaluate, train
 
 
@@ -75,7 +74,7 @@ def predict(folder, model):
     scores[name] = evaluate.score_split(fake(), truth, found[name])
   if processes.is_primary():
     np.savez(folder / 'predicted.npz', **found)
-    text = json.dumps(aggregates.plain(scores))
+    text = files.to_json(scores)
     (folder / 'scores.json').write_text(text)
 
 

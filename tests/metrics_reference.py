@@ -105,14 +105,24 @@ def score(truth, scores, level='coarse'):
   scores = [[float(v) for v in row] for row in scores]
   classes = columns_of(level, len(truth[0]))
   curves = [class_curve(truth, scores, *columns) for columns in classes]
-  class_auprc = [area(curve) for curve in curves]
+  # A clip with X alone counts as a positive of its class too.
+  positives = [
+    any(row[q] for row in truth for q in (*tags, unknown) if q is not None)
+    for tags, unknown in classes
+  ]
+  class_auprc = [
+    area(curve) if any_positive else None
+    for curve, any_positive in zip(curves, positives, strict=True)
+  ]
+  defined = [value for value in class_auprc if value is not None]
   micro = micro_curve(curves)
   threshold, tp, fp, fn = [row for row in micro if row[0] >= 0.5][-1]
   precision, recall = tp / max(tp + fp, 0.5), tp / max(tp + fn, 0.5)
+  f1 = 2 / (1 / precision + 1 / recall) if tp else 0.0
   return {
-    'micro_auprc': area(micro),
-    'macro_auprc': sum(class_auprc) / len(class_auprc),
-    'micro_f1': 2 / (1 / precision + 1 / recall) if tp else 0.0,
+    'micro_auprc': area(micro) if defined else None,
+    'macro_auprc': sum(defined) / len(defined) if defined else None,
+    'micro_f1': f1 if defined else None,
     'class_auprc': class_auprc,
     'f1_row': {'threshold': threshold, 'TP': tp, 'FP': fp, 'FN': fn},
   }

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from fakes import fake, recipe, teacher_recipe
 
-from iusp_jax.data import datasets
+from iusp_jax.data import sources
 from iusp_jax.models import tagger
-from iusp_jax.objectives import similarity
+from iusp_jax.objectives import similarity, terms
 from iusp_jax.training import step
+from iusp_jax.training.recipe import Recipe
 
 AUGMENT = {
   'time_roll_seconds': 0.2,
@@ -27,55 +28,68 @@ SMALL = {
 
 
 def batch_of(mixup_alpha=0.0, clips=4):
-  stream = datasets.train_stream(
-    fake().splits['train'], clips, 3, mixup_alpha=mixup_alpha
-  )
-  return next(stream)
+  """The first batch of a run, its clips mixed where there is mixup."""
+  arrays = waves()
+  order = sources.Order(len(arrays['index']), clips, (3,), mixup_alpha)
+  places = {name: clips[0, 0] for name, clips in order.clips([0]).items()}
+  if mixup_alpha:
+    places['share'] = order.shares([0])[0, 0]
+  return step._mixed(sources.take(arrays, places))
 
 
 @functools.cache
-def frozen():
-  model = tagger.build(teacher_recipe(), 8)
-  return step.Teacher(model, model.initialise(3, fake().num_samples))
+def waves():
+  return sources.features(fake().splits['train'], None)
+
+
+@functools.cache
+def teacher():
+  return tagger.build(teacher_recipe(), 8)
+
+
+@functools.cache
+def teacher_variables():
+  return teacher().initialise(3, fake().num_samples)
 
 
 def prepared(bands, batch, **augmentation):
   """What a step makes of a batch: log-mel, the teacher's frame Grams.
 
   Returns:
-    The prepared batch, and the student; the teacher has 24 bands.
+    The log-mel, the Grams, and the student; the teacher has 24 bands.
   """
   made = recipe(bands=bands)
   made['augment'] |= augmentation
-  objective = {f'{term}_weight': 0.0 for term in step.DISTILLATION_TERMS}
-  objective |= {'iusp_weight': 1.0}
-  job = step.Job('student', made, objective, fake(), 5, None, frozen())
-  student = tagger.build(made, 8)
+  objective = terms.Objective({'iusp': 1.0})
+  made = Recipe.from_config(made)
+  job = step.Job('student', made, objective, fake(), 5, teacher())
 
   @jax.jit
   def prepare(batch, variables):
     keys_B = tagger.clip_keys(5, 7, batch['index'])
-    return step._make_prepare(student, job)(batch, keys_B, variables)
+    return step._make_prepare(job)(batch, keys_B, variables)
 
-  return prepare(batch, frozen().variables), student
+  found = prepare(batch, teacher_variables())
+  return found['mel'], found[sources.TARGET + 'frame_gram'], job.student()
 
 
 @functools.cache
 def compiled_grams():
   def grams(variables, mel_BTF):
-    output = tagger.apply(frozen().model, variables, mel_BTF)
-    return jax.vmap(similarity.gram)(output.frames_BTD)
+    output = tagger.apply(teacher(), variables, mel_BTF)
+    gram_BTT = jax.vmap(similarity.gram)(output.frames_BTD)
+    return gram_BTT / gram_BTT.max((1, 2), keepdims=True)
 
   return jax.jit(grams)
 
 
 def frame_grams(mel_BTF):
-  """The teacher's, of this log-mel."""
-  return compiled_grams()(frozen().variables, mel_BTF)
+  """The teacher's, of this log-mel; at most 1."""
+  return compiled_grams()(teacher_variables(), mel_BTF)
 
 
 def apart(a, b):
-  """Greatest difference, as a share of the greatest value."""
+  """Greatest difference, relative to the greatest value."""
   return float(abs(a - b).max() / abs(b).max())
 
 
@@ -83,42 +97,37 @@ def apart(a, b):
 def test_teacher_and_student_get_the_same_sound(mixup_alpha):
   """With one front end, its Gram is that of the student's own log-mel."""
   batch = batch_of(mixup_alpha)
-  found, student = prepared(24, batch, **AUGMENT)
-  assert student.frontend == frozen().model.frontend
-  assert apart(found['teacher_frame_gram'], frame_grams(found['mel'])) < 1e-4
-  # And something did happen to every clip, which the teacher would notice.
-  plain = tagger.log_mel(student, batch['wave'])
-  for own, untouched in zip(
-    found['teacher_frame_gram'], frame_grams(plain), strict=True
-  ):
+  mel_BTF, gram_BTT, student = prepared(24, batch, **AUGMENT)
+  assert student.frontend == teacher().frontend
+  assert apart(gram_BTT, frame_grams(mel_BTF)) < 1e-4
+  # And something did happen to every clip, which shows in the teacher's.
+  plain_BTF = tagger.log_mel(student, batch['wave'])
+  for own, untouched in zip(gram_BTT, frame_grams(plain_BTF), strict=True):
     assert apart(own, untouched) > 0.02
-  source = fake().splits['train'].source
-  mixed = [
-    not np.array_equal(wave, source[int(index)]['audio'])
-    for wave, index in zip(batch['wave'], batch['index'], strict=True)
-  ]
-  assert all(mixed) == any(mixed) == (mixup_alpha > 0)
+  own_BS = waves()['wave'][batch['index']]
+  mixed_B = np.any(np.asarray(batch['wave']) != own_BS, axis=1)
+  assert all(mixed_B) == any(mixed_B) == (mixup_alpha > 0)
 
 
 def test_other_front_ends_get_the_same_roll():
   """The shift is found again in the student's log-mel, sample by sample."""
   batch = batch_of()
-  found, student = prepared(16, batch, time_roll_seconds=0.0005)
-  assert student.frontend != frozen().model.frontend
+  mel_BTF, gram_BTT, student = prepared(16, batch, time_roll_seconds=0.0005)
+  assert student.frontend != teacher().frontend
   rolled = np.stack([np.roll(batch['wave'], s, 1) for s in range(-8, 9)])
   every = jax.jit(lambda wave_BS: tagger.log_mel(student, wave_BS))(
     rolled.reshape(-1, rolled.shape[-1])
   )
   every = every.reshape(17, -1, *every.shape[1:])
-  misses = abs(every - found['mel'][None]).max((2, 3))
-  best_B = np.asarray(misses.argmin(0))
-  np.testing.assert_allclose(np.min(misses, 0), 0, atol=1e-4)
+  difference = abs(every - mel_BTF[None]).max((2, 3))
+  best_B = np.asarray(difference.argmin(0))
+  np.testing.assert_allclose(np.min(difference, 0), 0, atol=1e-4)
   assert len(set(best_B)) > 1  # Every clip has a shift of its own.
   wave_BS = rolled[best_B, np.arange(len(best_B))]
-  expected = frame_grams(tagger.log_mel(frozen().model, wave_BS))
-  assert apart(found['teacher_frame_gram'], expected) < 1e-4
-  plain = frame_grams(tagger.log_mel(frozen().model, batch['wave']))
-  assert apart(found['teacher_frame_gram'], plain) > 1e-3
+  expected = frame_grams(tagger.log_mel(teacher(), wave_BS))
+  assert apart(gram_BTT, expected) < 1e-4
+  plain = frame_grams(tagger.log_mel(teacher(), batch['wave']))
+  assert apart(gram_BTT, plain) > 1e-3
 
 
 # Time order ------------------------------------------------------------------
@@ -127,7 +136,7 @@ HOPS = 8  # Log-mel frames a frame embedding, for all models.
 
 
 def unlike(a_TD, b_TD):
-  """Greatest difference, as a share of what happens in time."""
+  """Greatest difference, relative to what happens in time."""
   return float(abs(a_TD - b_TD).max() / np.ptp(b_TD, axis=0).max())
 
 
@@ -138,7 +147,7 @@ def random_variables(model, num_samples):
   def fill(path, leaf):
     name = jax.tree_util.keystr(path)
     value = rng.normal(size=leaf.shape).astype(np.float32)
-    affine = ('scale' in name or 'bias' in name) and 'lstm' not in name
+    affine = ('scale' in name or 'bias' in name) and 'Lstm' not in name
     if 'batch_stats' in name or affine:
       return abs(value) + 0.5 if 'var' in name else value
     return leaf

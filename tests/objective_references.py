@@ -13,7 +13,7 @@ from iusp_jax.objectives import losses, similarity
 
 SEEDS = st.integers(0, 2**32 - 1)
 SCALES = st.floats(1e-3, 1e3)
-few = settings(max_examples=10, deadline=None)
+few = settings(max_examples=8)
 both = pytest.mark.parametrize('name', ['sp', 'iusp'])
 
 # One program a loss and shape gives value and gradient: compiling is what

@@ -4,24 +4,29 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
-
 from hosts_world import ROOT
 
-CHILD = """
-import sys, time
 from iusp_jax.runtime import parent
-if sys.argv[2] == 'late':  # The parent is gone before it is watched.
+
+CHILD = """
+import os, sys, time
+from iusp_jax.runtime import parent
+if sys.argv[1] == 'late':  # The parent is gone before it is watched.
   sys.stdin.readline()
-parent.end_with(int(sys.argv[1]))
+parent.watch()
+assert 'IUSP_JAX_PARENT' not in os.environ
 print('watches', flush=True)
 time.sleep(60)
 """
 PARENT = """
-import os, subprocess, sys, time
+import subprocess, sys, time
+from iusp_jax.runtime import parent
 child = subprocess.Popen(
-  [sys.executable, '-c', sys.argv[1], str(os.getpid()), sys.argv[2]],
+  [sys.executable, '-c', sys.argv[1], sys.argv[2]],
+  env=parent.environment(),
   stdin=sys.stdin,
 )
 print(child.pid, flush=True)
@@ -31,7 +36,7 @@ time.sleep(60)
 
 @pytest.mark.parametrize('when', ['early', 'late'])
 def test_child_of_a_killed_parent_ends(when):
-  parent = subprocess.Popen(
+  killed = subprocess.Popen(
     [sys.executable, '-c', PARENT, CHILD, when],
     cwd=ROOT,
     stdin=subprocess.PIPE,
@@ -39,12 +44,19 @@ def test_child_of_a_killed_parent_ends(when):
     stderr=subprocess.PIPE,
     text=True,
   )
-  child = int(parent.stdout.readline())
+  child = int(killed.stdout.readline())
   if when == 'early':
-    assert parent.stdout.readline() == 'watches\n'
+    assert killed.stdout.readline() == 'watches\n'
     os.kill(child, 0)
-  parent.send_signal(signal.SIGKILL)
-  parent.wait()
+  killed.send_signal(signal.SIGKILL)
+  killed.wait()
   # This waits until the child has closed its ends, too: 60 s if it goes on.
-  _, errors = parent.communicate('now\n', timeout=20)
-  assert f'process {parent.pid}, which started this one ({child})' in errors
+  _, errors = killed.communicate('now\n', timeout=20)
+  assert f'process {killed.pid}, which started this one ({child})' in errors
+
+
+def test_process_without_such_a_parent_watches_nobody(monkeypatch):
+  monkeypatch.delenv('IUSP_JAX_PARENT', raising=False)
+  before = threading.active_count()
+  parent.watch()
+  assert threading.active_count() == before

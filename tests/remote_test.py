@@ -7,7 +7,6 @@ import json
 import pathlib
 
 import fsspec
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils.epath import backend
@@ -15,12 +14,12 @@ from fakes import dataset
 from fsspec.implementations import dirfs, local
 
 from configs import iusp
-from iusp_jax.data import datasets, store
-from iusp_jax.experiment import experiment, teacher
-from iusp_jax.reporting import plots
+from iusp_jax.data import sources
+from iusp_jax.experiment import identity, results, setup, teacher
+from iusp_jax.reporting import figures
 from iusp_jax.runtime import checkpoint, files, metrics_log
 from iusp_jax.scoring import predictions
-from iusp_jax.training import watch
+from iusp_jax.training import finite, recipe
 from tfds_dcase import sonyc_ust, urban_scenes
 
 RUN = 'gs://bucket/some/run'
@@ -62,7 +61,7 @@ def test_addresses_stay_and_local_paths_become_absolute(tmp_path, monkeypatch):
   assert str(checkpoint._absolute(files.resolve(RUN) / 'a')) == f'{RUN}/a'
   assert files.resolve('runs/a') == tmp_path / 'runs' / 'a'
   assert files.resolve('~') == pathlib.Path.home()
-  assert str(experiment.config_path(files.resolve(RUN))) == f'{RUN}/config.json'
+  assert str(results.config_path(files.resolve(RUN))) == f'{RUN}/config.json'
 
 
 def test_files_of_a_run_are_written_and_read(bucket):
@@ -75,21 +74,21 @@ def test_files_of_a_run_are_written_and_read(bucket):
     workdir / 'p.csv', ['a.wav'], {'1_engine': np.array([0.5])}
   )
   assert (bucket / 'some/run/p.csv').read_text().startswith('audio_filename')
-  with plots.figure(1.0, workdir / 'p.png'):
+  with figures.figure(1.0, workdir / 'p.png'):
     pass
   assert (bucket / 'some/run/p.png').read_bytes()[:4] == b'\x89PNG'
 
 
 def test_metrics_continue(bucket):
   workdir = files.resolve(RUN)
-  metrics = metrics_log.MetricsWriter(workdir, 0)
-  metrics.write(1, {'train/loss': 1.0})
-  metrics.write(2, {'validate/score': 0.5})
+  metrics = metrics_log.MetricsWriter(workdir, [])
+  metrics.write({'step': 1, 'train/loss': 1.0})
+  metrics.write({'step': 2, 'validate/score': 0.5})
   rows = [{'step': 1, 'train/loss': 1.0}, {'step': 2, 'validate/score': 0.5}]
   assert metrics_log.read_metrics(workdir / 'metrics.jsonl') == rows
   metrics.close()
-  metrics = metrics_log.MetricsWriter(workdir, 1)
-  metrics.write(2, {'train/loss': 3.0})
+  metrics = metrics_log.MetricsWriter(workdir, rows[:1])
+  metrics.write({'step': 2, 'train/loss': 3.0})
   metrics.close()
   rows[1] = {'step': 2, 'train/loss': 3.0}
   assert metrics_log.read_metrics(workdir / 'metrics.jsonl') == rows
@@ -117,11 +116,10 @@ def test_checkpoint_that_is_put_aside_is_found(bucket):
 
 def test_batch_of_a_nan_is_kept(bucket):
   split = dataset('coarse').splits['train']
-  stream = datasets.train_stream(split, 8, 0)
-  done = watch.Done(3, 2, stream.get_state(), {'loss': jnp.full(1, jnp.nan)})
-  error = watch.NotFinite('no number', done)
+  order = sources.Order(len(split), 8, (0,))
+  error = finite.NotFinite('NaN', 3, {'loss': float('nan')})
   path = files.resolve(RUN) / 'nan_batch.npz'
-  watch.save_batch(path, error, stream, split)
+  finite.save_batch(path, error, split, order, number=2)
   kept = np.load(bucket / 'some/run/nan_batch.npz')
   assert kept['step'] == 3
   assert len(kept['clip_id']) == 8
@@ -137,7 +135,9 @@ def test_builders_get_the_address(bucket):
 def test_caches_keep_the_address(bucket):
   config = iusp.get_config('smoke')
   config.cache_dir = 'gs://bucket/cache'
-  assert 'gs://bucket/cache' in store.obstacle(config, 10)
+  student = recipe.Recipe.from_config(identity.plain(config.student))
+  reason = setup.teacher_must_run(student, ['logits'], config.cache_dir, 10)
+  assert 'gs://bucket/cache' in reason
   config.teacher.checkpoint = RUN
   with pytest.raises(ValueError, match='gs://bucket/some/run holds no trained'):
-    teacher.obtain(config, None)  # pyright: ignore
+    teacher.get_or_train(identity.plain(config), None)  # pyright: ignore

@@ -180,6 +180,13 @@ class TestFiles:
       with pytest.raises(ValueError, match='not a whole CSV file'):
         score_file.read_predictions(path)
 
+  @pytest.mark.parametrize('cell', ['"a.wav,0.5\nb.wav', '"' + 'x' * 140_000])
+  def test_a_quote_that_is_not_closed(self, tmp_path, cell):
+    path = tmp_path / 'p.csv'
+    path.write_text(f'audio_filename,dog\nc.wav,1\n{cell},0.1\nd.wav,1\n')
+    with pytest.raises(ValueError, match=r'line 3: .*quote .*not.* closed'):
+      score_file.read_predictions(path)
+
   def test_columns_not_asked_for_may_hold_anything(self, tmp_path):
     path = tmp_path / 'p.csv'
     path.write_text('note,audio_filename,dog\nhello,a.wav,0.5\n')
@@ -284,7 +291,8 @@ class TestScoreFiles:
     for level in metrics.LEVELS:
       want = expected(zeros, level)['micro_auprc']
       assert found[f'{level}_micro_auprc'] == want
-    assert found['coarse_undefined'] == ['5_alert-signal']
+    assert found['coarse_undefined'] == []
+    assert found['coarse_constant'] == ['5_alert-signal']
     assert found['coarse_class_auprc']['5_alert-signal'] == 0
 
   def test_a_fine_file_at_the_coarse_level(self, tmp_path, annotations, scores):
@@ -406,12 +414,42 @@ class TestScoreFiles:
       assert set(found[f'{level}_class_auprc_ci']) == set(taxonomy.COARSE)
     printed = capsys.readouterr().out
     assert f'{found["fine_macro_auprc"]:.4f}' in printed
+    assert printed.count('mean over the 8 of 8 tags with positives') == 2
     assert f'[{low:.4f}, {high:.4f}]' in printed
     for name in taxonomy.COARSE:
       assert f'{name} ' in printed
     assert f'written to {output}' in printed
 
-  def test_main_says_each_warning_once(
+  def test_a_split_without_positives(
+    self, tmp_path, annotations, scores, capsys
+  ):
+    rows = list(csv.DictReader(annotations.open()))
+    for row in rows:
+      row |= {n: '0' for n in row if n.endswith('_presence')}
+      if row['audio_filename'] == CLIPS[0]:
+        row['8-1_dog-barking-whining_presence'] = '1'
+        row['8_dog_presence'] = '1'
+    write_rows(annotations, rows)
+    path, output = tmp_path / 'p.csv', tmp_path / 'out.json'
+    score_file.write_predictions(path, CLIPS, scores)
+    files = {'predictions': str(path), 'annotations': str(annotations)}
+    result = score_file.main_score(**files, bootstrap=20)
+    assert result['coarse_macro_auprc'] == result['coarse_class_auprc']['8_dog']
+    assert result['coarse_class_auprc']['1_engine'] is None
+    assert 'mean over the 1 of 8 tags' in capsys.readouterr().out
+    for row in rows:
+      row |= {n: '0' for n in row if n.endswith('_presence')}
+    write_rows(annotations, rows)
+    result = score_file.main_score(**files, output=str(output), bootstrap=20)
+    assert result['coarse_micro_auprc'] is result['fine_macro_auprc'] is None
+    printed = capsys.readouterr()
+    assert printed.err.count('no positives at the') == 2
+    assert 'nothing can be scored' in printed.err
+    assert 'undefined' in printed.out
+    assert 'NaN' not in output.read_text()
+    assert json.loads(output.read_text())['coarse_micro_auprc'] is None
+
+  def test_main_prints_each_warning_once(
     self, tmp_path, annotations, scores, capsys
   ):
     path = tmp_path / 'p.csv'
@@ -419,9 +457,9 @@ class TestScoreFiles:
     score_file.write_predictions(path, CLIPS, fine)
     result = score_file.main_score(str(path), str(annotations), bootstrap=0)
     assert len(result['warnings']) == 1
-    said = capsys.readouterr()
-    assert said.err.count('1-1_small-sounding-engine') == 1
-    assert said.out.count('note: ') == len(result['notes'])
+    printed = capsys.readouterr()
+    assert printed.err.count('1-1_small-sounding-engine') == 1
+    assert printed.out.count('note: ') == len(result['notes'])
 
   @pytest.mark.parametrize('missing', ['predictions', 'annotations'])
   def test_main_without_a_file(self, missing):

@@ -1,5 +1,6 @@
-"""SONYC-UST: clear words for every bad recording, archive or annotation."""
+"""SONYC-UST: a clear message for every bad recording, archive or annotation."""
 
+import gzip
 import io
 import logging
 import re
@@ -33,8 +34,8 @@ def manual(tmp_path):
 
 
 @pytest.fixture
-def said(caplog):
-  """What is logged."""
+def logged(caplog):
+  """The records of the builders' logger."""
   caplog.set_level(logging.INFO, logger='tfds_dcase')
   return caplog
 
@@ -49,20 +50,29 @@ soundfile.write(
 BAD = {
   'missing': (None, 'missing'),
   'empty': (b'', 'an empty file'),
-  'truncated': (WAVS['00_000002.wav'][:-5000], 'truncated: 315044 bytes'),
-  'cut in the header': (WAVS['00_000002.wav'][:20], 'truncated: 20 bytes'),
+  'truncated': (
+    WAVS['00_000002.wav'][:-5000],
+    'truncated: it ends after 9.84 s, its header gives 10.00 s',
+  ),
+  'cut in the header': (
+    WAVS['00_000002.wav'][:20],
+    'truncated: it ends after 20 bytes, its header gives 320044 bytes',
+  ),
   'unreadable header': (_HEADERLESS, 'not a readable sound file'),
   'no sound at all': (b'hello, world' * 100, 'not a readable sound file'),
-  'four seconds': (wav(1, 4.0), '4.000 s long at 16000 Hz, expected 10 s'),
+  'four seconds': (wav(1, 4.0), '4.000 s long, expected 10 s'),
   'eleven seconds': (wav(1, 11.0), '11.000 s long'),
-  'not finite': (_NOT_FINITE.getvalue(), 'not finite'),
+  'not finite': (
+    _NOT_FINITE.getvalue(),
+    '160000 of 160000 samples are NaN or infinite',
+  ),
   'huge': (b'\0' * (sources.MAX_BYTES + 1), 'too large'),
 }
 
 
 @pytest.mark.parametrize('packed', [False, True])
 @pytest.mark.parametrize('fault', BAD)
-def test_bad_recording(tmp_path, manual, fault, packed, said):
+def test_bad_recording(tmp_path, manual, fault, packed, logged):
   data, words = BAD[fault]
   wavs = {**WAVS, '00_000002.wav': data}
   if data is None:
@@ -82,12 +92,12 @@ def test_bad_recording(tmp_path, manual, fault, packed, said):
   skipped = builder.info.metadata['build']['skipped']
   assert list(skipped) == ['00_000002.wav']
   assert words in skipped['00_000002.wav']
-  assert '1 recordings skipped' in said.text
+  assert '1 recordings skipped' in logged.text
   assert len(builder.as_data_source('train')) == 2
-  # Whoever opens it later is told.
-  said.clear()
+  # Later uses log it too.
+  logged.clear()
   sonyc_ust.make_builder(tmp_path / 'data', 'v1')
-  assert 'was built without 1 recordings' in said.text
+  assert 'was built without 1 recordings' in logged.text
 
 
 def test_skipping_everything_is_refused(tmp_path, manual):
@@ -108,21 +118,21 @@ def test_missing_recordings_are_counted_by_split(tmp_path, manual):
   assert str(manual / 'audio') in str(error.value)
 
 
-def test_extra_recordings_are_left_out_and_named(tmp_path, manual, said):
+def test_extra_recordings_are_left_out_and_named(tmp_path, manual, logged):
   write_folder(manual / 'audio', {**WAVS, '77_123456.wav': wav(9)})
   builder = build(tmp_path, manual)
-  assert '1 recordings that the annotations do not name' in said.text
-  assert '77_123456.wav' in said.text
+  assert '1 recordings that the annotations do not name' in logged.text
+  assert '77_123456.wav' in logged.text
   assert builder.info.metadata['build']['extra'] == 1
   assert '77_123456.wav' in (builder.data_path / 'notes.txt').read_text()
 
 
-def test_the_same_recording_twice_is_counted(tmp_path, manual, said):
+def test_the_same_recording_twice_is_counted(tmp_path, manual, logged):
   write_folder(manual / 'a')
   write_folder(manual / 'b', {'00_000001.wav': WAVS['00_000001.wav']})
   builder = build(tmp_path, manual)
   assert builder.info.metadata['build']['duplicates'] == 1
-  assert '1 recordings were there twice' in said.text
+  assert '1 recordings were there twice' in logged.text
 
 
 @pytest.mark.parametrize('packed', [False, True])
@@ -155,10 +165,10 @@ def _member(name, kind=tarfile.REGTYPE):
     (_member('audio/../../00_000009.wav'), r'a path with \.\.'),
     (_member('C:/00_000009.wav'), 'an absolute path'),
     (_member('audio\\..\\00_000009.wav'), r'a path with \.\.'),
-    (_member('00_000009.wav', tarfile.SYMTYPE), 'a link or device'),
-    (_member('00_000009.wav', tarfile.LNKTYPE), 'a link or device'),
-    (_member('00_000009.wav', tarfile.CHRTYPE), 'a link or device'),
-    (_member('00_000009.wav', tarfile.FIFOTYPE), 'a link or device'),
+    (_member('00_000009.wav', tarfile.SYMTYPE), 'a link, device or sparse'),
+    (_member('00_000009.wav', tarfile.LNKTYPE), 'a link, device or sparse'),
+    (_member('00_000009.wav', tarfile.CHRTYPE), 'a link, device or sparse'),
+    (_member('00_000009.wav', tarfile.FIFOTYPE), 'a link, device or sparse'),
   ],
 )
 def test_unsafe_member_is_refused(tmp_path, manual, member, words):
@@ -167,6 +177,76 @@ def test_unsafe_member_is_refused(tmp_path, manual, member, words):
     build(tmp_path, manual, on_bad_recording='skip')
   assert 'audio-dev.tar.gz' in str(error.value)
   assert repr(member.name) in str(error.value)
+
+
+def _header(kind, size, data=b''):
+  """A header block of a member, and its data in whole blocks."""
+  info = tarfile.TarInfo('x')
+  info.type, info.size = kind, size
+  return info.tobuf() + data + bytes(-len(data) % 512)
+
+
+def _pax(text):
+  line = f'00 {text}\n'.encode()
+  line = f'{len(line)} {text}\n'.encode()
+  return _header(tarfile.XHDTYPE, len(line), line)
+
+
+def _plain(name='audio/00_000001.wav'):
+  info = tarfile.TarInfo(name)
+  info.size = 10
+  return info.tobuf() + b'0123456789' + bytes(502)
+
+
+def _sparse():
+  info = tarfile.TarInfo('audio/00_000001.wav')
+  info.type = tarfile.GNUTYPE_SPARSE
+  return info.tobuf()
+
+
+HUGE = {
+  'PAX size of 2^62': (_pax(f'size={2**62}') + _plain(), f'{2**62} bytes'),
+  'negative PAX size': (_pax('size=-5000') + _plain(), 'damaged|bytes'),
+  'PAX header of 300 MB': (_header(tarfile.XHDTYPE, 300 << 20), 'a header of'),
+  'global header of 300 MB': (
+    _header(tarfile.XGLTYPE, 300 << 20),
+    'a header of 314572800 bytes, at most 65536',
+  ),
+  'long name of 300 MB': (
+    _header(tarfile.GNUTYPE_LONGNAME, 300 << 20),
+    'a header of',
+  ),
+  'a file of 2^40': (_header(tarfile.REGTYPE, 2**40), f'{2**40} bytes'),
+  'a chain of headers': (3000 * _pax('a=b') + _plain(), 'damaged'),
+  'a sparse file': (_sparse(), 'sparse file'),
+  'PAX sparse of 2^62': (
+    _pax(f'GNU.sparse.size={2**62}') + _plain(),
+    'sparse|bytes',
+  ),
+}
+
+
+@pytest.mark.parametrize('fault', HUGE)
+def test_sizes_that_no_release_has(tmp_path, manual, fault):
+  data, words = HUGE[fault]
+  # What a header promises is there as zeros, which gzip makes small.
+  zeros = bytes(310 << 20) if '300 MB' in fault else bytes(1024)
+  with gzip.open(manual / 'audio-dev.tar.gz', 'wb', compresslevel=1) as file:
+    file.write(data + zeros)
+  with pytest.raises(ValueError, match=words) as error:
+    build(tmp_path, manual, on_bad_recording='skip')
+  assert str(manual / 'audio-dev.tar.gz') in str(error.value)
+  assert 'download' in str(error.value)
+
+
+def test_an_archive_with_more_bytes_than_the_release(
+  tmp_path, manual, monkeypatch
+):
+  monkeypatch.setattr(sources, 'MAX_BYTES', 100)
+  write_archive(manual / 'audio-dev.tar.gz')
+  most = 100 * (2351 + 443 + 274)
+  with pytest.raises(ValueError, match=f'{most} .*of the|{most} expected'):
+    build(tmp_path, manual, on_bad_recording='skip')
 
 
 @pytest.mark.parametrize('keep', [0, 5, 0.3, 0.7, -9])
@@ -232,4 +312,4 @@ def test_annotations_of_the_other_version(tmp_path, manual, has, asked):
   write_annotations(manual / 'annotations.csv', version=has)
   with pytest.raises(ValueError, match=f'an annotations file of {has}') as e:
     build(tmp_path, manual, version=asked)
-  assert f'sonyc_ust/{asked} is asked for' in str(e.value)
+  assert f'sonyc_ust/{asked} was requested' in str(e.value)

@@ -41,7 +41,7 @@ _BUILD = """
 def digests(data_dir) -> dict[str, list[str]]:
   """md5 of every record, file by file."""
   result = {}
-  folder = pathlib.Path(data_dir) / 'sonyc_ust/v1/1.0.0'
+  folder = pathlib.Path(data_dir) / 'sonyc_ust/v1/1.1.0'
   for path in sorted(folder.glob('*.array_record-*')):
     reader = array_record_module.ArrayRecordReader(str(path))
     result[path.name] = [

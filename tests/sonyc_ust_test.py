@@ -40,7 +40,7 @@ def manual(tmp_path):
 
 
 @pytest.fixture
-def said(caplog):
+def logged(caplog):
   """What is logged."""
   caplog.set_level(logging.INFO, logger='tfds_dcase')
   return caplog
@@ -207,19 +207,19 @@ def test_nearly_ten_seconds_are_padded_or_cut(seconds, real):
   assert not clip.audio_S[real:].any()
 
 
-def test_without_test_truth_there_is_no_test_split(tmp_path, manual, said):
+def test_without_test_truth_there_is_no_test_split(tmp_path, manual, logged):
   write_archive(manual / 'audio-dev.tar.gz')
   write_archive(manual / 'audio-eval.tar.gz', {}, 'audio-eval/')
   builder = build(tmp_path, manual)
   assert 'test' not in builder.info.splits
-  assert 'has no truth for the test split' in said.text
-  assert 'record 3338310 has it' in said.text
+  assert 'has no truth for the test split' in logged.text
+  assert 'record 3338310 has it' in logged.text
 
 
-def test_faulty_rows_are_reported_once(tmp_path, manual, said):
+def test_faulty_rows_are_reported_once(tmp_path, manual, logged):
   _audio(manual)
   builder = build(tmp_path, manual)
-  found = [r for r in said.messages if 'rows ship coarse tags' in r]
+  found = [r for r in logged.messages if 'rows ship coarse tags' in r]
   assert len(found) == 1
   assert 'v0.4' in found[0]
   # The volunteer row with non-machinery-impact, one a clip.
@@ -266,7 +266,7 @@ def test_another_process_writes_the_same_without_tensorflow(tmp_path, manual):
 )
 def test_mixed_versions_are_refused(train, test, split):
   with pytest.raises(ValueError, match='is refused') as error:
-    sonyc_ust.refuse_mixed_versions(train, test, split)
+    sonyc_ust.check_mixed_versions(train, test, split)
   assert "v1's clips" in str(error.value)
   assert f'the {split} split' in str(error.value)
 
@@ -274,10 +274,10 @@ def test_mixed_versions_are_refused(train, test, split):
 def test_builders_of_mixed_versions_are_refused(tmp_path):
   one, two = (sonyc_ust.make_builder(tmp_path, v) for v in ('v1', 'v2'))
   with pytest.raises(ValueError, match='Training on sonyc_ust/v2'):
-    sonyc_ust.refuse_mixed_versions(two, one)
-  sonyc_ust.refuse_mixed_versions(one, one)
-  sonyc_ust.refuse_mixed_versions(two, two, 'validate')
-  sonyc_ust.refuse_mixed_versions(one, two)
+    sonyc_ust.check_mixed_versions(two, one)
+  sonyc_ust.check_mixed_versions(one, one)
+  sonyc_ust.check_mixed_versions(two, two, 'validate')
+  sonyc_ust.check_mixed_versions(one, two)
 
 
 def test_records_are_those_published():

@@ -110,6 +110,9 @@ class Server:
   def __init__(self, root):
     self.root, self.log = pathlib.Path(root), []
     self.cut_after = None  # bytes of the next answer, once
+    self.cuts = []  # bytes of each of the next answers
+    self.hold = None  # an event that the second half of an answer waits for
+    self.shift = 0  # what a resumed answer starts after the byte asked for
     self.ignore_range = False
     self.status = None
     self.status_after_cut = None
@@ -151,14 +154,26 @@ class Server:
       return
     handler.send_response(206 if start else 200)
     handler.send_header('Content-Length', str(len(data) - start))
+    if start and self.shift:
+      start += self.shift
+      whole = f'{start}-{len(data) - 1}/{len(data)}'
+      handler.send_header('Content-Range', f'bytes {whole}')
     handler.send_header('ETag', tag)
     handler.end_headers()
     end = None
     if body:
+      if self.cuts:
+        self.cut_after = self.cuts.pop(0)
       if self.cut_after is not None:
         end, self.cut_after = start + self.cut_after, None
         self.status = self.status_after_cut
       with contextlib.suppress(ConnectionError):
+        if self.hold:
+          half = (start + len(data)) // 2
+          handler.wfile.write(data[start:half])
+          handler.wfile.flush()
+          start = half
+          self.hold.wait()
         handler.wfile.write(data[start:end])
     if body and end is not None:
       handler.close_connection = True

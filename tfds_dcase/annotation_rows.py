@@ -1,13 +1,11 @@
 """The rows of SONYC-UST's annotations.csv, one per clip and annotator.
 
 Reads the layout of both versions (v1 has 70 columns, v2 adds where and when a
-clip was recorded) and refuses what it does not know, naming file, row and
-column.
+clip was recorded). Anything else is an error that names file, row and column.
 
 Reference: the READMEs of https://zenodo.org/record/2590742 and 3966543.
 """
 
-import csv
 import dataclasses
 import os
 import sys
@@ -15,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from tfds_dcase import taxonomy
+from tfds_dcase import csv_rows, taxonomy
 
 SPLITS = ('train', 'validate', 'test')
 # The code of a proximity is its place here; -1 = not labelled.
@@ -125,21 +123,19 @@ def _rows(path: str) -> tuple[list[str], list[list[str]], np.ndarray]:
   rows, lines = [], []
   try:
     with open(path, newline='', encoding='utf-8-sig') as file:
-      reader = csv.reader(file)
-      header = [name.strip() for name in next(reader, [])]
+      read = csv_rows.rows(file, path)
+      header = [name.strip() for name in next(read, (1, []))[1]]
       _check_columns(path, header)
-      for row in reader:
-        if not row:
-          continue
+      for line, row in read:
         if len(row) != len(header):
           raise ValueError(
-            f'{path}, row {reader.line_num}: found {len(row)} fields, expected '
+            f'{path}, row {line}: found {len(row)} fields, expected '
             f'{len(header)} as in the header. Is the file cut short?'
           )
         # Few spellings, millions of fields: keep one copy of each.
         rows.append(list(map(sys.intern, row)))
-        lines.append(reader.line_num)
-  except (UnicodeDecodeError, csv.Error) as error:
+        lines.append(line)
+  except UnicodeDecodeError as error:
     raise ValueError(
       f'{path} is not a CSV text file ({error}). Expected annotations.csv of '
       'SONYC-UST.'
@@ -150,7 +146,7 @@ def _rows(path: str) -> tuple[list[str], list[list[str]], np.ndarray]:
 
 
 def _check_columns(path: str, header: list[str]) -> None:
-  """Refuses a header that is neither v1's nor v2's, in any order."""
+  """Raises for a header that is neither v1's nor v2's, in any order."""
   repeated = sorted({name for name in header if header.count(name) > 1})
   missing = [name for name in COLUMNS_V1 if name not in header]
   if any(name in header for name in EXTRA_V2):
@@ -224,7 +220,7 @@ def _extra_parser(name: str) -> tuple[Callable, str, type]:
 
 
 def _check_clips(annotations: Annotations) -> None:
-  """Refuses a clip in two splits, or with two truth rows."""
+  """Raises for a clip in two splits, or with two truth rows."""
   _, first, clip = np.unique(
     annotations.audio_filename, return_index=True, return_inverse=True
   )

@@ -73,7 +73,7 @@ class Clips:
       labelled or no such volunteer.
     proximity: int8 [N, A, 29], the same for `Annotations.proximity`.
     annotator_id: int32 [N, A], 0 = no such volunteer.
-    dropped: names of clips left out, as nothing gives them tags.
+    dropped: names of clips left out, as they have no truth and no votes.
   """
 
   audio_filename: np.ndarray
@@ -105,7 +105,7 @@ def coarse_from_fine(presence_RQ: np.ndarray) -> np.ndarray:
   Q = len(taxonomy.FINE_COLUMNS)
   if presence_RQ.shape[-1:] != (Q,):
     raise ValueError(
-      f'coarse_from_fine wants [..., {Q}] (taxonomy.FINE_COLUMNS), found '
+      f'coarse_from_fine expects [..., {Q}] (taxonomy.FINE_COLUMNS), found '
       f'shape {presence_RQ.shape}.'
     )
   # -1 is the smallest value: a maximum ignores it unless nothing else is there.
@@ -146,10 +146,10 @@ def aggregate(votes_AQ: np.ndarray, rule: str = 'any') -> np.ndarray:
   """Joins several annotators' votes into one tag per column.
 
   Args:
-    votes_AQ: [..., A, Q] presence 1 / 0, -1 = not labelled: such a vote does
-      not count for or against.
+    votes_AQ: [..., A, Q] presence 1 / 0, -1 = not labelled: such a vote is
+      not counted.
     rule: 'any' = at least one vote (the official rule), 'majority' = more
-      than half of the votes cast, 'mean' = the share of them, a soft tag.
+      than half of the votes, 'mean' = the fraction of them, a soft tag.
 
   Returns:
     [..., Q] int8, or float32 under 'mean'; -1 where no vote was cast.
@@ -165,8 +165,8 @@ def aggregate(votes_AQ: np.ndarray, rule: str = 'any') -> np.ndarray:
   cast_Q = (votes_AQ >= 0).sum(axis=-2)
   yes_Q = (votes_AQ == 1).sum(axis=-2)
   if rule == 'mean':
-    share_Q = yes_Q / np.maximum(cast_Q, 1)
-    return np.where(cast_Q > 0, share_Q, -1).astype(np.float32)
+    fraction_Q = yes_Q / np.maximum(cast_Q, 1)
+    return np.where(cast_Q > 0, fraction_Q, -1).astype(np.float32)
   tag_Q = yes_Q > 0 if rule == 'any' else 2 * yes_Q > cast_Q
   return np.where(cast_Q > 0, tag_Q, -1).astype(np.int8)
 
@@ -181,8 +181,8 @@ def clips(
 
   Train uses the volunteers' votes (annotator_id > 0) only; validate and test
   use the agreed truth (annotator_id 0) only, as the challenge does. A coarse
-  tag joins each volunteer's own coarse vote, so that two volunteers who heard
-  an engine of different sizes make a majority for engine.
+  tag joins each volunteer's own coarse vote, so that two volunteers who marked
+  engines of different sizes make a majority for engine.
 
   Args:
     annotations: from `read`.
@@ -240,9 +240,11 @@ def _tags(annotations, votes_NAQ, truth_N, rule):
   dtype = np.float32 if rule == 'mean' else np.int8
   tags_NQ = aggregate(votes_NAQ, rule)
   coarse_NC = aggregate(coarse_from_fine(votes_NAQ), rule)
-  known_N = truth_N >= 0
-  tags_NQ[known_N] = annotations.presence[truth_N[known_N]].astype(dtype)
-  coarse_NC[known_N] = coarse_from_fine(tags_NQ[known_N])
+  has_truth_N = truth_N >= 0
+  tags_NQ[has_truth_N] = annotations.presence[truth_N[has_truth_N]].astype(
+    dtype
+  )
+  coarse_NC[has_truth_N] = coarse_from_fine(tags_NQ[has_truth_N])
   return tags_NQ, coarse_NC
 
 

@@ -2,7 +2,7 @@
 
 Source: `dcase-ust-taxonomy.yaml` of the DCASE 2019 Task 5 release (md5
 6c1cca1c4c383a6ebb0cb71cb74fe3a9, CC BY 4.0). An X tag marks a sound of its
-coarse class that is none of the fine tags or could not be told.
+coarse class that is none of the fine tags or could not be identified.
 """
 
 import numpy as np

@@ -5,7 +5,6 @@ batch or on how the batch is split over devices.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -169,31 +168,6 @@ def time_roll(
   return jax.vmap(roll)(wave_BS, keys_B)
 
 
-def mixup_share(keys_B: jax.Array, alpha: float) -> jax.Array:
-  """The share of each clip in its mix, in [.5, 1], float32 [B].
-
-  max(x, 1 - x) of an x from the beta distribution with both parameters
-  `alpha`: the clip that gives the mix its key is never the softer one.
-
-  Args:
-    keys_B: one random key per clip.
-    alpha: of the beta distribution; the smaller, the less is mixed in.
-
-  Raises:
-    ValueError: where `alpha` is not a finite number above 0.
-
-  References:
-    Zhang et al., mixup, ICLR 2018, arXiv 1710.09412.
-  """
-  if not 0 < alpha < math.inf:
-    raise ValueError(
-      f'alpha of mixup is {alpha}; expected a finite number > 0 (without '
-      'mixup, leave the call out).'
-    )
-  share_B = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys_B)
-  return jnp.maximum(share_B, 1 - share_B)
-
-
 def mixup(
   own: Mapping[str, jax.Array],
   partner: Mapping[str, jax.Array],
@@ -214,6 +188,9 @@ def mixup(
 
   Raises:
     ValueError: where the waves of the two batches differ in dtype.
+
+  References:
+    Zhang et al., mixup, ICLR 2018, arXiv 1710.09412.
   """
   wave_BS = own['wave']
   if partner['wave'].dtype != wave_BS.dtype:

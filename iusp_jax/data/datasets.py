@@ -138,7 +138,7 @@ def load(config: Mapping[str, Any]) -> Dataset:
   builder = make_builder(config)
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
-  with disk.full_disk_said(config['data_dir']):
+  with disk.full_disk_named(config['data_dir']):
     builder.download_and_prepare(file_format='array_record')
   listed = builder.data_path / notes.FILE_NAME
   if listed.exists():

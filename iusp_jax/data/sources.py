@@ -223,16 +223,14 @@ class Resident:
     Raises:
       ValueError: where not even the clips of one step fit.
     """
-    self._arrays, self._order, self._layout = arrays, order, layout
-    self._on_device, self._num_kept = None, order.num_clips
-    self._pairwise = _pairwise(arrays)
-    self.max_steps = max_steps
+    self._arrays, self._on_device = arrays, None
     size = sum(array.nbytes for array in arrays.values())
+    places = _Places(order, layout, [key for key in arrays if is_pairwise(key)])
+    self._places, self._layout, self.max_steps = places, layout, max_steps
     if size <= budget:
       self._on_device = layout.share(dict(arrays))
       return
-    of_step = len(order.seeds) * order.batch_size
-    of_step *= 2 if order.mixup_alpha else 1
+    of_step = places.clips_of_step
     self.max_steps = min(max_steps, budget * order.num_clips // size // of_step)
     if not self.max_steps:
       raise ValueError(
@@ -242,7 +240,6 @@ class Resident:
         f'more than the {budget / 1e6:.1f} MB that a device has for them; '
         'lower batch_size'
       )
-    self._num_kept = min(order.num_clips, self.max_steps * of_step)
     self.notice = (
       f'features and teacher outputs are {size / 1e6:.0f} MB, more than the '
       f'{budget / 1e6:.0f} MB that a device has for them: it gets the clips of '
@@ -251,43 +248,23 @@ class Resident:
 
   def take(self, numbers: Sequence[int]) -> tuple[Any, Any]:
     """What the batches with these numbers need, on the devices."""
-    order, layout = self._order, self._layout
-    clips = order.clips(numbers)
-    arrays = self._on_device
-    if arrays is None:
-      arrays, clips = self._part(clips)
-    if order.mixup_alpha:
-      clips['share'] = order.shares(numbers)
-    count = self.max_steps - len(numbers)  # One program for any number.
-    clips = {
-      name: np.pad(x, ((0, 0), (0, count), (0, 0))) for name, x in clips.items()
+    if self._on_device is not None:
+      places = self._places.of(numbers, self.max_steps)
+      return self._on_device, self._layout.put_local(places)
+    rows_U, columns_V, places = self._places.of_part(numbers, self.max_steps)
+    arrays = {
+      key: x[rows_U][:, columns_V] if is_pairwise(key) else x[rows_U]
+      for key, x in self._arrays.items()
     }
-    places = {name: layout.batch_parts(x) for name, x in clips.items()}
-    if self._pairwise:
-      places['columns'] = layout.whole_batches(clips['own'])
-    return arrays, layout.put_local(places)
-
-  def _part(self, clips):
-    needed_U = np.unique(
-      np.concatenate([x.reshape(-1) for x in clips.values()])
-    )
-    # As many clips for all parts: one program is compiled.
-    kept_U = np.pad(needed_U, (0, self._num_kept - len(needed_U)), mode='edge')
-    arrays = {key: np.asarray(x[kept_U]) for key, x in self._arrays.items()}
-    for key in self._pairwise:
-      arrays[key] = arrays[key][:, kept_U]
-    clips = {
-      name: np.searchsorted(needed_U, x).astype(np.int32)
-      for name, x in clips.items()
-    }
-    return self._layout.share(arrays), clips
+    return self._layout.share(arrays), self._layout.put_local(places)
 
 
 class Stream:
-  """Clips read by Grain, one step at a time.
+  """Clips read by Grain, one step at a time, some steps ahead.
 
   Attributes:
     max_steps: 1.
+    notice: empty.
   """
 
   max_steps = 1
@@ -308,90 +285,103 @@ class Stream:
       outputs: teacher outputs of the split, as `target/<name>`.
       order: of the members' clips.
       layout: of the members.
-      num_threads: that read records.
+      num_threads: that read steps.
     """
-    self._split, self._outputs, self._order = split, outputs, order
-    self._layout, self._num_threads = layout, num_threads
-    self._pairwise = _pairwise(outputs)
-    self._next, self._batches = 0, iter(())
+    self._split, self._outputs, self._layout = split, outputs, layout
+    pairwise = [key for key in outputs if is_pairwise(key)]
+    self._places = _Places(order, layout, pairwise)
+    self._num_threads = num_threads
+    self._next, self._steps = -1, iter(())
 
   def take(self, numbers: Sequence[int]) -> tuple[Any, Any]:
     """What the batch with this number needs, on the devices."""
     (number,) = numbers
-    if number < self._next or self._next == 0:
-      self._next, self._batches = number, self._read(number)
-    while self._next <= number:  # Passes over batches that are left out.
-      self._next, arrays = self._next + 1, next(self._batches)
-    clips = self._order.clips(numbers)
-    parts = {k: self._layout.batch_parts(x) for k, x in clips.items()}
-    num_local = jax.local_device_count()
-    arrays = {
-      key: x.reshape(num_local, -1, *x.shape[1:]) for key, x in arrays.items()
-    }
-    own_DX = np.concatenate(
-      [x.reshape(num_local, -1) for x in parts.values()], axis=1
-    )
-    whole = self._layout.whole_batches(clips['own'])
-    for key, stored in self._outputs.items():
-      if key in self._pairwise:
-        columns_DX = whole.reshape(num_local, -1)
-        arrays[key] = np.stack(
-          [
-            stored[own][:, columns]
-            for own, columns in zip(own_DX, columns_DX, strict=True)
-          ]
-        )
-      else:
-        arrays[key] = stored[own_DX.reshape(-1)].reshape(
-          *own_DX.shape, *stored.shape[1:]
-        )
-    places, first = {}, 0
-    for name, part in parts.items():
-      own = np.arange(first, first + part[0].size, dtype=np.int32)
-      places[name] = np.broadcast_to(own.reshape(part.shape[1:]), part.shape)
-      first += part[0].size
-    if self._order.mixup_alpha:
-      places['share'] = self._layout.batch_parts(self._order.shares(numbers))
-    if self._pairwise:
-      columns = np.arange(whole[0].size, dtype=np.int32)
-      columns = columns.reshape(whole.shape[1:])
-      places['columns'] = np.broadcast_to(columns, whole.shape)
-    return self._layout.put_local(arrays), self._layout.put_local(places)
+    if not 0 <= self._next <= number:
+      self._next, self._steps = number, self._read_from(number)
+    while True:  # Passes over batches that are left out.
+      arrays, places = next(self._steps)
+      self._next += 1
+      if self._next > number:
+        return self._layout.share(arrays), self._layout.put_local(places)
 
-  def _read(self, first: int) -> Iterator[dict[str, np.ndarray]]:
-    """This host's clips of one batch after another, device by device."""
-
-    @functools.lru_cache(maxsize=64)
-    def of_batch(number: int) -> np.ndarray:
-      clips = self._order.clips([number])
-      parts = [self._layout.batch_parts(x) for x in clips.values()]
-      num_local = jax.local_device_count()
-      flat = [x.reshape(num_local, -1) for x in parts]
-      return np.concatenate(flat, axis=1).reshape(-1)
-
-    size = len(of_batch(first))
-
-    def read(k: int) -> dict[str, np.ndarray]:
-      number, place = divmod(k, size)
-      clip = of_batch(first + number)[place]
-      return datasets.read_clip(self._split, clip)
-
-    clips = grain.MapDataset.range(2**62 // size * size).map(read).batch(size)
+  def _read_from(self, first: int) -> Iterator[tuple[Any, Any]]:
+    steps = grain.MapDataset.range(first, 2**40).map(self._read)
     options = grain.ReadOptions(
-      num_threads=self._num_threads, prefetch_buffer_size=8
+      num_threads=self._num_threads, prefetch_buffer_size=self._num_threads
     )
-    return iter(clips.to_iter_dataset(options))
+    return iter(steps.to_iter_dataset(options))
+
+  def _read(self, number: int) -> tuple[Arrays, Arrays]:
+    """The clips of one batch that this host needs, and their places."""
+    rows_U, columns_V, places = self._places.of_part([number], 1)
+    clips = [datasets.read_clip(self._split, clip) for clip in rows_U]
+    arrays = {key: np.stack([clip[key] for clip in clips]) for key in clips[0]}
+    for key, x in self._outputs.items():
+      rows = x[rows_U]
+      arrays[key] = rows[:, columns_V] if is_pairwise(key) else rows
+    return arrays, places
+
+
+class _Places:
+  """Where the clips of steps are among the arrays that a step gets."""
+
+  def __init__(self, order: Order, layout: devices.Layout, pairwise):
+    self._order, self._layout = order, layout
+    self._pairwise = bool(pairwise)
+    self.clips_of_step = len(order.seeds) * order.batch_size
+    if order.mixup_alpha:
+      self.clips_of_step *= 2
+
+  def of(self, numbers: Sequence[int], max_steps: int) -> dict[str, np.ndarray]:
+    """`own` and so on `[D, each, K, b]`, see `take`, in the whole split.
+
+    K is `max_steps` for any number of steps: one program is compiled.
+    """
+    clips = self._order.clips(numbers)
+    if self._order.mixup_alpha:
+      clips['share'] = self._order.shares(numbers)
+    more = max_steps - len(numbers)
+    clips = {
+      name: np.pad(x, ((0, 0), (0, more), (0, 0)), mode='edge')
+      for name, x in clips.items()
+    }
+    places = {name: self._layout.batch_parts(x) for name, x in clips.items()}
+    if self._pairwise:
+      places['columns'] = self._layout.whole_batches(clips['own'])
+    return places
+
+  def of_part(self, numbers: Sequence[int], max_steps: int):
+    """The clips `[U]` that this host needs, those `[V]` of whole batches for
+    pairwise outputs, and the places among them. U and V are always the same.
+    """
+    places = self.of(numbers, max_steps)
+    most = min(self._order.num_clips, max_steps * self.clips_of_step)
+    rows = [x for name, x in places.items() if name in ('own', 'partner')]
+    rows_U = _unique(rows, most)
+    for name in ('own', 'partner'):
+      if name in places:
+        places[name] = _positions(rows_U, places[name])
+    columns_V = rows_U
+    if self._pairwise:
+      columns_V = _unique([places['columns']], most)
+      places['columns'] = _positions(columns_V, places['columns'])
+    return rows_U, columns_V, places
+
+
+def _unique(clips: Sequence[np.ndarray], count: int) -> np.ndarray:
+  """Each clip once, in order, the last one repeated up to a count."""
+  found = np.unique(np.concatenate([x.reshape(-1) for x in clips]))
+  return np.pad(found, (0, count - len(found)), mode='edge')
+
+
+def _positions(sorted_U: np.ndarray, clips: np.ndarray) -> np.ndarray:
+  return np.searchsorted(sorted_U, clips).astype(np.int32)
 
 
 def is_pairwise(key: str) -> bool:
   """Whether an array is a teacher output that compares clips."""
   name = key.removeprefix(TARGET)
   return name != key and targets.is_pairwise(name)
-
-
-def _pairwise(arrays: Arrays) -> tuple[str, ...]:
-  """The pairwise ones among arrays."""
-  return tuple(key for key in arrays if is_pairwise(key))
 
 
 def read_batch(

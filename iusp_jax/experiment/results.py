@@ -220,15 +220,9 @@ def measure_trained(
   """
   last = trained.load(found.workdir, 'last')
   variables = {'best': found.variables, 'last': last.variables}
-  layout = devices.Layout(1)
   scores = {
     which: {
-      split: evaluate.predict(
-        found.model,
-        layout.put(jax.tree.map(lambda x: np.asarray(x)[None], own)),
-        setup.features.clips(found.model.frontend, split),
-        layout,
-      )[0]
+      split: predict(setup, found.model, own, split)
       for split in scored_splits(setup.dataset)
     }
     for which, own in variables.items()
@@ -246,6 +240,19 @@ def measure_trained(
     'trained_in': done.read_text().strip() if done.exists() else '',
   }
   return result, scores['best']
+
+
+def predict(
+  setup: Setup, model: tagger.Tagger, variables: tagger.Variables, split: str
+) -> np.ndarray:
+  """Probabilities `[N, C]` of a split's clips by one model."""
+  layout = devices.Layout(1)
+  return evaluate.predict(
+    model,
+    layout.put(jax.tree.map(lambda x: np.asarray(x)[None], variables)),
+    setup.features.clips(model.frontend, split),
+    layout,
+  )[0]
 
 
 def _predict(setup, members):

@@ -22,7 +22,8 @@ from iusp_jax.runtime import (
   processes,
   wall_time,
 )
-from iusp_jax.training import engine
+from iusp_jax.scoring import statistics
+from iusp_jax.training import engine, evaluate
 from iusp_jax.training.recipe import Recipe
 
 BASELINE = 'baseline'  # The folder of the student without distillation.
@@ -88,13 +89,14 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
     if alone:
       record = _teacher_record(config, setup, extra, scores, workdir)
     else:
-      if config['train_baseline'] and objective.terms:
+      compared = config['train_baseline'] and bool(objective.terms)
+      if compared:
         own = _student(without_terms(config), setup, workdir / BASELINE, {})
         others[BASELINE] = trained.load(workdir / BASELINE)
-        if processes.is_primary():
-          extra[BASELINE] = own['student']
-          extra['baseline_resampled'] = own['resampled']
+        extra[BASELINE] = own.get('student')
       record = _student(config, setup, workdir, extra)
+      if compared:
+        record['difference'] = _difference(setup, workdir, config['bootstrap'])
     if processes.is_primary():
       shown = {'teacher': setup.teacher}
       shown['student'] = None if alone else trained.load(workdir)
@@ -132,6 +134,18 @@ def _student(config, setup: Setup, workdir, extra) -> dict[str, Any]:
   if name == BASELINE:
     results.finish(workdir, record)
   return record
+
+
+def _difference(setup: Setup, workdir, bootstrap: int) -> dict[str, Any]:
+  """How much more the student scores than the one without distillation."""
+  split = results.scored_splits(setup.dataset)[-1]
+  scores = []
+  for folder in (workdir, workdir / BASELINE):
+    found = trained.load(folder)
+    scores_NC = results.predict(setup, found.model, found.variables, split)
+    scores.append(evaluate.by_level(setup.dataset, scores_NC)['coarse'])
+  truth = datasets.truth(setup.dataset.splits[split])['coarse']
+  return statistics.clip_difference(truth, *scores, resamples=bootstrap)
 
 
 def without_terms(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,6 +281,15 @@ def named_runs(
 def announce(record: Mapping[str, Any], workdir: pathlib.Path) -> None:
   """Logs the table of scores, and where everything is."""
   logs.log(formatting.score_table(record))
+  if 'difference' in record:
+    title = ' + '.join(terms.TERMS[name].title for name in record['weights'])
+    titles = {'teacher': 'teacher', BASELINE: 'no KD', 'student': title}
+    models = {
+      title: record[name]['best']['test']['coarse']
+      for name, title in titles.items()
+    }
+    table = 'docs/reproduction.md'
+    logs.log(formatting.comparison(models, record['difference'], table))
   logs.log(f'Results: {workdir}/results.json')
   for name in plots.NAMES:
     logs.log(f'Plot: {workdir}/{name}')

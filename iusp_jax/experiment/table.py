@@ -28,8 +28,8 @@ from iusp_jax.experiment.grid import Cell
 from iusp_jax.experiment.setup import Setup, repetitiveness
 from iusp_jax.objectives import terms
 from iusp_jax.reporting import similarity_plot
+from iusp_jax.reporting.table import objectives, tables
 from iusp_jax.reporting.table import plots as table_plots
-from iusp_jax.reporting.table import tables
 from iusp_jax.runtime import devices, environment, files, logs, processes
 from iusp_jax.training import engine
 from iusp_jax.training.recipe import Recipe
@@ -308,7 +308,7 @@ def _has_similarities(config: Any, rotation, workdir) -> bool:
     path = workdir / PANELS
     if not path.exists():
       return False
-    panels = similarity_plot.from_bytes(path.read_bytes())
+    panels = similarity_plot.read(path)
     drawn = _drawn(config, rotation, workdir)
     return {*drawn} <= {*panels[0].similarity}
 
@@ -403,40 +403,35 @@ def report(paths: Sequence[pathlib.Path], place: pathlib.Path | None) -> None:
     files.write_atomically(place / 'cells.json', text)
     logs.log(tables.write(found, place))
     for name in [
-      *_draw_similarities(paths, place),
+      *_draw_similarities(paths, place, objectives.of_table(found)),
       *table_plots.draw(found, place),
     ]:
       logs.log(f'Plot: {place / name}')
     logs.log(f'Table: {place}/table.md, table.csv, table.json; cells.json')
 
 
-def _draw_similarities(paths, place) -> list[str]:
+def _draw_similarities(paths, place, named) -> list[str]:
   """Of the parts that drew what the first one did; a `cells.json` has none.
 
   Shards have different objectives of one student's runs. Other students,
   seeds and rotations (whose clips may have the same names) are left out.
   """
-  clips: dict[str, similarity_plot.SimilarityPanel] = {}
-  runs = ''
+  kept, runs = [], ''
   for path in paths:
     if not (path / PANELS).is_file():
       continue
-    found = similarity_plot.from_bytes((path / PANELS).read_bytes())
-    if not clips:
-      clips, runs = {clip.title: clip for clip in found}, found[0].runs
-    elif found[0].runs != runs:
+    found = similarity_plot.read(path / PANELS)
+    runs = runs or found[0].runs
+    if found[0].runs == runs:
+      kept.append(found)
+    else:
       logs.log(
         f'similarities.png is of {runs}; left out: {found[0].runs} of {path}'
       )
-      continue
-    for clip in found:
-      if known := clips.get(clip.title):
-        joined = {**clip.similarity, **known.similarity}
-        names = ['teacher', 'baseline', *terms.TERMS]
-        joined = {name: joined[name] for name in names if name in joined}
-        clips[clip.title] = dataclasses.replace(known, similarity=joined)
-  if not clips:
+  if not kept:
     return []
-  panels = list(clips.values())
-  similarity_plot.plot_similarities(panels, place / 'similarities.png')
+  panels = similarity_plot.merge(kept, ['teacher', *named])
+  titles = {name: objective.title for name, objective in named.items()}
+  path = place / 'similarities.png'
+  similarity_plot.plot_similarities(panels, path, titles)
   return ['similarities.png']

@@ -151,7 +151,7 @@ def check_leak(trained_on: str, scored_on: str) -> None:
     for name in (trained_on, scored_on)
   ]
   if all(versions):
-    sonyc_ust.refuse_mixed_versions(*versions)
+    sonyc_ust.check_mixed_versions(*versions)
 
 
 def get_or_train(

@@ -4,7 +4,6 @@ On a CPU a student is too small to keep many cores busy, and processes that all
 use all cores are in each other's way: each gets cores of its own.
 """
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import time
 
 import jax
 
-from iusp_jax.runtime import files, logs, preemption
+from iusp_jax.runtime import cores, files, logs, parent, preemption
 
 _WORKER = '--jobs=0'
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -22,7 +21,8 @@ def check(jobs: int, workdir: pathlib.Path) -> None:
   """Raises ValueError where there cannot be so many processes."""
   if jobs <= 1:
     return
-  backend, num_cores = jax.default_backend(), len(os.sched_getaffinity(0))
+  backend = jax.default_backend()
+  num_cores = cores.num_schedulable_cores()
   if backend != 'cpu':
     raise ValueError(
       f'--jobs is {jobs} and the backend {backend}: one process uses all the '
@@ -71,23 +71,27 @@ def run(jobs: int) -> list[int]:
 
 def _start(jobs: int, processes: list[subprocess.Popen]) -> None:
   """Adds processes, one by one, to those that have begun."""
-  cores = sorted(os.sched_getaffinity(0))
-  each = len(cores) // jobs
-  try:
-    for number in range(jobs):
-      # A process inherits the cores of the thread that starts it; XLA makes as
-      # many threads as it finds there.
-      os.sched_setaffinity(0, cores[number * each : (number + 1) * each])
+  own = cores.own_cores()
+  each = len(own) // jobs
+  if not cores.can_pin():
+    logs.log(
+      f'table: this system cannot keep a process to some of its {len(own)} '
+      f'cores: the {jobs} processes share all of them, and are slower'
+    )
+  for number in range(jobs):
+    # A process inherits the cores of the thread that starts it; XLA makes as
+    # many threads as it finds there.
+    with cores.pinned(own[number * each : (number + 1) * each]):
       words = [sys.executable, *sys.argv, _WORKER]
-      processes.append(subprocess.Popen(words))
-  finally:
-    os.sched_setaffinity(0, cores)
+      child = subprocess.Popen(words, env=parent.environment())
+      processes.append(child)
 
 
 def _wait(processes: list[subprocess.Popen]) -> list[int]:
   """Exit codes of all; says at once where one has failed."""
   codes: dict[int, int] = {}
   while len(codes) < len(processes):
+    preemption.check()
     for number, process in enumerate(processes):
       code = process.poll()
       if code is None or number in codes:

@@ -82,13 +82,13 @@ def read_metadata(workdir: pathlib.Path) -> dict[str, Any]:
   if not path.is_file():
     results, hint = workdir / 'results.json', ''
     if results.is_file():  # Of a run that stopped after the teacher.
-      place = json.loads(results.read_text())['teacher']['workdir']
+      place = files.read_json(results)['teacher']['workdir']
       hint = f'; the teacher of this run is in {place}'
     raise ValueError(
       f'{workdir} holds no trained model: expected a workdir of a finished '
       f'run, with {METADATA} and checkpoints{hint}'
     )
-  return json.loads(path.read_text())
+  return files.read_json(path)
 
 
 def load(workdir: pathlib.Path, which: str = 'best') -> Trained:

@@ -1,52 +1,32 @@
-"""Pictures of a run: learning curves, scores of the tags.
+"""Plots of a run: learning curves, scores of the tags.
 
-Pure functions from arrays to files. Every picture `name.png` comes with its
-numbers as text, `name.txt`, for whoever has no display. Files are replaced in
-one step, so none is ever seen half written.
-
-matplotlib is imported where it is used, and drawn with through its objects:
-no pyplot, no display, nothing global left changed.
+Pure functions from arrays to files, see `figures`.
 """
 
-import contextlib
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from iusp_jax.reporting import formatting
-from iusp_jax.runtime import files
+from iusp_jax.objectives.terms import TERMS
+from iusp_jax.reporting import figures, formatting
+from iusp_jax.scoring import metrics
 
-TERMS = (
-  'loss', 'tagging', 'kd', 'sp', 'iusp', 'iusp_centred', 'gradient_norm'
-)  # fmt: skip
-WIDTH = 7.0  # inches: the two columns of a paper
+# What is drawn of the rows of a run, with colours.
+_CURVES = {
+  'loss': '#000000',
+  'tagging': '#56B4E9',
+  **{name: term.colour for name, term in TERMS.items()},
+  'gradient_norm': figures.GREY,
+}
 # Okabe and Ito's colours, told apart by colour-blind readers too.
-COLOURS = (
+_COLOURS = (
   '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000',
 )  # fmt: skip
-MARKERS = 'osD^vPX'
+_MARKERS = 'osD^vPX'
 UNDEFINED = -0.10  # where on an axis of scores from 0 to 1 these are drawn
-_STYLE = {
-  'font.family': 'DejaVu Sans',
-  'font.size': 7.5,
-  'axes.titlesize': 8,
-  'axes.labelsize': 7.5,
-  'xtick.labelsize': 7,
-  'ytick.labelsize': 7,
-  'legend.fontsize': 7,
-  'axes.spines.top': False,
-  'axes.spines.right': False,
-  'axes.linewidth': 0.6,
-  'xtick.major.width': 0.6,
-  'ytick.major.width': 0.6,
-  'grid.color': '#dddddd',
-  'grid.linewidth': 0.5,
-  'image.interpolation': 'nearest',
-}
 
 
 def plot_learning_curves(
@@ -59,7 +39,7 @@ def plot_learning_curves(
   Args:
     rows: of metrics.jsonl; train rows hold `train/loss` and so on, validation
       rows `validate/coarse_micro_auprc` and so on, all hold `step`.
-    path: of the picture, `.png`; the validation scores go to `.txt` beside it.
+    path: of the plot, `.png`; the validation scores go to `.txt` beside it.
     best_by: the score whose first maximum is the best step.
 
   Raises:
@@ -68,7 +48,7 @@ def plot_learning_curves(
   names = [
     f'validate/{v}_{n}' for v in ('coarse', 'fine') for n in formatting.SCORES
   ]
-  terms = {n: _series(rows, f'train/{n}') for n in TERMS}
+  terms = {n: _series(rows, f'train/{n}') for n in _CURVES}
   scores = {n: _series(rows, n) for n in dict.fromkeys([best_by, *names])}
   terms, scores = (
     {n: series for n, series in group.items() if len(series[0])}
@@ -80,9 +60,9 @@ def plot_learning_curves(
       'expected the rows of a metrics.jsonl of a run that made a step'
     )
   best = _best_step(scores.get(best_by))
-  with figure(_curves_height(len(terms), bool(scores)), path) as page:
+  with figures.figure(_curves_height(len(terms), bool(scores)), path) as page:
     _draw_curves(page, terms, scores, best_by, best)
-  save_text(_learning_table(terms, scores, best_by, best), path)
+  figures.save_text(_learning_table(terms, scores, best_by, best), path)
 
 
 def _series(rows, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +84,7 @@ def _row_heights(num_terms: int, has_scores: bool) -> list[float]:
 
 
 def _curves_height(num_terms: int, has_scores: bool) -> float:
-  """Inches, with room for the legend under the scores."""
+  """Inches, with space for the legend under the scores."""
   rows = sum(_row_heights(num_terms, has_scores))
   return 1.85 * rows + (0.6 if has_scores else 0.1)
 
@@ -128,27 +108,32 @@ def _draw_curves(page, terms, scores, best_by, best) -> None:
 def smooth(values: np.ndarray) -> np.ndarray:
   """Centred mean over about a tenth of `[N]` values; skips non-finite."""
   half = len(values) // 20
-  known = np.isfinite(values)
+  finite = np.isfinite(values)
   kernel = np.hanning(2 * half + 3)[1:-1]
-  total = np.convolve(np.where(known, values, 0.0), kernel)
-  weight = np.convolve(known.astype(np.float64), kernel)
+  total = np.convolve(np.where(finite, values, 0.0), kernel)
+  weight = np.convolve(finite.astype(np.float64), kernel)
   total, weight = (x[half : half + len(values)] for x in (total, weight))
   return np.where(weight > 0, total / np.maximum(weight, 1e-12), np.nan)
 
 
 def _draw_term(axes, name, step_N, value_N) -> None:
-  colour = COLOURS[TERMS.index(name) % len(COLOURS)]
+  from matplotlib import ticker
+
+  colour = _CURVES[name]
   smooth_N = smooth(value_N)
   axes.plot(step_N, value_N, color=colour, alpha=0.25, linewidth=0.6)
   axes.plot(step_N, smooth_N, color=colour, linewidth=1.3)
-  known = value_N[np.isfinite(value_N)]
-  if len(known):
-    low, high = np.quantile(known, [0.005, 0.995])
+  finite = value_N[np.isfinite(value_N)]
+  if len(finite):
+    low, high = np.quantile(finite, [0.005, 0.995])
     if low > 0 and np.nanmax(smooth_N) > 20 * np.nanmin(smooth_N):
       axes.set_yscale('log')
-    elif high > low:  # One spike shall not flatten the rest.
+      axes.yaxis.set_major_formatter('{x:g}')
+      axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    elif high > low:  # One spike must not flatten the rest.
       axes.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
-  axes.set_title(name.replace('_', ' '), loc='left')
+  title = TERMS[name].title if name in TERMS else name.replace('_', ' ')
+  axes.set_title(title, loc='left')
   axes.grid(axis='y')
   axes.locator_params(axis='x', nbins=4)
   axes.set_xlabel('step', labelpad=1)
@@ -165,7 +150,7 @@ def _draw_scores(axes, scores, best_by, best) -> None:
     axes.plot(
       step_N,
       value_N,
-      color=COLOURS[at],
+      color=_COLOURS[at],
       linewidth=1.6 if name == best_by else 1.0,
       linestyle='--' if level == 'fine' and len(levels) > 1 else '-',
       marker='.',
@@ -217,23 +202,25 @@ def plot_tag_scores(
     class_auprc_by_model: by model, by tag; None, NaN or a missing tag is drawn
       as undefined, never as a score of 0.
     support: positive clips of the test split by tag; its order is kept.
-    path: of the picture, `.png`; the numbers go to `.txt` beside it.
+    path: of the plot, `.png`; the numbers go to `.txt` beside it.
 
   Raises:
     ValueError: where there is no tag, or a model names a tag without support.
   """
-  strange = {t for m in class_auprc_by_model.values() for t in m} - {*support}
-  if strange or not support or not class_auprc_by_model:
+  unexpected = {t for m in class_auprc_by_model.values() for t in m} - {
+    *support
+  }
+  if unexpected or not support or not class_auprc_by_model:
     raise ValueError(
-      f'tags with a score but without support: {sorted(strange)}, models: '
+      f'tags with a score but without support: {sorted(unexpected)}, models: '
       f'{sorted(class_auprc_by_model)}, tags: {len(support)}; expected at '
       'least one model and a count of positive clips for every tag scored'
     )
   pitch = 0.09 + 0.045 * len(class_auprc_by_model)  # inches a tag
   height = pitch * len(support) + 0.85
-  with figure(height, path) as page:
+  with figures.figure(height, path) as page:
     _draw_tags(page.add_subplot(), class_auprc_by_model, support)
-  save_text(_tag_table(class_auprc_by_model, support), path)
+  figures.save_text(_tag_table(class_auprc_by_model, support), path)
 
 
 def _tag_table(models, support) -> str:
@@ -245,9 +232,10 @@ def _tag_table(models, support) -> str:
     lines.append(
       [tag, f'{positives}', *map(formatting.number, values_MC[:, c])]
     )
-  known = [value_C[np.isfinite(value_C)] for value_C in values_MC]
-  means = [value.mean() if len(value) else math.nan for value in known]
-  lines.append(['mean of the defined', '', *map(formatting.number, means)])
+  means = [metrics.mean_over_tags(value_C.tolist()) for value_C in values_MC]
+  means = [math.nan if mean is None else mean for mean in means]
+  rule = metrics.mean_rule(list(support.values()))
+  lines.append([rule, '', *map(formatting.number, means)])
   return formatting.align(lines)
 
 
@@ -259,17 +247,19 @@ def _draw_tags(axes, models, support) -> None:
   for m, (model, scores) in enumerate(models.items()):
     y = np.arange(len(support)) + (m - (count - 1) / 2) * 0.75 / count
     style = {
-      'marker': MARKERS[m % len(MARKERS)],
-      'color': COLOURS[m % len(COLOURS)],
+      'marker': _MARKERS[m % len(_MARKERS)],
+      'color': _COLOURS[m % len(_COLOURS)],
       'linestyle': 'none',
       'markersize': 3.8,
     }
     values = [scores.get(tag) for tag in support]
-    known = np.array([formatting.is_number(v) for v in values])
+    defined = np.array([formatting.is_number(v) for v in values])
     x = np.array([v if formatting.is_number(v) else UNDEFINED for v in values])
-    axes.hlines(y[known], 0, x[known], color=style['color'], linewidth=0.8)
-    axes.plot(x[known], y[known], label=model, zorder=3, **style)
-    axes.plot(x[~known], y[~known], markerfacecolor='none', **style)
+    axes.hlines(y[defined], 0, x[defined], color=style['color'], linewidth=0.8)
+    axes.plot(
+      x[defined], y[defined], label=figures.label(model), zorder=3, **style
+    )
+    axes.plot(x[~defined], y[~defined], markerfacecolor='none', **style)
   _label_tags(axes, models, support)
 
 
@@ -301,28 +291,3 @@ def _label_tags(axes, models, support) -> None:
     frameon=False,
     handletextpad=0.3,
   )
-
-
-@contextlib.contextmanager
-def figure(height: float, path: str | os.PathLike, layout: Any = 'constrained'):
-  """A figure `WIDTH` inches wide that is written to `path` at the end."""
-  target = files.resolve(os.fspath(path))
-  if target.suffix != '.png':
-    raise ValueError(f"picture {str(path)!r}: expected a name ending in '.png'")
-  import matplotlib
-  from matplotlib.backends import backend_agg
-  from matplotlib.figure import Figure
-
-  with matplotlib.rc_context(cast(Any, _STYLE)):
-    page = Figure(figsize=(WIDTH, height), dpi=150, layout=layout)
-    canvas = backend_agg.FigureCanvasAgg(page)
-    yield page
-    content = io.BytesIO()
-    canvas.print_png(content)
-  files.write_atomically(target, content.getvalue())
-
-
-def save_text(text: str, picture: str | os.PathLike) -> None:
-  """Writes the numbers of a picture beside it."""
-  path = files.resolve(os.fspath(picture)).with_suffix('.txt')
-  files.write_atomically(path, text)

@@ -1,16 +1,18 @@
-"""The picture of how similar the frames of a clip are, under each model."""
+"""The plot of how similar the frames of a clip are, under each model."""
 
 import dataclasses
 import io
 import json
 import math
 import os
+import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from iusp_jax.reporting import formatting, plots
+from iusp_jax.reporting import figures, formatting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +22,12 @@ class SimilarityPanel:
   Attributes:
     title: the clip's name.
     tags: its true tags.
-    log_mel_TF: what a front end hears, `[T, F]`.
+    log_mel_TF: of a model's front end, `[T, F]`.
     seconds: length of the clip.
-    similarity: by model ('teacher', 'student', …), the row-normalised frame
-      similarity `[T, T]`; models may differ in T.
-    runs: which ones the models beside the teacher are of, where a picture
-      is not of one run alone.
+    similarity: by model ('teacher', 'student', an objective of a table, …),
+      the row-normalised frame similarity `[T, T]`; models may differ in T.
+    runs: which student, seed and rotation the models beside the teacher are
+      of, where a plot is not of one run alone.
   """
 
   title: str
@@ -37,7 +39,9 @@ class SimilarityPanel:
 
 
 def plot_similarities(
-  clips: Sequence[SimilarityPanel], path: str | os.PathLike
+  clips: Sequence[SimilarityPanel],
+  path: str | os.PathLike,
+  titles: Mapping[str, str] | None = None,
 ) -> None:
   """Draws how similar the frames of a few clips are, under each model.
 
@@ -47,72 +51,116 @@ def plot_similarities(
   model's) values: a model of more contrast saturates.
 
   Args:
-    clips: a row of the picture each.
-    path: of the picture, `.png`; the distances go to `.txt` beside it.
+    clips: a row of the plot each.
+    path: of the plot, `.png`; the distances go to `.txt` beside it.
+    titles: of models, where they are not drawn by their names.
 
   Raises:
     ValueError: where there is no clip, or a similarity is not square.
   """
-  models = list(dict.fromkeys(m for clip in clips for m in clip.similarity))
+  names = dict.fromkeys(name for clip in clips for name in clip.similarity)
+  models = {name: (titles or {}).get(name, name) for name in names}
   _check_similarities(clips, models)
-  # A page in inches: log-mel, a square for each model, the colour scale.
-  left, gap, between = 0.42, 0.14, 0.38
-  side = min((5.58 - gap * len(models)) / (len(models) + 1.5), 1.9)
-  pitch = side + 0.95
-  notes = [clips[0].runs, _LEGEND] if clips[0].runs else [_LEGEND]
+  # The widest squares for which all models fit beside the log-mel.
+  side = (5.5 - _GAP * len(models)) / (len(models) + _MEL_SIDES)
+  side = min(side, 1.9)
+  models = {
+    name: textwrap.fill(title, max(6, int(side / 0.06)))
+    for name, title in models.items()
+  }
+  above = 0.45 + 0.12 * max(title.count('\n') for title in models.values())
+  pitch = above + side + 0.5
+  notes = [clips[0].runs] if clips[0].runs else []
+  notes.append((_DISTANCE if 'teacher' in models else '') + _LEGEND)
   height = pitch * len(clips) + 0.04 + 0.16 * len(notes)
-  with plots.figure(height, path, None) as figure:
+  with figures.figure(height, path, None) as figure:
     for row, clip in enumerate(clips):
       bottom = height - pitch * (row + 1) + 0.5
-      _draw_mel(_place(figure, left, bottom, 1.5 * side, side), clip)
-      x = left + 1.5 * side + between
-      spots = [
-        _place(figure, x + i * (side + gap), bottom, side, side)
-        for i in range(len(models))
-      ]
-      x += len(models) * (side + gap) - 0.04
-      bar = _place(figure, x, bottom, 0.07, side)
-      _draw_row(figure, spots, bar, clip, models)
-    place = left / plots.WIDTH, 0.04 / height
+      _draw_clip(figure, clip, models, bottom, side, above)
+    place = _LEFT / figures.WIDTH, 0.04 / height
     figure.text(*place, '\n'.join(notes), va='bottom')
-  plots.save_text(_similarity_table(clips), path)
+  figures.save_text(_similarity_table(clips), path)
+
+
+# Inches, but for the width of the log-mel in sides of a square.
+_LEFT, _GAP, _BETWEEN, _MEL_SIDES = 0.50, 0.14, 0.38, 1.5
+
+
+def _draw_clip(figure, clip, models, bottom, side, above) -> None:
+  """Log-mel, a square for each model, the scale of the colours."""
+  wide = _MEL_SIDES * side
+  _draw_mel(_place(figure, _LEFT, bottom, wide, side), clip, above)
+  x = _LEFT + wide + _BETWEEN
+  squares = [
+    _place(figure, x + i * (side + _GAP), bottom, side, side)
+    for i in range(len(models))
+  ]
+  x += len(models) * (side + _GAP) - 0.04
+  bar = _place(figure, x, bottom, 0.07, side)
+  _draw_row(figure, squares, bar, clip, models)
 
 
 def to_bytes(clips: Sequence[SimilarityPanel]) -> bytes:
-  """What `from_bytes` makes panels of again: an `.npz` of their arrays."""
-  facts, arrays = [], {}
+  """What `read` makes panels of again: an `.npz` of their arrays."""
+  metadata, arrays = [], {}
   for i, clip in enumerate(clips):
-    facts.append(
-      {
-        'title': clip.title,
-        'tags': list(clip.tags),
-        'seconds': clip.seconds,
-        'runs': clip.runs,
-        'models': list(clip.similarity),
-      }
-    )
+    fields = {name: getattr(clip, name) for name in _FIELDS}
+    metadata.append({**fields, 'models': list(clip.similarity)})
     arrays[f'{i}/log_mel'] = np.asarray(clip.log_mel_TF, np.float32)
-    for model, matrix in clip.similarity.items():
-      arrays[f'{i}/{model}'] = np.asarray(matrix, np.float32)
+    for j, matrix in enumerate(clip.similarity.values()):
+      arrays[f'{i}/{j}'] = np.asarray(matrix, np.float32)
   content = io.BytesIO()
-  np.savez_compressed(content, facts=json.dumps(facts), **arrays)
+  np.savez_compressed(content, metadata=json.dumps(metadata), **arrays)
   return content.getvalue()
 
 
-def from_bytes(content: bytes) -> list[SimilarityPanel]:
-  """The panels of `to_bytes`."""
-  arrays = np.load(io.BytesIO(content))
-  return [
-    SimilarityPanel(
-      title=facts['title'],
-      tags=tuple(facts['tags']),
-      log_mel_TF=arrays[f'{i}/log_mel'],
-      seconds=facts['seconds'],
-      similarity={model: arrays[f'{i}/{model}'] for model in facts['models']},
-      runs=facts.get('runs', ''),  # Older ones do not say.
-    )
-    for i, facts in enumerate(json.loads(str(arrays['facts'])))
-  ]
+_FIELDS = ('title', 'tags', 'seconds', 'runs')
+
+
+def read(path: pathlib.Path) -> list[SimilarityPanel]:
+  """The panels of a file of `to_bytes`.
+
+  Raises:
+    ValueError: where it is damaged or of another version.
+  """
+  try:
+    return _panels(path.read_bytes())
+  except Exception as error:  # What zipfile, zlib, JSON and NumPy raise.
+    raise ValueError(
+      f'{path} cannot be read ({type(error).__name__}: {error}): it is damaged '
+      'or of another version; delete it, and the command that trained the '
+      'table makes it again'
+    ) from error
+
+
+def _panels(content: bytes) -> list[SimilarityPanel]:
+  with np.load(io.BytesIO(content)) as arrays:
+    return [
+      SimilarityPanel(
+        **{name: of[name] for name in _FIELDS},
+        log_mel_TF=arrays[f'{i}/log_mel'],
+        similarity={m: arrays[f'{i}/{j}'] for j, m in enumerate(of['models'])},
+      )
+      for i, of in enumerate(json.loads(str(arrays['metadata'])))
+    ]
+
+
+def merge(
+  parts: Sequence[Sequence[SimilarityPanel]], names: Sequence[str]
+) -> list[SimilarityPanel]:
+  """The clips of several parts, such as shards with some objectives each.
+
+  Args:
+    parts: where two have the same model of a clip, the first one counts.
+    names: of the models that are kept, in order.
+  """
+  clips: dict[str, SimilarityPanel] = {}
+  for clip in (clip for part in parts for clip in part):
+    first = clips.setdefault(clip.title, clip)
+    joined = {**clip.similarity, **first.similarity}
+    joined = {name: joined[name] for name in names if name in joined}
+    clips[clip.title] = dataclasses.replace(first, similarity=joined)
+  return list(clips.values())
 
 
 def _place(figure, x, y, wide, high):
@@ -121,13 +169,13 @@ def _place(figure, x, y, wide, high):
   return figure.add_axes((x / across, y / up, wide / across, high / up))
 
 
-_LEGEND = (
-  'd = ‖G − G_teacher‖² / T². Colours: √T·G less its mean off the diagonal; '
-  'grey: not finite.'
-)
+_DISTANCE = 'd = ‖G − G_teacher‖² / T². '
+_LEGEND = 'Colours: √T·G less its mean off the diagonal; grey: not finite.'
 
 
-def _check_similarities(clips, models) -> None:
+def _check_similarities(
+  clips: Sequence[SimilarityPanel], models: Mapping[str, Any]
+) -> None:
   for clip in clips:
     for model, matrix in clip.similarity.items():
       if np.ndim(matrix) != 2 or len({*np.shape(matrix)}) != 1:
@@ -158,7 +206,9 @@ def _relative(matrix_TT) -> tuple[np.ndarray, float, np.ndarray]:
   return matrix_TT - mean, mean, off - mean
 
 
-def _draw_mel(axes, clip) -> None:
+def _draw_mel(axes, clip, above: float) -> None:
+  from matplotlib import ticker
+
   F = np.shape(clip.log_mel_TF)[1]
   axes.imshow(
     np.transpose(clip.log_mel_TF),
@@ -168,10 +218,11 @@ def _draw_mel(axes, clip) -> None:
     extent=(0, clip.seconds, 0, F),
   )
   axes.set_ylabel('mel band', labelpad=2)
+  axes.yaxis.set_major_locator(ticker.MaxNLocator(4, integer=True))
   axes.set_xlabel('time (s)', labelpad=1)
   _mark_seconds(axes.xaxis, clip.seconds, 'left', 'right')
   tags = ', '.join(clip.tags) or 'no tag'
-  place = {'xytext': (0, 15), 'textcoords': 'offset points'}
+  place = {'xytext': (0, 72 * above - 17), 'textcoords': 'offset points'}
   axes.annotate(
     textwrap.shorten(f'{clip.title}: {tags}', 105, placeholder=' …'),
     (0, 1),
@@ -196,7 +247,7 @@ def _mark_seconds(axis, seconds: float, first: str, last: str) -> None:
       label.set_verticalalignment(place)
 
 
-def _draw_row(figure, spots, bar, clip, models) -> None:
+def _draw_row(figure, squares, bar, clip, models) -> None:
   """The matrices of one clip, and the scale of their colours."""
   first = 'teacher' if 'teacher' in clip.similarity else None
   first = first or next(iter(clip.similarity), None)
@@ -204,14 +255,14 @@ def _draw_row(figure, spots, bar, clip, models) -> None:
   limit = float(np.quantile(np.abs(off), 0.98)) if off.size else 0.0
   if limit < 1e-5:  # A constant but for rounding errors is shown as one.
     limit = 1.0
-  picture = None
-  for i, (axes, model) in enumerate(zip(spots, models, strict=True)):
-    axes.set_title(model, loc='left', pad=3)
+  image = None
+  for i, (axes, model) in enumerate(zip(squares, models, strict=True)):
+    axes.set_title(models[model], loc='left', pad=3)
     if model not in clip.similarity:
       axes.set_axis_off()
       continue
     values_TT = _relative(clip.similarity[model])[0]
-    picture = axes.imshow(
+    image = axes.imshow(
       np.ma.masked_invalid(values_TT),
       cmap='RdBu_r',
       vmin=-limit,
@@ -224,10 +275,10 @@ def _draw_row(figure, spots, bar, clip, models) -> None:
     _mark_seconds(axes.xaxis, clip.seconds, 'left', 'right')
     if i:
       axes.tick_params(labelleft=False)
-  if picture is None:
+  if image is None:
     bar.set_axis_off()
     return
-  figure.colorbar(picture, cax=bar, extend='both', extendfrac=0.04)
+  figure.colorbar(image, cax=bar, extend='both', extendfrac=0.04)
   bar.tick_params(labelsize=6.5, pad=1.5, length=2)
   bar.locator_params(nbins=5)
   bar.set_ylabel('√T·G − mean', labelpad=2, fontsize=6.5)
@@ -263,7 +314,7 @@ def _similarity_table(clips) -> str:
           ','.join(clip.tags) or '-',
         ]
       )
-  return formatting.align(lines) + (
-    'distance_to_teacher is |G_teacher - G_model|^2 / T^2; mean and sd '
-    'are of sqrt(T)*G off the diagonal\n'
-  )
+  note = 'mean and sd are of sqrt(T)*G off the diagonal\n'
+  if any('teacher' in clip.similarity for clip in clips):
+    note = f'distance_to_teacher is |G_teacher - G_model|^2 / T^2; {note}'
+  return formatting.align(lines) + note

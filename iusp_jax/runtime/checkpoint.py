@@ -88,11 +88,11 @@ def _save(folder, step, arrays, metadata, keep):
         ),
       )
   except Exception as error:  # Of a full disk Orbax raises several types.
-    older = steps(folder)
+    older, reason = steps(folder), str(error).partition('\n')[0]
     raise OSError(
-      f'checkpoint {path} could not be written ({error}); '
+      f'checkpoint {path} could not be written ({reason}); '
       + (f'the last good one is {older[-1]}' if older else 'there is no older')
-      + ': make room or choose another --workdir, then run again'
+      + ': free some space or choose another --workdir, then run again'
     ) from error
   earlier = [old for old in steps(folder) if old <= step]
   unwanted = set(steps(folder)) - set(earlier[-keep:])

@@ -7,7 +7,11 @@ axis that the global batch is spread over; it does not know how many devices
 there are.
 """
 
+import contextlib
 import functools
+import hashlib
+import pathlib
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +55,25 @@ def check_backend() -> None:
       f'JAX_PLATFORMS is {wanted!r}: JAX starts no such backend here '
       f'({reason or "no such device, or no plugin for it"}); {remedy}'
     ) from error
+
+
+def keep_compiled(cache_dir: Any) -> None:
+  """Keeps compiled programs in a cache, in a folder for this kind of machine.
+
+  Programs are loaded again to the same bits. Another CPU may lack instructions
+  that they use: it has a folder of its own. JAX_COMPILATION_CACHE_DIR names
+  another cache, which is taken as it is.
+  """
+  set_already = jax.config.jax_compilation_cache_dir  # pyright: ignore
+  if set_already or '://' in str(cache_dir):
+    return
+  kind = f'{jax.devices()[0].device_kind} {platform.processor()}'
+  with contextlib.suppress(OSError):  # Linux names what the CPU can do.
+    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+    kind += ''.join(sorted({x for x in lines if x.startswith('flags')}))
+  name = hashlib.sha256(kind.encode()).hexdigest()[:12]
+  jax.config.update('jax_compilation_cache_dir', f'{cache_dir}/compiled/{name}')
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
 
 
 def check_batch_size(batch_size: int, num_parts: int = 1) -> None:

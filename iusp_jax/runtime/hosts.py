@@ -16,7 +16,13 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from iusp_jax.runtime import devices, jax_internals, peers, processes
+from iusp_jax.runtime import (
+  devices,
+  jax_internals,
+  peers,
+  preemption,
+  processes,
+)
 
 # After so long without a sign of life of a process, JAX aborts all others,
 # with exit code 134.
@@ -72,10 +78,13 @@ def joined(
   )
   group.watch()
   try:
-    start(coordinator, num_processes, process_id, local_devices, start_timeout)
-    group.rely_on_heartbeat()
-    yield
-    processes.barrier()
+    with preemption.stop_instead_of_errors():
+      start(
+        coordinator, num_processes, process_id, local_devices, start_timeout
+      )
+      group.rely_on_heartbeat()
+      yield
+      processes.barrier()
   except BaseException as error:
     _close_after_error(error, group)
     raise

@@ -4,13 +4,21 @@ import json
 import math
 import os
 import pathlib
+import socket
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorboardX
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from iusp_jax.runtime import files, logs, processes
+
+# Their classes are made at run time, which no type checker sees.
+_EVENT: Any = event_pb2
+_SUMMARY: Any = summary_pb2
+_FLUSH_SECONDS = 10.0  # For who looks at TensorBoard meanwhile.
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -63,9 +71,7 @@ class MetricsWriter:
       self._local = workdir / self._path.name
       self._local.write_text(text)
     self._file = self._local.open('a')
-    self._board = tensorboardX.SummaryWriter(
-      str(workdir / 'tensorboard'), purge_step=step + 1 if step else None
-    )
+    self._board = _Events(workdir / 'tensorboard', step)
 
   def write(self, row: Mapping[str, Any]) -> None:
     """One row: `step`, and numbers like `validate/coarse_micro_auprc`.
@@ -78,8 +84,7 @@ class MetricsWriter:
     with files.named_errors(self._local):
       self._file.write(_line(row))
       self._file.flush()
-    for name in row.keys() - {'step'}:
-      self._board.add_scalar(name, row[name], row['step'])
+    self._board.add(row)
     if any(name.startswith('validate/') for name in row):
       self._publish()  # A checkpoint follows.
 
@@ -90,6 +95,7 @@ class MetricsWriter:
     with files.named_errors(self._local):
       self._file.flush()
       os.fsync(self._file.fileno())
+    self._board.flush()
     self._publish()
 
   def close(self) -> None:
@@ -102,6 +108,51 @@ class MetricsWriter:
   def _publish(self) -> None:
     if self._local != self._path:
       self._path.write_text(self._local.read_text())
+
+
+class _Events:
+  """TensorBoard's file of events.
+
+  tensorboardX's own `SummaryWriter` writes from a thread: on a full disk that
+  ends with a traceback, and the run waits for it for ever.
+  """
+
+  def __init__(self, folder: pathlib.Path, step: int):
+    """Begins a file; TensorBoard drops what others have after `step`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds, rest = divmod(time.time_ns(), 10**9)
+    name = f'events.out.tfevents.{seconds}.{rest:09}.{socket.gethostname()}'
+    self._path, self._flushed = folder / name, time.monotonic()
+    with files.named_errors(self._path):
+      self._records = tensorboardX.RecordWriter(str(self._path))
+    self._write(file_version='brain.Event:2')
+    start = _EVENT.SessionLog(status=_EVENT.SessionLog.START)
+    self._write(step=step + 1, session_log=start)
+
+  def add(self, row: Mapping[str, Any]) -> None:
+    """One row, as `MetricsWriter.write` takes it."""
+    values = [
+      _SUMMARY.Summary.Value(tag=name, simple_value=float(value))
+      for name, value in row.items()
+      if name != 'step'
+    ]
+    self._write(step=row['step'], summary=_SUMMARY.Summary(value=values))
+    if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+      self.flush()
+
+  def _write(self, **what: Any) -> None:
+    event = _EVENT.Event(wall_time=time.time(), **what)
+    with files.named_errors(self._path):
+      self._records.write(event.SerializeToString())
+
+  def flush(self) -> None:
+    with files.named_errors(self._path):
+      self._records.flush()
+    self._flushed = time.monotonic()
+
+  def close(self) -> None:
+    with files.named_errors(self._path):
+      self._records.close()
 
 
 def _line(row: Mapping[str, float]) -> str:

@@ -1,7 +1,8 @@
 """A process that ends when the one that started it is gone.
 
 A parent hands signals on to its children, but nothing can be handed on by one
-that was killed: its children would go on by themselves.
+that was killed: its children would go on by themselves. A parent starts them
+with `environment()`, and they call `watch()` first.
 """
 
 import os
@@ -10,19 +11,27 @@ import time
 
 from iusp_jax.runtime import peers
 
+_VARIABLE = 'IUSP_JAX_PARENT'
 _POLL_SECONDS = 1.0
 
 
-def end_with(parent_id: int) -> None:
+def environment() -> dict[str, str]:
+  """Variables for a child, which tell it the process id of this process.
+
+  The child cannot ask for it: its parent may be gone by then.
+  """
+  return os.environ | {_VARIABLE: str(os.getpid())}
+
+
+def watch() -> None:
   """Ends this process within 5 s after its parent, with `peers.EXIT_CODE`.
 
+  Without effect in a process that was not started with `environment()`.
   Everything is written whole or not at all, so that it may end at any moment.
-
-  Args:
-    parent_id: the parent's process id, handed down by itself: it may be gone
-      before this process can ask for it.
   """
-  threading.Thread(target=_watch, args=(parent_id,), daemon=True).start()
+  # Not for children of this process, whose parent is another one.
+  if parent_id := os.environ.pop(_VARIABLE, ''):
+    threading.Thread(target=_watch, args=(int(parent_id),), daemon=True).start()
 
 
 def _watch(parent_id):

@@ -1,14 +1,14 @@
 """Processes of one run find each other, and hand on why one of them stopped.
 
-Process 0 listens; the others connect and say who they are. The run begins when
-all are there; after a timeout every process that came is told who is missing.
-The connections stay open: a process that stops by an error sends its message,
-and the others end with it. A process that is killed sends none; JAX's own
-heartbeat ends the others then (see `hosts.py`). Plain TCP and JSON lines,
+Process 0 listens; the others connect and introduce themselves. The run begins
+when all are there; after a timeout every process that came is told who is
+missing. The connections stay open: a process that stops by an error sends its
+message, and the others end with it. A process that is killed sends none; JAX's
+own heartbeat ends the others then (see `hosts.py`). Plain TCP and JSON lines,
 nothing of JAX, whose runtime aborts without naming who is missing.
 """
 
-import dataclasses
+import contextlib
 import json
 import os
 import select
@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from iusp_jax.runtime import preemption
@@ -31,60 +31,47 @@ class Missing(OSError):
   """Not all processes of a run came."""
 
 
-@dataclasses.dataclass
 class Peer:
-  """The other end of a connection."""
+  """The other end of a connection, over which JSON lines go."""
 
-  process_id: int
-  host: str
-  connection: socket.socket
-  unread: bytes = b''
-  sending: threading.Lock = dataclasses.field(default_factory=threading.Lock)
-  ended: threading.Event = dataclasses.field(default_factory=threading.Event)
+  def __init__(self, connection: socket.socket, process_id: int, host: str):
+    self.connection, self._lines = connection, connection.makefile('rb')
+    self.process_id, self.host = process_id, host
+    self._sending = threading.Lock()
+    self.ended = threading.Event()  # Set by `PeerGroup.watch`.
 
   def __str__(self) -> str:
     return f'process {self.process_id} ({self.host})'
 
   def send(self, **message: Any) -> None:
     """Sends a message, if the peer is still there."""
-    try:
-      with self.sending:
-        self.connection.sendall(json.dumps(message).encode() + b'\n')
-    except OSError:
-      pass
+    with contextlib.suppress(OSError), self._sending:
+      self.connection.sendall(json.dumps(message).encode() + b'\n')
 
-  def receive(self, seconds: float | None = None) -> dict[str, Any] | None:
-    """The next message; None if none comes in time.
+  def receive(self, seconds: float | None = None) -> dict[str, Any]:
+    """The next message.
 
     Args:
-      seconds: to wait; None for as long as the connection is open.
+      seconds: to wait for a part of it; None for as long as the connection is
+        open.
 
     Raises:
-      EOFError: if the connection is closed.
-      ValueError: for anything but a message.
+      EOFError: if it is closed, or nothing or something else comes.
     """
-    deadline = time.monotonic() + seconds if seconds is not None else None
-    while b'\n' not in self.unread:
-      left = max(0.0, deadline - time.monotonic()) if deadline else None
-      if not select.select([self.connection], [], [], left)[0]:
-        return None
-      try:
-        received = self.connection.recv(65536)
-      except OSError as error:
-        raise EOFError from error
-      if not received:
-        raise EOFError
-      self.unread += received
-    line, _, self.unread = self.unread.partition(b'\n')
-    message = json.loads(line)
-    if not isinstance(message, dict):
-      raise ValueError(f'not a message: {line!r}')
-    return message
+    try:
+      self.connection.settimeout(seconds)
+      return dict(json.loads(self._lines.readline(65536)))
+    except (OSError, ValueError, TypeError) as error:
+      raise EOFError from error
+
+  def waits_to_be_read(self, seconds: float) -> bool:
+    """Whether a message, or the end of the connection, comes in time."""
+    return bool(select.select([self.connection], [], [], seconds)[0])
 
   def is_there(self) -> bool:
     """False where the connection has been closed."""
     try:
-      if not select.select([self.connection], [], [], 0)[0]:
+      if not self.waits_to_be_read(0):
         return True
       return bool(self.connection.recv(1, socket.MSG_PEEK))
     except OSError:
@@ -201,10 +188,9 @@ def _admit(connection, peers, num_processes):
   Raises:
     ValueError: where the process does not fit to the others.
   """
-  connection.settimeout(_HELLO_SECONDS)
-  peer = Peer(-1, '', connection)
+  peer = Peer(connection, -1, '')
   try:
-    hello = peer.receive(_HELLO_SECONDS) or {}
+    hello = peer.receive(_HELLO_SECONDS)
     peer.process_id, theirs = int(hello['process_id']), int(hello['of'])
     peer.host = str(hello['host'])
   except (EOFError, ValueError, KeyError, TypeError):
@@ -246,7 +232,7 @@ def _connect(host, port, place, deadline, timeout):
     preemption.check()
     try:
       connection = socket.create_connection((host, port), min(left, 5.0))
-      return Peer(0, host, connection)
+      return Peer(connection, 0, host)
     except OSError as error:
       reason = error.strerror or str(error)
       time.sleep(_RETRY_SECONDS)
@@ -260,19 +246,18 @@ def _connect(host, port, place, deadline, timeout):
 
 def _await_start(peer, process_id, num_processes, timeout):
   """Introduces this process to process 0, and waits for its answer."""
-  peer.connection.settimeout(10.0)
   peer.send(process_id=process_id, of=num_processes, host=socket.gethostname())
   # Process 0 began its own count later, perhaps: it has the last word.
   seconds = timeout + 10
-  answer, end = None, time.monotonic() + seconds
+  end = time.monotonic() + seconds
+  while not peer.waits_to_be_read(_RETRY_SECONDS):
+    preemption.check()
+    if time.monotonic() > end:
+      raise Missing(f'{peer} did not answer within {seconds:.0f} s')
   try:
-    while answer is None and time.monotonic() < end:
-      preemption.check()
-      answer = peer.receive(_RETRY_SECONDS)
-  except (EOFError, ValueError) as error:
+    answer = peer.receive(_HELLO_SECONDS)
+  except EOFError as error:
     raise Missing(f'{peer} ended while this one waited for the run') from error
-  if answer is None:
-    raise Missing(f'{peer} did not answer within {seconds:.0f} s')
   if 'refused' in answer:
     kind = Missing if answer.get('missing') else ValueError
     raise kind(answer['refused'])
@@ -298,14 +283,14 @@ class PeerGroup:
     self._heartbeat = False
     self.lost = threading.Event()  # A peer ended without a message.
 
-  def watch(self, end: Callable[[str], None] = end_at_once) -> None:
-    """Calls `end(message)` from a thread when a peer stops by an error.
+  def watch(self) -> None:
+    """Ends this process when a peer stops by an error.
 
     Until `rely_on_heartbeat` also when one goes without a message.
     """
     for peer in self._peers.values():
       threading.Thread(
-        target=self._listen_to, args=(peer, end), daemon=True
+        target=self._listen_to, args=(peer,), daemon=True
       ).start()
 
   def rely_on_heartbeat(self) -> None:
@@ -336,7 +321,7 @@ class PeerGroup:
     for peer in peers:
       peer.ended.wait(max(0.0, deadline - time.monotonic()))
 
-  def _listen_to(self, peer, end):
+  def _listen_to(self, peer):
     """Handles one peer's messages, until its connection is closed."""
     complete = False
     try:
@@ -347,10 +332,10 @@ class PeerGroup:
           why = message['stopped']
           if message['process_id'] == peer.process_id:
             why = f'{peer} stopped: {why}'
-          self._stop(peer, why, message['process_id'], end)
+          self._stop(peer, why, message['process_id'])
         if 'lost' in message:
           self._lose(peer, message['lost'])
-    except (EOFError, ValueError):
+    except EOFError:
       peer.ended.set()
     if complete or self._closing.is_set():
       return
@@ -358,15 +343,15 @@ class PeerGroup:
     if self._heartbeat:
       self._lose(peer, why)
     else:  # JAX would wait for the peer to come.
-      self._stop(peer, why, peer.process_id, end)
+      self._stop(peer, why, peer.process_id)
 
-  def _stop(self, peer, why, origin, end):
+  def _stop(self, peer, why, origin):
     """Hands on why a peer stopped, then ends this process."""
     if self._closing.is_set():
       return
     self._closing.set()
     self._tell(self._others(peer), {'stopped': why, 'process_id': origin})
-    end(f'{why}; process {self._process_id} ends too')
+    end_at_once(f'{why}; process {self._process_id} ends too')
 
   def _lose(self, peer, why):
     """Hands on that a peer is gone; JAX's heartbeat ends this process."""

@@ -1,10 +1,10 @@
 """Counts at every threshold and the areas under precision-recall curves.
 
-A count (hits, false alarms, misses) changes only where the falling threshold
-passes a score. So each count is a list of steps, and its value at all
-thresholds is one cumulative sum over the steps in order. A bootstrap resample
-only gives each clip another weight: scores are sorted once, and many
-resamples go through the same sums side by side.
+A count (TP, FP, FN) changes only where the falling threshold passes a score.
+So each count is a list of steps, and its value at all thresholds is one
+cumulative sum over the steps in order. A bootstrap resample only gives each
+clip another weight: scores are sorted once, and many resamples go through the
+same sums side by side.
 
 Axes beyond the package's: K column of a pool or distinct threshold of a class
 (in a curve all classes follow one another, each in decreasing order), E step,
@@ -59,26 +59,26 @@ class Curve(NamedTuple):
   threshold_K: np.ndarray
   class_K: np.ndarray
   starts_C: np.ndarray  # each class's first threshold, always 1.0
-  hits: _Steps
-  alarms: _Steps
-  misses: _Steps  # downwards from all_misses_NC
+  tp: _Steps
+  fp: _Steps
+  fn: _Steps  # downwards from all_fn_NC
   shown: _Steps  # scores that make a threshold
-  all_misses_NC: np.ndarray  # at a threshold that nothing reaches
+  all_fn_NC: np.ndarray  # at a threshold that nothing reaches
   order_K: np.ndarray  # thresholds of all classes, decreasing
   last_M: np.ndarray  # last place in order_K of each distinct threshold
 
 
 class Counts(NamedTuple):
-  """Weighted numbers of hits, false alarms and misses, all of one shape."""
+  """Weighted numbers of TP, FP and FN, all of one shape."""
 
-  hits: np.ndarray
-  alarms: np.ndarray
-  misses: np.ndarray
+  tp: np.ndarray
+  fp: np.ndarray
+  fn: np.ndarray
 
   def f1(self) -> np.ndarray:
-    """2 TP / (2 TP + FP + FN), 0 without hits."""
-    total = 2 * self.hits + self.alarms + self.misses
-    return 2 * self.hits / np.maximum(total, _HALF)
+    """2 TP / (2 TP + FP + FN), 0 without TP."""
+    total = 2 * self.tp + self.fp + self.fn
+    return 2 * self.tp / np.maximum(total, _HALF)
 
 
 class Areas(NamedTuple):
@@ -122,12 +122,12 @@ def curve(pools: Sequence[Pool]) -> Curve:
     threshold_K=threshold_K,
     class_K=np.repeat(np.arange(len(pools)), sizes),
     starts_C=starts_C,
-    all_misses_NC=np.stack([_all_misses(pool) for pool in pools], axis=1),
+    all_fn_NC=np.stack([_all_fn(pool) for pool in pools], axis=1),
     order_K=order_K,
     last_M=np.flatnonzero(falls),
     **{
       name: _joined([piece[name] for piece in pieces], starts_C, sizes)
-      for name in ('hits', 'alarms', 'misses', 'shown')
+      for name in ('tp', 'fp', 'fn', 'shown')
     },
   )
 
@@ -142,10 +142,10 @@ def areas(curve: Curve, weight_WN: np.ndarray) -> Areas:
   Returns:
     One of each result for every row of weights.
   """
-  all_misses_WC = weight_WN @ curve.all_misses_NC
-  counts, shown_WK = _class_counts(curve, weight_WN, all_misses_WC)
+  all_fn_WC = weight_WN @ curve.all_fn_NC
+  counts, shown_WK = _class_counts(curve, weight_WN, all_fn_WC)
   class_WC = _area(counts, curve.starts_C)
-  summed = _sum_over_classes(curve, counts, all_misses_WC)
+  summed = _sum_over_classes(curve, counts, all_fn_WC)
   micro_W = _area(summed, np.zeros(1, int))[:, 0]
   threshold_M = curve.threshold_K[curve.order_K[curve.last_M]]
   at_half = np.count_nonzero(threshold_M >= 0.5) - 1  # 1.0 is always there
@@ -174,8 +174,8 @@ def _places(pool: Pool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   return threshold_K, place.reshape(pool.scores_NK.shape), unknown_place_N
 
 
-def _all_misses(pool: Pool) -> np.ndarray:
-  """Misses of each clip when nothing is predicted [N]."""
+def _all_fn(pool: Pool) -> np.ndarray:
+  """FN of each clip when nothing is predicted [N]."""
   only_unknown_N = pool.unknown_N & ~pool.truth_NK.any(axis=1)
   return pool.truth_NK.sum(axis=1) + only_unknown_N.astype(np.float64)
 
@@ -193,7 +193,7 @@ def _class_steps(
   anything_N = np.minimum(place_NK.min(axis=1), unknown_place_N)
   everything_N = place_NK.max(axis=1)
   never = np.iinfo(place_NK.dtype).max
-  first_hit_N = np.where(true_NK, place_NK, never).min(axis=1)
+  first_tp_N = np.where(true_NK, place_NK, never).min(axis=1)
 
   def steps(place_N, where_N, step):
     return place_N[where_N], np.flatnonzero(where_N), step
@@ -201,22 +201,22 @@ def _class_steps(
   def tag_steps(where_NK, step):
     return place_NK[where_NK], np.nonzero(where_NK)[0], step
 
-  # X in the prediction: an alarm where the class is absent, unless all of its
-  # tags are predicted.
-  alarm_N = ~unknown_N & ~any_true_N & (unknown_place_N < everything_N)
+  # X in the prediction: an FP where the class is absent, unless all of its tags
+  # are predicted.
+  fp_N = ~unknown_N & ~any_true_N & (unknown_place_N < everything_N)
   return {
-    'hits': [
+    'tp': [
       tag_steps(true_NK, 1),
-      # X in the truth: a hit by anything, until a tag hits by itself.
+      # X in the truth: a TP by anything, until a tag is a TP by itself.
       steps(anything_N, unknown_N, 1),
-      steps(first_hit_N, unknown_N & any_true_N, -1),
+      steps(first_tp_N, unknown_N & any_true_N, -1),
     ],
-    'alarms': [
+    'fp': [
       tag_steps(~true_NK & ~unknown_N[:, None], 1),
-      steps(unknown_place_N, alarm_N, 1),
-      steps(everything_N, alarm_N, -1),
+      steps(unknown_place_N, fp_N, 1),
+      steps(everything_N, fp_N, -1),
     ],
-    'misses': [
+    'fn': [
       tag_steps(true_NK, -1),
       steps(anything_N, unknown_N & ~any_true_N, -1),
     ],
@@ -249,7 +249,7 @@ def _changes(steps: _Steps, weight_WN: np.ndarray, K: int) -> np.ndarray:
 
 
 def _class_counts(
-  curve: Curve, weight_WN: np.ndarray, all_misses_WC: np.ndarray
+  curve: Curve, weight_WN: np.ndarray, all_fn_WC: np.ndarray
 ) -> tuple[Counts, np.ndarray]:
   """Counts of each class at its thresholds, and which are there [W, K].
 
@@ -265,9 +265,9 @@ def _class_counts(
     return total_WK - before_WC[:, curve.class_K]
 
   counts = [
-    counted(curve.hits),
-    counted(curve.alarms),
-    counted(curve.misses) + all_misses_WC[:, curve.class_K],
+    counted(curve.tp),
+    counted(curve.fp),
+    counted(curve.fn) + all_fn_WC[:, curve.class_K],
   ]
   shown_WK = np.ones((len(weight_WN), K), bool)
   if not weight_WN.all():
@@ -280,7 +280,7 @@ def _class_counts(
 
 
 def _sum_over_classes(
-  curve: Curve, counts: Counts, all_misses_WC: np.ndarray
+  curve: Curve, counts: Counts, all_fn_WC: np.ndarray
 ) -> Counts:
   """Counts of all classes together at every distinct threshold [W, M].
 
@@ -293,19 +293,19 @@ def _sum_over_classes(
     total_WK = np.cumsum(change_WK[:, curve.order_K], axis=1)
     return total_WK[:, curve.last_M] + first_WC.sum(axis=1, keepdims=True)
 
-  nothing_WC = np.zeros_like(all_misses_WC)
+  nothing_WC = np.zeros_like(all_fn_WC)
   return Counts(
-    summed(counts.hits, nothing_WC),
-    summed(counts.alarms, nothing_WC),
-    summed(counts.misses, all_misses_WC),
+    summed(counts.tp, nothing_WC),
+    summed(counts.fp, nothing_WC),
+    summed(counts.fn, all_fn_WC),
   )
 
 
 def _area(counts: Counts, starts_C: np.ndarray) -> np.ndarray:
   """Trapezoids over recall from (0, 1) through the points to (1, 0) [W, C]."""
-  hits_WK, alarms_WK, misses_WK = counts
-  precision_WK = hits_WK / np.maximum(hits_WK + alarms_WK, _HALF)
-  recall_WK = hits_WK / np.maximum(hits_WK + misses_WK, _HALF)
+  tp_WK, fp_WK, fn_WK = counts
+  precision_WK = tp_WK / np.maximum(tp_WK + fp_WK, _HALF)
+  recall_WK = tp_WK / np.maximum(tp_WK + fn_WK, _HALF)
   step_WK = np.diff(recall_WK, axis=1, prepend=0)
   step_WK[:, starts_C] = recall_WK[:, starts_C]
   height_WK = precision_WK.copy()

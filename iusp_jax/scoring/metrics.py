@@ -6,6 +6,7 @@ truth and scores of a whole split as arrays.
 Reference: https://dcase.community/challenge2019/task-urban-sound-tagging
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from iusp_jax.scoring import auprc
 from tfds_dcase import taxonomy
 
 LEVELS = ('coarse', 'fine')
+# The rule for every mean over tags (macro-AUPRC, mAP); see `mean_over_tags`.
+MEAN_RULE = 'mean over the tags with positives'
 # Thresholds times resamples worked on at once: arrays that stay in cache.
 _BLOCK = 2**19
 
@@ -30,8 +33,8 @@ def score(
   AUPRC here is the area by trapezoids over (recall, precision) at every
   distinct score >= 0.01 and at 1.0, with the points (0, 1) and (1, 0) added,
   in order of decreasing threshold. It is not average precision. Micro sums
-  the counts of all classes at each threshold; macro is the mean over all
-  classes, those of value 0 included. F1 is micro, at the first threshold
+  the counts of all classes at each threshold; macro is the mean over the
+  classes with positives (`MEAN_RULE`). F1 is micro, at the first threshold
   >= 0.5. At the fine level each of the 8 classes pools the counts of its fine
   tags, and "X" (other or unknown) is counted as the challenge does: in the
   truth it forgives wrong fine tags and asks for any tag of the class; in the
@@ -47,17 +50,21 @@ def score(
     seed: of the resampling.
 
   Returns:
-    `micro_auprc`, `macro_auprc`, `micro_f1`: float;
-    `class_auprc`: list of float, one a class;
-    `undefined`: classes without positives (their AUPRC is 0) or with constant
-      scores (at the fine level: over its fine tags, without X), for which the
-      number is the definition's but says nothing about ranking;
+    `micro_auprc`, `macro_auprc`, `micro_f1`: float, None without positives of
+      any class;
+    `class_auprc`: one a class, float, None for a class without positives;
+    `undefined`: the classes without positives;
+    `constant`: the classes with positives whose scores are constant (at the
+      fine level: over its fine tags, without X), for which the number is the
+      definition's but no measure of ranking;
     `positives`: clips of each class (at the fine level: with any tag or X);
     `f1_row`: `threshold`, `TP`, `FP`, `FN` that give `micro_f1`;
     `num_clips`: N;
     and with `bootstrap` each of the first four with `_ci` appended:
       [low, high], for `class_auprc_ci` a list of them: the 2.5 and 97.5 %
-      quantiles over resamples of N clips with replacement.
+      quantiles over resamples of N clips with replacement, each scored by the
+      same rules; resamples for which a number is None are left out of its
+      quantiles, and an interval is None where they all are.
 
   Raises:
     ValueError: an unknown level, shapes that differ or do not fit the level,
@@ -76,24 +83,61 @@ def score(
   areas = auprc.areas(curve, np.ones((1, N)))
   positives = [int(p.present_N.sum()) for p in pools]
   constant = [np.ptp(p.scores_NK) == 0 for p in pools]
+  class_auprc = [
+    float(value) if n else None
+    for value, n in zip(areas.class_WC[0], positives, strict=True)
+  ]
+  any_positive = any(positives)
   result = {
-    'micro_auprc': float(areas.micro_W[0]),
-    'macro_auprc': float(areas.class_WC[0].mean()),
-    'micro_f1': float(areas.f1_W[0]),
-    'class_auprc': areas.class_WC[0].tolist(),
-    'undefined': [c for c, n in enumerate(positives) if n == 0 or constant[c]],
+    'micro_auprc': float(areas.micro_W[0]) if any_positive else None,
+    'macro_auprc': mean_over_tags(class_auprc),
+    'micro_f1': float(areas.f1_W[0]) if any_positive else None,
+    'class_auprc': class_auprc,
+    'undefined': [c for c, n in enumerate(positives) if not n],
+    'constant': [c for c, n in enumerate(positives) if n and constant[c]],
     'positives': positives,
     'f1_row': {
       'threshold': float(areas.f1_threshold_W[0]),
-      'TP': int(areas.f1_counts.hits[0]),
-      'FP': int(areas.f1_counts.alarms[0]),
-      'FN': int(areas.f1_counts.misses[0]),
+      'TP': int(areas.f1_counts.tp[0]),
+      'FP': int(areas.f1_counts.fp[0]),
+      'FN': int(areas.f1_counts.fn[0]),
     },
     'num_clips': N,
   }
   if bootstrap:
-    result |= _intervals(curve, N, int(bootstrap), seed)
+    result |= _intervals(pools, curve, int(bootstrap), seed)
   return result
+
+
+def mean_over_tags(value_by_tag: Sequence[float | None]) -> float | None:
+  """The mean over the tags that have a value, which those with positives have.
+
+  The one rule for all means over tags: a tag without positives in the scored
+  clips has no AUPRC and no average precision, so it is left out, and it does
+  not count as 0.
+
+  Args:
+    value_by_tag: None or NaN for a tag without positives.
+
+  Returns:
+    The mean, None where no tag has a value.
+  """
+  defined = [v for v in value_by_tag if v is not None and not np.isnan(v)]
+  return float(np.mean(defined)) if defined else None
+
+
+def mean_rule(positives: Sequence[int]) -> str:
+  """Names the rule of `mean_over_tags` with its numbers, for print.
+
+  Args:
+    positives: the number of positives of each tag.
+
+  Returns:
+    Such as 'mean over the 7 of 8 tags with positives'.
+  """
+  return MEAN_RULE.replace(
+    'the tags', f'the {sum(n > 0 for n in positives)} of {len(positives)} tags'
+  )
 
 
 def average_precision(truth: Any, scores: Any) -> np.ndarray:
@@ -118,8 +162,8 @@ def average_precision(truth: Any, scores: Any) -> np.ndarray:
   )
 
 
-def mean_average_precision(truth: Any, scores: Any) -> float:
-  """Mean of `average_precision` over the classes with positives (mAP).
+def mean_average_precision(truth: Any, scores: Any) -> float | None:
+  """mAP: `mean_over_tags` of `average_precision`.
 
   How many classes that leaves out is the number of NaN in
   `average_precision`, or of zeros in `score(...)['positives']`.
@@ -127,14 +171,12 @@ def mean_average_precision(truth: Any, scores: Any) -> float:
   Args and Raises: as for `average_precision`.
 
   Returns:
-    From 0 to 1; NaN where no class has positives.
+    From 0 to 1; None where no class has positives.
   """
-  class_C = average_precision(truth, scores)
-  defined = class_C[~np.isnan(class_C)]
-  return float(defined.mean()) if len(defined) else float('nan')
+  return mean_over_tags(average_precision(truth, scores).tolist())
 
 
-def lwlrap(truth: Any, scores: Any) -> float:
+def lwlrap(truth: Any, scores: Any) -> float | None:
   """Label-weighted label-ranking average precision.
 
   For every true tag of a clip: the share of true tags among those ranked at
@@ -146,7 +188,7 @@ def lwlrap(truth: Any, scores: Any) -> float:
     scores: [N, C], finite; equal scores share the lower rank.
 
   Returns:
-    From 0 to 1; NaN where no clip has a tag.
+    From 0 to 1; None where no clip has a tag.
 
   Raises:
     ValueError: shapes that differ, truth other than 0 and 1, NaN scores.
@@ -157,15 +199,15 @@ def lwlrap(truth: Any, scores: Any) -> float:
   truth_NC, scores_NC = _checked(truth, scores, 'coarse', bounded=False)
   total, tags = 0.0, 0
   for true_C, score_C in zip(truth_NC, scores_NC, strict=True):
-    hit = np.sort(score_C[true_C])
-    if not len(hit):
+    tp = np.sort(score_C[true_C])
+    if not len(tp):
       continue
-    # How many of all, and of the true, score at least as much as each hit.
-    ranked = len(score_C) - np.searchsorted(np.sort(score_C), hit)
-    found = len(hit) - np.searchsorted(hit, hit)
+    # How many of all, and of the true, score at least as much as each true one.
+    ranked = len(score_C) - np.searchsorted(np.sort(score_C), tp)
+    found = len(tp) - np.searchsorted(tp, tp)
     total += float((found / ranked).sum())
-    tags += len(hit)
-  return total / tags if tags else float('nan')
+    tags += len(tp)
+  return total / tags if tags else None
 
 
 def _average_precision(truth_N: np.ndarray, scores_N: np.ndarray) -> float:
@@ -174,9 +216,9 @@ def _average_precision(truth_N: np.ndarray, scores_N: np.ndarray) -> float:
     return float('nan')
   order = np.argsort(-scores_N, kind='stable')
   last = np.flatnonzero(np.diff(scores_N[order], append=np.inf))
-  hits = np.cumsum(truth_N[order])[last]
-  precision = hits / (last + 1)
-  return float((np.diff(hits, prepend=0) * precision).sum() / hits[-1])
+  tp = np.cumsum(truth_N[order])[last]
+  precision = tp / (last + 1)
+  return float((np.diff(tp, prepend=0) * precision).sum() / tp[-1])
 
 
 def _checked(
@@ -202,12 +244,14 @@ def _checked(
       f'truth has shape {truth_NQ.shape}, scores {scores_NQ.shape}; expected '
       'one score for every clip and tag.'
     )
-  _refuse('truth', truth_NQ, (truth_NQ != 0) & (truth_NQ != 1), '0 or 1')
+  _check_values('truth', truth_NQ, (truth_NQ != 0) & (truth_NQ != 1), '0 or 1')
   if bounded:
     bad_NQ = ~((scores_NQ >= 0) & (scores_NQ <= 1))  # true for NaN too
-    _refuse('scores', scores_NQ, bad_NQ, 'a number from 0 to 1')
+    _check_values('scores', scores_NQ, bad_NQ, 'a number from 0 to 1')
   else:
-    _refuse('scores', scores_NQ, ~np.isfinite(scores_NQ), 'a finite number')
+    _check_values(
+      'scores', scores_NQ, ~np.isfinite(scores_NQ), 'a finite number'
+    )
   return truth_NQ == 1, scores_NQ
 
 
@@ -224,7 +268,7 @@ def _array(name: str, values: Any) -> np.ndarray:
   return array
 
 
-def _refuse(
+def _check_values(
   name: str, values_NQ: np.ndarray, bad_NQ: np.ndarray, legal: str
 ) -> None:
   if bad_NQ.any():
@@ -280,16 +324,21 @@ def resample(
     seed: of the resampling.
 
   Returns:
-    `micro_auprc` `[W]`, `micro_f1` `[W]` and `class_auprc` `[W, C]`.
+    `micro_auprc` `[W]`, `micro_f1` `[W]` and `class_auprc` `[W, C]`; NaN where
+    a resample has no positives (of that class).
   """
   truth_NQ, scores_NQ = _checked(truth, scores, level)
-  curve = auprc.curve(_pools(truth_NQ, scores_NQ, level))
-  return _resample(curve, len(truth_NQ), bootstrap, seed)
+  pools = _pools(truth_NQ, scores_NQ, level)
+  return _resample(pools, auprc.curve(pools), bootstrap, seed)
 
 
-def _resample(curve: auprc.Curve, N: int, bootstrap: int, seed: int):
+def _resample(
+  pools: list[auprc.Pool], curve: auprc.Curve, bootstrap: int, seed: int
+) -> dict[str, np.ndarray]:
   rng = np.random.default_rng(seed)
   micro, f1, classes = [], [], []
+  present_NC = np.stack([p.present_N for p in pools], axis=1).astype(float)
+  N = len(present_NC)
   size = max(1, _BLOCK // len(curve.threshold_K))
   for start in range(0, bootstrap, size):
     W = min(size, bootstrap - start)
@@ -298,9 +347,11 @@ def _resample(curve: auprc.Curve, N: int, bootstrap: int, seed: int):
       [np.bincount(rng.integers(N, size=N), minlength=N) for _ in range(W)]
     ).astype(np.float64)
     areas = auprc.areas(curve, weight_WN)
-    micro.append(areas.micro_W)
-    f1.append(areas.f1_W)
-    classes.append(areas.class_WC)
+    has_positives_WC = weight_WN @ present_NC > 0
+    any_W = has_positives_WC.any(axis=1)
+    micro.append(np.where(any_W, areas.micro_W, np.nan))
+    f1.append(np.where(any_W, areas.f1_W, np.nan))
+    classes.append(np.where(has_positives_WC, areas.class_WC, np.nan))
   return {
     'micro_auprc': np.concatenate(micro),
     'micro_f1': np.concatenate(f1),
@@ -309,18 +360,24 @@ def _resample(curve: auprc.Curve, N: int, bootstrap: int, seed: int):
 
 
 def _intervals(
-  curve: auprc.Curve, N: int, bootstrap: int, seed: int
-) -> dict[str, list]:
+  pools: list[auprc.Pool], curve: auprc.Curve, bootstrap: int, seed: int
+) -> dict[str, Any]:
   """95 % intervals over resamples of the clips."""
-  drawn = _resample(curve, N, bootstrap, seed)
+  drawn = _resample(pools, curve, bootstrap, seed)
   class_WC = drawn['class_auprc']
+  macro_W = np.array(
+    [mean_over_tags(value_C) for value_C in class_WC], np.float64
+  )
   return {
     'micro_auprc_ci': _quantiles(drawn['micro_auprc']),
-    'macro_auprc_ci': _quantiles(class_WC.mean(axis=1)),
+    'macro_auprc_ci': _quantiles(macro_W),
     'micro_f1_ci': _quantiles(drawn['micro_f1']),
     'class_auprc_ci': [_quantiles(value_W) for value_W in class_WC.T],
   }
 
 
-def _quantiles(value_W: np.ndarray) -> list[float]:
-  return np.quantile(value_W, [0.025, 0.975]).tolist()
+def _quantiles(value_W: np.ndarray) -> list[float] | None:
+  defined = value_W[~np.isnan(value_W)]
+  if not len(defined):
+    return None
+  return np.quantile(defined, [0.025, 0.975]).tolist()

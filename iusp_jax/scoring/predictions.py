@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iusp_jax.runtime import files
+from tfds_dcase import csv_rows
 
 CLIP = 'audio_filename'
 _NAMED = 5  # names that a message lists before it only counts
@@ -55,7 +56,7 @@ def write_predictions(
       that is NaN or outside 0..1.
   """
   clip_ids = [str(clip) for clip in clip_ids]
-  _refuse_repeated(f'cannot write {path}', clip_ids)
+  _check_unique(f'cannot write {path}', clip_ids)
   columns = {}
   for name, scores in scores_by_column.items():
     scores_N = np.asarray(scores, dtype=np.float64)
@@ -103,7 +104,7 @@ def read_predictions(
   header, rows = _table(path)
   clip = header.index(CLIP)
   clip_ids = [row[clip] for _, row in rows]
-  _refuse_repeated(f'{path}', clip_ids, [line for line, _ in rows])
+  _check_unique(f'{path}', clip_ids, [line for line, _ in rows])
   wanted = set(header if columns is None else columns) - {CLIP}
   scores = {}
   for place, name in enumerate(header):
@@ -131,12 +132,12 @@ def _table(path: str | os.PathLike) -> tuple[list[str], list[tuple]]:
   try:
     if raw[:2] == b'\x1f\x8b':
       raw = gzip.decompress(raw)
-    lines = csv.reader(io.StringIO(raw.decode('utf-8-sig'), newline=''))
-    rows = [(lines.line_num, row) for row in lines if row]
-  except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeError, csv.Error) as e:
+    text = io.StringIO(raw.decode('utf-8-sig'), newline='')
+  except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeError) as e:
     raise ValueError(
       f'{path} is not a whole CSV file, plain or gzip ({e}).'
     ) from e
+  rows = list(csv_rows.rows(text, path))
   header = [name.strip() for name in rows[0][1]] if rows else []
   if CLIP not in header:
     raise ValueError(
@@ -167,10 +168,10 @@ def _score(text: str, where: str) -> float:
   return value
 
 
-def _refuse_repeated(
+def _check_unique(
   where: str, clip_ids: Sequence[str], lines: Sequence[int] | None = None
 ) -> None:
-  """Refuses a clip that comes twice, naming its rows where they are known."""
+  """Raises for a clip that comes twice, naming its rows if there are any."""
   first: dict[str, int] = {}
   for n, clip in enumerate(clip_ids):
     if clip in first:

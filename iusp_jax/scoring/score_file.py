@@ -68,12 +68,12 @@ def score_files(
     files, and `notes` in words.
 
   Warns:
-    UserWarning: naming columns that are missing (their scores are 0) and
-      columns that are no tag.
+    UserWarning: naming columns that are missing (their scores are 0), columns
+      that are no tag, and a level at which nothing can be scored.
 
   Raises:
     ValueError: clips missing, extra or twice, no truth for the split, unknown
-      arguments, or whatever `read_predictions` and `annotations.read` refuse.
+      arguments, or whatever `read_predictions` and `annotations.read` raise.
   """
   if level not in (None, *metrics.LEVELS):
     raise ValueError(
@@ -110,6 +110,9 @@ def score_files(
   for one in _levels(found, level, predictions, notes):
     scores_NQ = _scores(found, one, predictions, notes)[order_N]
     scored = metrics.score(truth[one], scores_NQ, one, bootstrap, seed)
+    if not any(scored['positives']):
+      what = f'{annotations}: {split} has no positives at the {one} level'
+      warnings.warn(f'{what}: nothing can be scored there.', stacklevel=2)
     result |= _named(one, scored)
   return result | {'notes': list(dict.fromkeys(notes))}
 
@@ -121,22 +124,23 @@ def table(result: Mapping[str, Any]) -> str:
     if f'{level}_micro_auprc' not in result:
       continue
     row = result[f'{level}_f1_row']
+    positives = result[f'{level}_positives']
     lines += [
       '',
       f'{result["split"]}, {level} level, {result["num_clips"]} clips, labels '
       f'{result["labels"].replace("_", " ")}',
       _line(result, f'{level}_micro_auprc', 'micro-AUPRC'),
-      _line(result, f'{level}_macro_auprc', 'macro-AUPRC'),
+      _line(result, f'{level}_macro_auprc', 'macro-AUPRC')
+      + f'  {metrics.mean_rule(list(positives.values()))}',
       _line(result, f'{level}_micro_f1', 'micro-F1 at 0.5')
       + f'  threshold {row["threshold"]:.4g}: TP {row["TP"]}, FP {row["FP"]}, '
       f'FN {row["FN"]}',
     ]
-    positives = result[f'{level}_positives']
     for name, value in result[f'{level}_class_auprc'].items():
       interval = result.get(f'{level}_class_auprc_ci', {}).get(name)
       text = _cells(f'  {name}', value, interval)
       text += f'  {positives[name]} positives'
-      if name in result[f'{level}_undefined'] and positives[name]:
+      if name in result[f'{level}_constant']:
         text += ', constant scores'
       lines.append(text)
   return '\n'.join(lines[1:])
@@ -326,7 +330,7 @@ def _named(level: str, scored: Mapping[str, Any]) -> dict[str, Any]:
   for key, value in scored.items():
     if key in ('class_auprc', 'class_auprc_ci', 'positives'):
       value = dict(zip(taxonomy.COARSE, value, strict=True))
-    elif key == 'undefined':
+    elif key in ('undefined', 'constant'):
       value = [taxonomy.COARSE[c] for c in value]
     elif key == 'num_clips':
       continue
@@ -338,8 +342,10 @@ def _line(result: Mapping[str, Any], key: str, label: str) -> str:
   return _cells(label, result[key], result.get(f'{key}_ci'))
 
 
-def _cells(label: str, value: float, interval: Sequence[float] | None) -> str:
-  text = f'{label:<26}{value:.4f}'
+def _cells(
+  label: str, value: float | None, interval: Sequence[float] | None
+) -> str:
+  text = f'{label:<26}' + ('undefined' if value is None else f'{value:.4f}')
   if interval is not None:
     text += f'  [{interval[0]:.4f}, {interval[1]:.4f}]'
   return text

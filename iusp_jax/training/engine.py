@@ -344,7 +344,7 @@ class _Group:
     if self._trace.steps_left:
       count = min(count, self._trace.steps_left)
     if jax.process_count() > 1:  # Their clocks differ.
-      count = processes.by_primary(lambda: count)
+      count = processes.by_primary(lambda: count, interruptible=False)
     left = self.plan.next_milestone(self._step) - self._step
     count = min(count, left, self.source.max_steps)
     return min(count, self._chunk_steps) if self._chunk_steps else count
@@ -461,7 +461,9 @@ class _Group:
           f'predictions for validation clips after step {step} are not finite'
         )
         self._diverge(member, step, why, {})
-    rows = processes.by_primary(lambda: self._score(scores_MNC))
+    rows = processes.by_primary(
+      lambda: self._score(scores_MNC), interruptible=False
+    )
     metric = evaluate.selection_metric(self._jobs[0].dataset)
     for m, (member, row) in enumerate(zip(self.members, rows, strict=True)):
       if member.diverged:

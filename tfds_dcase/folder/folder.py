@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from tfds_dcase import audio, in_order, notes
+from tfds_dcase import audio, builder, disk, files, in_order, notes
 from tfds_dcase.folder import labels as labels_lib
 from tfds_dcase.urban_scenes import recordings, settings
 
@@ -40,11 +41,18 @@ class FolderConfig(tfds.core.BuilderConfig):
     return f'{self.name} of {self.manual_dir}'
 
 
-class Folder(tfds.core.ShardBasedBuilder):
+class Folder(builder.BaseBuilder):
   """A folder of recordings with `labels.csv` (see `labels.EXAMPLE`).
 
-  Its fingerprint (labels, files, their sizes, first and last 64 kB) is in the
+  Its fingerprint (labels, names and whole content of the files) is in the
   config's name, so that two folders never share stored data.
+
+  Links in the folder, to recordings or to folders, are followed wherever they
+  lead, each folder once. Only regular files are opened, and only to be decoded:
+  a link that leads nowhere, a pipe or a device is a bad recording, by which
+  `on_bad_recording` decides. Rows of labels.csv cannot name files outside of
+  the folder but by such links. What is stored, and logged, has the names of
+  labels.csv. Nothing is written to the folder.
 
   Elements:
     audio: int16 [160000], 10 s at 16 kHz, cut or padded with zeros.
@@ -56,7 +64,7 @@ class Folder(tfds.core.ShardBasedBuilder):
   # TFDS finds this path itself only where importlib_resources is installed,
   # which it does not require.
   code_path = epath.Path(__file__)
-  VERSION = tfds.core.Version('1.0.0')
+  VERSION = tfds.core.Version('1.1.0')
 
   def __init__(
     self,
@@ -70,7 +78,7 @@ class Folder(tfds.core.ShardBasedBuilder):
     **given,
   ):
     """Makes a builder; see `make_builder`."""
-    self._workers = workers or os.cpu_count() or 1
+    self._workers = workers or in_order.num_cores()
     if not isinstance(config, FolderConfig):
       config = make_config(manual_dir, data_dir, **given)
     self._config = config
@@ -80,7 +88,7 @@ class Folder(tfds.core.ShardBasedBuilder):
 
   def _info(self):
     tags = self._config.labels.tags
-    return tfds.core.DatasetInfo(
+    return builder.Info(
       builder=self,
       description=_DESCRIPTION,
       citation=_CITATION,
@@ -104,6 +112,7 @@ class Folder(tfds.core.ShardBasedBuilder):
 
   def _shard_iterators_per_split(self, dl_manager):
     del dl_manager
+    self._first_by_sound = {}
     # One shard a split: a generator based builder would need TensorFlow above
     # 1 GB of recordings (3,200 clips).
     return {
@@ -113,11 +122,14 @@ class Folder(tfds.core.ShardBasedBuilder):
   def _examples(self, split):
     config = self._config
     rows = [i for i, s in enumerate(config.labels.splits) if s == split]
-    problems, cut, padded = [], [], 0
+    problems, cut, corrected, padded = [], [], [], 0
     made = in_order.in_order(self._example, rows, self._workers)
-    for example, problem, length in made:
+    for example, problem, done, length in made:
       problems += problem
+      corrected += done
       if example is not None:
+        problems += (double := self._in_another_split(example, split))
+      if example is not None and not double:
         cut += [example['clip_id']] * (length > NUM_SAMPLES)
         padded += length < NUM_SAMPLES
         yield example['clip_id'], example
@@ -131,20 +143,43 @@ class Folder(tfds.core.ShardBasedBuilder):
     for what, names in (('cut to 10 s', cut), ('left out', problems)):
       if names:
         what = f'{split}: {len(names)} {of} {what}'
-        notes.tell(what, names, self.data_path)
+        notes.log_and_keep(what, names, self.data_path)
+    if corrected:
+      what = f'{split}: {len(corrected)} corrections of recordings'
+      notes.log_and_keep(what, corrected, self.data_path)
+
+  def _in_another_split(self, example, split: str) -> list[str]:
+    """A message where another split has the same sound, in any format.
+
+    Raises:
+      ValueError: the message, with on_bad_recording='stop'.
+    """
+    key = hashlib.sha256(example['audio'].tobytes()).digest()
+    here = example['clip_id'], split
+    other = self._first_by_sound.setdefault(key, here)
+    if other[1] == split:
+      return []
+    message = '{} ({}) has the same sound as {} ({})'.format(*here, *other)
+    if self._config.on_bad_recording == 'stop':
+      raise ValueError(
+        f'{self._config.manual_dir}: {message}. Remove one of them, or '
+        "on_bad_recording='skip' leaves out the first of them"
+      )
+    return [message]
 
   def _example(self, row: int):
-    """The example of a row or None, problems, length of what was read."""
+    """Of a row: the example or None, problems, corrections, length read."""
     config = self._config
-    file, problems = config.labels.files[row], []
+    file, problems, done = config.labels.files[row], [], []
     wave_S = audio.read_usable(
       os.path.join(config.manual_dir, file),
       problems,
       config.on_bad_recording,
       max_seconds=10.1,  # a little more, to see that there is more
+      notes=done,
     )
     if wave_S is None:
-      return None, problems, 0
+      return None, problems, [], 0
     fitted_S, length = audio.fit_length(audio.to_int16(wave_S), NUM_SAMPLES)
     example = {
       'audio': fitted_S,
@@ -152,7 +187,7 @@ class Folder(tfds.core.ShardBasedBuilder):
       'clip_id': file,
       'coarse': config.labels.tags_NC[row],
     }
-    return example, problems, len(wave_S)
+    return example, problems, [f'{file}: {each}' for each in done], len(wave_S)
 
 
 def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
@@ -167,17 +202,19 @@ def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
     ValueError: for an unknown setting, a faulty labels.csv, or rows without
       their file (with on_bad_recording='stop').
   """
-  settings.refuse_unknown(given, ['on_bad_recording'], 'folder')
+  settings.check_names(given, ['on_bad_recording'], 'folder')
   on_bad = given.get('on_bad_recording', 'stop')
   audio.check_on_bad_recording(on_bad)
   what = f'recordings and a {labels_lib.FILE_NAME}'
   folder = recordings.check_folder(manual_dir, what)
   labels = labels_lib.read(folder)
-  exists = [f for f in labels.files if (folder / f).is_file()]
+  # Pipes, devices and links that lead nowhere are there: they are bad
+  # recordings, not missing ones.
+  exists = [f for f in labels.files if os.path.lexists(folder / f)]
   found = sorted({*recordings.find_sound_files(folder), *exists})
   missing, unlabelled = labels_lib.match(labels, found)
-  lines = _say_unmatched(
-    labels_lib.unmatched(missing, unlabelled), folder, data_dir
+  lines = _unmatched_lines(
+    labels_lib.unmatched(missing, unlabelled, folder), folder, data_dir
   )
   if missing and on_bad == 'stop':
     lines = '\n'.join(lines)
@@ -185,16 +222,15 @@ def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
   for line in lines:
     notes.LOGGER.warning('%s', line)
   labels = labels_lib.without(labels, missing)
-  contents = [
-    [(folder / f).stat().st_size, recordings.content(folder / f)]
-    for f in labels.files
-  ]
+  content = _content(labels, folder)
+  labels = _without_duplicates(labels, content, folder, on_bad)
+  _log_report(labels, folder)
   name = settings.fingerprint(
     labels.tags,
     labels.files,
     labels.splits,
     labels.tags_NC.tolist(),
-    contents,
+    [content[f] for f in labels.files],
     on_bad,
   )
   return FolderConfig(
@@ -206,7 +242,46 @@ def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
   )
 
 
-def _say_unmatched(found, folder, data_dir) -> list[str]:
+def _content(labels, folder) -> dict[str, str]:
+  """Checksum of each file; '' for empty ones, which are no duplicates."""
+  checksums = files.digests([folder / f for f in labels.files])
+  return {
+    file: checksum if files.size(folder / file) else ''
+    for file, checksum in zip(labels.files, checksums, strict=True)
+  }
+
+
+def _without_duplicates(labels, content, folder, on_bad):
+  """The labels without recordings that are in another split too.
+
+  Raises:
+    ValueError: for such a recording, with on_bad='stop'.
+  """
+  doubles, contradictory = labels_lib.duplicates(labels, content)
+  for what, messages in (
+    ('recordings are in two splits', doubles),
+    ('recordings are there twice with other tags', contradictory),
+  ):
+    if messages:
+      what = f'{folder}: {len(messages)} {what}'
+      line = notes.line(what, list(messages.values()))
+      if messages is doubles and on_bad == 'stop':
+        raise ValueError(
+          f"{line}. Remove one of each, or on_bad_recording='skip' leaves out "
+          'the one that is later in labels.csv'
+        )
+      notes.LOGGER.warning('%s', line)
+  return labels_lib.without(labels, list(doubles))
+
+
+def _log_report(labels, folder) -> None:
+  line, warnings = labels_lib.report(labels)
+  notes.LOGGER.info('%s: %d recordings, %s', folder, len(labels.files), line)
+  for each in warnings:
+    notes.LOGGER.warning('%s: %s', folder, each)
+
+
+def _unmatched_lines(found, folder, data_dir) -> list[str]:
   """A line for rows without a file and one for files without a row.
 
   Where they are too many for a line, a file in `data_dir` has them all.
@@ -214,8 +289,9 @@ def _say_unmatched(found, folder, data_dir) -> list[str]:
   place = ''
   if data_dir and any(len(names) > notes.SHOWN for names in found.values()):
     place = epath.Path(data_dir) / f'unmatched-{folder.name}.txt'
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(''.join(notes.listing(*each) for each in found.items()))
+    with disk.full_disk_named(place):
+      place.parent.mkdir(parents=True, exist_ok=True)
+      place.write_text(''.join(notes.listing(*each) for each in found.items()))
   return [
     f'{folder}: {notes.line(what, names, str(place))}'
     for what, names in found.items()

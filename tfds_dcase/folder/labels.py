@@ -1,26 +1,35 @@
 """Reads `labels.csv`: which recordings, in which split, with which tags."""
 
-import csv
+import collections
 import dataclasses
 import difflib
+import io
 import pathlib
 import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tfds_dcase import csv_rows, known_layouts, tag_counts
+from tfds_dcase.folder import file_hints, tag_cells
+
 SPLITS = ('train', 'validate', 'test')
-FILE_NAME = 'labels.csv'
+FILE_NAME = known_layouts.FILE_NAME
 EXAMPLE = """\
 file,split,dog,siren
 street/0001.wav,train,1,1
 street/0002.wav,validate,0,1
 street/0003.wav,test,0,0
-or, with one column of tags, joined by ; or |
+or, with one column of tags, joined by ; or | (a comma is part of a name)
 file,split,tags
 street/0001.wav,train,dog;siren
 street/0002.wav,validate,siren
 street/0003.wav,test,
 """
+# After the columns of a table whose row numbers were written too.
+_INDEX_HINT = (
+  '; pandas writes row numbers unless index=False is given to to_csv'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,52 +37,85 @@ class Labels:
   """The content of a labels.csv.
 
   Attributes:
-    tags: names, in column order, or sorted where they stand in one column.
+    tags: names, in column order, or sorted where one column has them.
     files: relative paths with '/', in file order.
     splits: of each file.
     tags_NC: 0/1. [N, C] int8
+    notes: assumptions that were made in reading it, a line each.
   """
 
   tags: tuple[str, ...]
   files: tuple[str, ...]
   splits: tuple[str, ...]
   tags_NC: np.ndarray
+  notes: tuple[str, ...] = ()
 
 
 def read(manual_dir) -> Labels:
   """Parses and checks `labels.csv` in a folder; looks at no recording.
 
   Returns:
-    Labels with every split in use and no file twice.
+    Labels with every split in use, no file twice, and positives in train and
+    validate.
 
   Raises:
     ValueError: naming the file and the line, for anything else.
   """
   path = pathlib.Path(manual_dir) / FILE_NAME
   if not path.is_file():
-    raise ValueError(f'{path}: no such file; it should hold\n{EXAMPLE}')
+    advice = known_layouts.advice(path.parent)
+    raise ValueError(
+      f'{path}: no such file. {advice}'
+      if advice
+      else f'{path}: no such file; it should hold\n{EXAMPLE}'
+    )
   rows, columns = _rows(path)
   names = [c for c in columns if c not in ('file', 'split')]
-  if names == ['tags']:
-    sets = [_split_tags(row['tags']) for _, row in rows]
-    tags = sorted(set().union(*sets))
-    values = [[int(t in tag_set) for t in tags] for tag_set in sets]
-  else:
-    tags = names
-    values = [
-      [_zero_or_one(path, n, c, row[c]) for c in tags] for n, row in rows
-    ]
-  if not tags:
-    raise ValueError(f'{path}: no tag in any row; it should hold\n{EXAMPLE}')
+  read_tags = _one_column if names == ['tags'] else _column_per_tag
+  tags, values, notes = read_tags(path, rows, names)
   files = tuple(_file(path, n, row['file']) for n, row in rows)
   splits = tuple(_split(path, n, row['split']) for n, row in rows)
-  _refuse_duplicates(path, [n for n, _ in rows], files)
-  unused = [s for s in SPLITS if s not in splits]
-  if unused:
+  _check_unique(path, [n for n, _ in rows], files)
+  labels = Labels(
+    tuple(tags), files, splits, np.array(values, np.int8), tuple(notes)
+  )
+  _check_splits(path, labels)
+  return labels
+
+
+def _one_column(path, rows, names):
+  """Tags, their 0/1 by row, and notes, from the column 'tags'."""
+  del names
+  sets = [_tag_set(path, n, row['tags']) for n, row in rows]
+  tags = sorted(set().union(*sets))
+  if not tags:
+    raise ValueError(f'{path}: no tag in any row; it should hold\n{EXAMPLE}')
+  joined = tag_cells.joined_by_commas(tags)
+  if joined:
+    line = next(n for (n, _), t in zip(rows, sets, strict=True) if joined in t)
     raise ValueError(
-      f'{path}: no rows for {" and ".join(unused)}; each of {SPLITS} needs some'
+      f'{path} line {line}: {joined!r} is one tag, as a comma joins nothing, '
+      'but each of its parts is found elsewhere too. Join tags with ; or |; '
+      'where this is one name, use one column a tag'
     )
-  return Labels(tuple(tags), files, splits, np.array(values, np.int8))
+  empty = collections.Counter(
+    row['tags'] for _, row in rows if row['tags'] in tag_cells.EMPTY
+  )
+  notes = [
+    f'{n} cells of tags are {cell!r}, read as no tag'
+    for cell, n in empty.items()
+  ]
+  return tags, [[int(t in tag_set) for t in tags] for tag_set in sets], notes
+
+
+def _column_per_tag(path, rows, names):
+  """Tags, their 0/1 by row, and no notes, from one column a tag."""
+  alone = len(names) == 1
+  values = [
+    [_zero_or_one(path, n, name, row[name], alone) for name in names]
+    for n, row in rows
+  ]
+  return [tag_cells.clean(name) for name in names], values, []
 
 
 def _rows(path) -> tuple[list[tuple[int, dict]], list[str]]:
@@ -82,28 +124,40 @@ def _rows(path) -> tuple[list[tuple[int, dict]], list[str]]:
     text = path.read_text(encoding='utf-8-sig')
   except UnicodeDecodeError as error:
     raise ValueError(f'{path}: not UTF-8 text ({error}); save it so') from error
-  head = text.split('\n', 1)[0]
-  separator = max((',', ';', '\t'), key=head.count)
-  reader = csv.reader(text.splitlines(keepends=True), delimiter=separator)
-  columns = [c.strip() for c in next(reader, [])]
+  separator = _separator(text, path)
+  reader = csv_rows.rows(io.StringIO(text, newline=''), path, separator)
+  columns = [c.strip() for c in next(reader, (1, []))[1]]
   _check_columns(path, columns)
   rows = []
-  for cells in reader:
+  for line, cells in reader:
     if not any(cell.strip() for cell in cells):
       continue
     if len(cells) != len(columns):
       raise ValueError(
-        f'{path} line {reader.line_num}: {len(cells)} cells, but '
-        f'{len(columns)} columns; put quotes around a cell that holds '
-        f'{separator!r}'
+        f'{path} line {line}: {len(cells)} cells, but {len(columns)} columns; '
+        f'put quotes around a cell that holds {separator!r}'
       )
     row = {k: v.strip() for k, v in zip(columns, cells, strict=True)}
-    rows.append((reader.line_num, row))
+    rows.append((line, row))
   if not rows:
     raise ValueError(
       f'{path}: no rows below the header; it should hold\n{EXAMPLE}'
     )
   return rows, columns
+
+
+def _separator(text: str, path) -> str:
+  """The one with which the header has 'file' and 'split', or the commonest."""
+  separators = (',', ';', '\t')
+  for each in separators:
+    try:
+      reader = csv_rows.rows(io.StringIO(text, newline=''), path, each)
+      columns = {c.strip() for c in next(reader, (1, []))[1]}
+    except ValueError:
+      continue
+    if {'file', 'split'} <= columns:
+      return each
+  return max(separators, key=re.split('[\r\n]', text, maxsplit=1)[0].count)
 
 
 def _check_columns(path, columns: list[str]) -> None:
@@ -115,9 +169,14 @@ def _check_columns(path, columns: list[str]) -> None:
         f'{path}: no column {name!r}{hint} among {columns}; it should hold\n'
         f'{EXAMPLE}'
       )
-  twice = sorted({c for c in columns if columns.count(c) > 1})
-  if twice or '' in columns:
-    raise ValueError(f'{path}: columns without a name of their own: {columns}')
+  names = [tag_cells.clean(c) for c in columns]
+  if len(set(names)) < len(names) or '' in names:
+    hint = _INDEX_HINT if '' in names else ''
+    raise ValueError(
+      f'{path}: columns without a name of their own: {columns}{hint}'
+    )
+  if any(re.fullmatch(r'Unnamed: \d+', name) for name in names):
+    raise ValueError(f'{path}: columns {columns}{_INDEX_HINT}')
   if len(columns) == 2:
     raise ValueError(f'{path}: no tag column; it should hold\n{EXAMPLE}')
   if 'tags' in columns and len(columns) > 3:
@@ -127,14 +186,27 @@ def _check_columns(path, columns: list[str]) -> None:
     )
 
 
-def _split_tags(cell: str) -> set[str]:
-  return {t.strip() for t in re.split(r'[;|,]', cell) if t.strip()}
+def _tag_set(path, line: int, cell: str) -> set[str]:
+  try:
+    return set(tag_cells.tags_of(cell))
+  except ValueError as error:
+    raise ValueError(
+      f'{path} line {line}: tags={cell!r} is {error}; join tags with ; or |'
+    ) from error
 
 
-def _zero_or_one(path, line: int, column: str, cell: str) -> int:
-  if cell in ('0', '1', '0.0', '1.0'):
-    return int(cell[0])
-  raise ValueError(f'{path} line {line}: {column}={cell!r}; must be 0 or 1')
+def _zero_or_one(path, line: int, column: str, cell: str, alone: bool) -> int:
+  value = tag_cells.zero_or_one(cell)
+  if value is not None:
+    return value
+  hint = ''
+  if cell in ('', *tag_cells.EMPTY):
+    hint = '. A missing value is no 0: fill it in'
+  elif alone:
+    hint = ". If it holds the names of tags, call this column 'tags'"
+  raise ValueError(
+    f'{path} line {line}: {column}={cell!r}; must be 0 or 1{hint}'
+  )
 
 
 def _split(path, line: int, cell: str) -> str:
@@ -155,7 +227,7 @@ def _file(path, line: int, cell: str) -> str:
   return name.as_posix()
 
 
-def _refuse_duplicates(path, lines, files) -> None:
+def _check_unique(path, lines, files) -> None:
   first: dict[str, int] = {}
   for line, file in zip(lines, files, strict=True):
     if file in first:
@@ -165,46 +237,98 @@ def _refuse_duplicates(path, lines, files) -> None:
     first[file] = line
 
 
-def match(labels: Labels, found: list[str]) -> tuple[list[str], list[str]]:
+def _check_splits(path, labels: Labels) -> None:
+  unused = [s for s in SPLITS if s not in labels.splits]
+  if unused:
+    raise ValueError(
+      f'{path}: no rows for {" and ".join(unused)}; each of {SPLITS} needs some'
+    )
+  count = tag_counts.count(labels.tags_NC, labels.splits)
+  for split, purpose in (
+    ('train', 'there is nothing to learn'),
+    ('validate', 'the best checkpoint cannot be chosen'),
+  ):
+    if not count[split].any():
+      raise ValueError(
+        f'{path}: no row of {split} has any of the {len(labels.tags)} tags: '
+        f'{purpose}. Add rows with tags to {split}'
+      )
+
+
+def match(labels: Labels, found: Sequence[str]) -> tuple[list[str], list[str]]:
   """Files that only the labels name, and files that only the folder holds."""
+  named, there = set(labels.files), set(found)
   return (
-    [f for f in labels.files if f not in set(found)],
-    [f for f in found if f not in set(labels.files)],
+    [f for f in labels.files if f not in there],
+    [f for f in found if f not in named],
   )
 
 
 def unmatched(
-  missing: list[str], unlabelled: list[str]
+  missing: Sequence[str], unlabelled: Sequence[str], folder: pathlib.Path
 ) -> dict[str, list[str]]:
-  """Both in words, with a likely spelling for what is missing."""
-  by_name = {f.rsplit('/', 1)[-1].lower(): f for f in unlabelled}
-
-  def hint(file):
-    near = by_name.get(file.rsplit('/', 1)[-1].lower())
-    return f'{file} (did you mean {near}?)' if near else file
-
+  """Both as lists by what they are, with the files that were probably meant."""
+  hints = file_hints.hints(missing, unlabelled, folder)
   found = {
     f'{len(missing)} rows of {FILE_NAME} without their file': [
-      hint(file) for file in missing
+      f'{file} ({hints[file]})' if file in hints else file for file in missing
     ],
-    f'{len(unlabelled)} recordings without a row': unlabelled,
+    f'{len(unlabelled)} recordings without a row': list(unlabelled),
   }
   return {what: files for what, files in found.items() if files}
 
 
-def without(labels: Labels, files: list[str]) -> Labels:
+def duplicates(
+  labels: Labels, content_by_file: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+  """Recordings that are there twice, each with a message that names both.
+
+  Args:
+    labels: of the recordings.
+    content_by_file: checksum of each file; '' is not compared.
+
+  Returns:
+    By file, the later one in labels.csv: those whose other copy is in another
+    split, and those with other tags in the same split.
+  """
+  first: dict[str, int] = {}
+  in_two_splits, contradictory = {}, {}
+  for row, file in enumerate(labels.files):
+    content = content_by_file[file]
+    other = first.setdefault(content, row) if content else row
+    split, other_split = labels.splits[row], labels.splits[other]
+    message = f'{file} ({split}) is the same recording as {labels.files[other]}'
+    if split != other_split:
+      in_two_splits[file] = f'{message} ({other_split})'
+    elif (labels.tags_NC[row] != labels.tags_NC[other]).any():
+      contradictory[file] = f'{message}, with other tags'
+  return in_two_splits, contradictory
+
+
+def report(labels: Labels) -> tuple[str, list[str]]:
+  """The line of positives by tag and split, and warnings about them."""
+  count = tag_counts.count(labels.tags_NC, labels.splits)
+  count = {split: count[split] for split in SPLITS}
+  return (
+    tag_counts.line(labels.tags, count),
+    [*labels.notes, *tag_counts.warnings(labels.tags, count)],
+  )
+
+
+def without(labels: Labels, files: Sequence[str]) -> Labels:
   """The labels without the rows of some files.
 
   Raises:
     ValueError: if a split is left without rows.
   """
-  keep = np.array([f not in set(files) for f in labels.files])
+  left_out = set(files)
+  keep = np.array([f not in left_out for f in labels.files])
   splits = tuple(s for s, k in zip(labels.splits, keep, strict=True) if k)
   empty = [s for s in SPLITS if s not in splits]
   if empty:
     raise ValueError(
-      f'{" and ".join(empty)}: none of its recordings is there; '
-      f'missing: {", ".join(files[:10])}'
+      f'{" and ".join(empty)}: none of its recordings can be used; '
+      f'left out: {", ".join(list(files)[:10])}'
     )
   return dataclasses.replace(
     labels,

@@ -6,14 +6,14 @@ from tfds_dcase.sonyc_ust.availability import (
 )
 from tfds_dcase.sonyc_ust.sonyc_ust import (
   SonycUst,
+  check_mixed_versions,
   make_builder,
-  refuse_mixed_versions,
 )
 
 __all__ = [
   'NotAvailableError',
   'SonycUst',
   'check_available',
+  'check_mixed_versions',
   'make_builder',
-  'refuse_mixed_versions',
 ]

@@ -1,12 +1,13 @@
-"""Finds what a build needs, or says at once which file goes where."""
+"""Finds what a build needs, or lists which file goes where."""
 
 import pathlib
 from typing import Any, NamedTuple
 
 from etils import epath
 
+from tfds_dcase import download as download_lib
 from tfds_dcase.notes import LOGGER
-from tfds_dcase.sonyc_ust import fetch, records, sources
+from tfds_dcase.sonyc_ust import records, sources
 
 
 class NotAvailableError(ValueError):
@@ -113,8 +114,8 @@ def make_plan(
   if plan.missing:
     try:
       url = release.url(plan.missing[0].name, base_url)
-      fetch.probe(url, timeout_seconds)
-    except fetch.DownloadError as error:
+      download_lib.probe(url, timeout_seconds)
+    except download_lib.DownloadError as error:
       raise NotAvailableError(
         instructions(plan, manual_dir, str(error))
       ) from error
@@ -125,26 +126,28 @@ def download(plan: Plan) -> None:
   """Downloads what is missing and verifies every file that will be read.
 
   Raises:
-    fetch.DownloadError: see `fetch.fetch`.
-    ValueError: an archive of `manual_dir` has not the md5 it should have.
+    download_lib.DownloadError: see `download_lib.download`.
+    ValueError: an archive of `manual_dir` differs from its published md5.
   """
   release = plan.release
   files = {f.name: f for f in (release.annotations, *release.archives)}
   for path in (plan.annotations, *plan.archives):
     if path.parent == plan.downloads:
       url = release.url(path.name, plan.base_url)
-      fetch.fetch(url, path, files[path.name].md5)
+      download_lib.download(
+        url, plan.downloads, path.name, md5=files[path.name].md5
+      )
     elif path in plan.archives:
       _verify_manual(path)
 
 
 def _verify_manual(path):
-  """A user's own file is judged, but never moved."""
-  expected = records.known_md5(path.name)
+  """Checks a user's own file, which is never moved."""
+  expected = records.published_md5(path.name)
   if expected is None:
     LOGGER.info('%s: no md5 is published; its gzip CRC is checked.', path)
     return
-  found = fetch.file_md5(path)
+  found = download_lib.file_digest(path)
   if found != expected:
     raise ValueError(
       f'{path}: md5 is {found}, expected {expected} (published; '
@@ -153,7 +156,7 @@ def _verify_manual(path):
 
 
 def instructions(plan: Plan, manual_dir, reason: str) -> str:
-  """Which file goes where, in words."""
+  """A message that lists which file goes where."""
   release = plan.release
   names = ', '.join(file.name for file in plan.missing)
   given = 'not given' if manual_dir is None else f'now {manual_dir}'

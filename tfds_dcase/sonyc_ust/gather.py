@@ -17,11 +17,12 @@ from typing import NamedTuple
 import numpy as np
 import tqdm
 
-from tfds_dcase import audio
+from tfds_dcase import audio, in_order, interrupt
 from tfds_dcase.sonyc_ust import availability, sources
 from tfds_dcase.sonyc_ust import decode as decode_lib
 
 CLIPS_PER_SHARD = 256
+_PAUSE_SECONDS = 0.5  # between two looks for a wish to stop
 _CLIP_BYTES = 2 * decode_lib.NUM_SAMPLES
 
 
@@ -80,17 +81,19 @@ class Store:
 
 @dataclasses.dataclass
 class Report:
-  """What became of the recordings.
+  """Recordings that were skipped, left out or found twice.
 
   Attributes:
     skipped: name to reason, of bad and missing ones.
-    extra: names that the annotations do not know.
-    twice: names met again with the same content.
+    extra: names that the annotations do not have.
+    twice: names of recordings found again with the same content.
+    corrected: what was done to recordings, one line each.
   """
 
   skipped: dict[str, str] = dataclasses.field(default_factory=dict)
   extra: list[str] = dataclasses.field(default_factory=list)
   twice: list[str] = dataclasses.field(default_factory=list)
+  corrected: list[str] = dataclasses.field(default_factory=list)
 
   def summary(self) -> dict[str, list[str]]:
     """What happened, and to which recordings; empty where all went well."""
@@ -101,6 +104,9 @@ class Report:
       f'{len(extra)} recordings that the annotations do not name were left '
       'out': extra,
       f'{len(twice)} recordings were there twice with the same content': twice,
+      f'{len(self.corrected)} corrections of recordings': sorted(
+        self.corrected
+      ),
     }
     return {what: names for what, names in found.items() if names}
 
@@ -131,12 +137,12 @@ class Gatherer:
     self._keep = keep
     self.skips = on_bad_recording == 'skip'
     self._tolerance_seconds = tolerance_seconds
-    self.workers = workers or _num_cores()
+    self.workers = workers or in_order.num_cores()
     self._seen: dict[str, tuple[bytes, str]] = {}
     self._lock = threading.Lock()
     self._failed = threading.Event()
     # Bounds what is read but not yet decoded, and so the memory.
-    self._room = threading.Semaphore(2 * self.workers)
+    self._free_slots = threading.Semaphore(2 * self.workers)
 
   def run(self, readers: list[Iterable[sources.Recording]]) -> None:
     """Decodes what the readers bring; several readers run at once.
@@ -154,8 +160,13 @@ class Gatherer:
       bar.update(len(self._seen))
       tasks = [threads.submit(self._read, each, decoders) for each in readers]
       try:
-        for task in futures.as_completed(tasks):
-          task.result()
+        while tasks:
+          interrupt.check()
+          done, tasks = futures.wait(
+            tasks, _PAUSE_SECONDS, futures.FIRST_COMPLETED
+          )
+          for task in done:
+            task.result()
       except BaseException:  # Ctrl-C too must not wait for the archive's end
         self._failed.set()
         raise
@@ -171,7 +182,7 @@ class Gatherer:
         if self._failed.is_set():
           break
         if self._is_new(recording):
-          self._room.acquire()
+          self._free_slots.acquire()
           tasks.append(decoders.submit(self._decode, recording))
       for task in tasks:
         task.result()
@@ -202,17 +213,19 @@ class Gatherer:
     try:
       if self._failed.is_set():
         return
-      self._keep(
-        recording.name,
-        decode_lib.decode(recording.data, self._tolerance_seconds),
-      )
+      if recording.problem is not None:
+        raise decode_lib.BadRecordingError('', recording.problem)
+      clip = decode_lib.decode(recording.data, self._tolerance_seconds)
+      self._keep(recording.name, clip)
+      with self._lock:
+        self.report.corrected += [f'{recording.name}: {n}' for n in clip.notes]
     except decode_lib.BadRecordingError as error:
       self.skip(recording.name, f'{recording.where}: {error}')
     except BaseException:
       self._failed.set()
       raise
     finally:
-      self._room.release()
+      self._free_slots.release()
       self._bar.update()
 
   def skip(self, name: str, reason: str) -> None:
@@ -228,12 +241,6 @@ class Gatherer:
       self.report.skipped[name] = reason
 
 
-def _num_cores() -> int:
-  if hasattr(os, 'sched_getaffinity'):  # fewer than there are, in a container
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
 def gather(plan: availability.Plan, gatherer: Gatherer) -> Report:
   """Reads folders first, and archives where something is still missing.
 
@@ -242,7 +249,7 @@ def gather(plan: availability.Plan, gatherer: Gatherer) -> Report:
     gatherer: what is wanted, and what to do with it.
 
   Returns:
-    What was skipped, left out or met twice.
+    What was skipped, left out or found twice.
 
   Raises:
     ValueError: see `Gatherer.run`; recordings missing under 'stop', or none
@@ -255,7 +262,9 @@ def gather(plan: availability.Plan, gatherer: Gatherer) -> Report:
   parts = [names[n :: gatherer.workers] for n in range(gatherer.workers)]
   gatherer.run([_loose(plan, part) for part in parts if part])
   if gatherer.unseen():
-    gatherer.run([sources.from_archive(path) for path in plan.archives])
+    gatherer.run(
+      [sources.from_archive(path, plan.release) for path in plan.archives]
+    )
   missing = gatherer.unseen()
   if missing and not (gatherer.skips and len(missing) < len(wanted)):
     raise ValueError(_missing(plan, wanted, missing))

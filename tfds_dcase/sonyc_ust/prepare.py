@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfds_dcase import annotations as annotations_lib
+from tfds_dcase import download, interrupt, tag_counts, taxonomy
 from tfds_dcase import notes as notes_lib
-from tfds_dcase import taxonomy
 from tfds_dcase.notes import LOGGER
-from tfds_dcase.sonyc_ust import availability, decode, fetch, gather, records
+from tfds_dcase.sonyc_ust import availability, decode, gather, records
 
 PROXIMITY_CODE = {-1: 'not labelled', 0: 'near', 1: 'far', 2: 'notsure'}
 
@@ -42,7 +42,7 @@ def prepare(
 
   Args:
     plan: where the files are; what is missing is downloaded.
-    folder: for decoded clips that wait for their turn.
+    folder: for decoded clips until they are written.
     settings: see there.
 
   Returns:
@@ -62,16 +62,10 @@ def prepare(
   notes = _notes(splits, plan)
   for note in notes:
     LOGGER.warning('%s', note)
+  _log_counts(splits)
   plan = _without_unneeded(plan, splits)
 
-  stores, wanted, place = {}, {}, {}
-  for split, clips in splits.items():
-    names = clips.audio_filename.tolist()
-    stores[split] = gather.Store(folder / f'waiting-{split}', len(names))
-    rows = annotations.line[clips.row].tolist()
-    for n, (name, row) in enumerate(zip(names, rows, strict=True)):
-      wanted[name] = gather.Wanted(split, plan.annotations.name, row)
-      place[name] = (stores[split], n)
+  stores, wanted, place = _places(annotations, splits, plan, folder)
 
   def keep(name, clip):
     store, n = place[name]
@@ -81,33 +75,47 @@ def prepare(
   gatherer = gather.Gatherer(wanted, keep, **settings._asdict())
   report = gather.gather(plan, gatherer)
   for what, names in report.summary().items():
-    notes_lib.tell(what, names, folder)
+    notes_lib.log_and_keep(what, names, folder)
   shards = {
     split: _shards(annotations, split, clips, stores[split])
     for split, clips in splits.items()
   }
   build = {
     'annotations': plan.annotations.name,
-    'annotations_md5': fetch.file_md5(plan.annotations),
+    'annotations_md5': download.file_digest(plan.annotations),
     'faulty_rows': faulty.count,
     'notes': notes,
     'skipped': dict(sorted(report.skipped.items())),
+    'corrected': sorted(report.corrected),
     'extra': len(set(report.extra)),
     'duplicates': len(report.twice),
   }
   return {split: s for split, s in shards.items() if s}, build
 
 
+def _places(annotations, splits, plan, folder):
+  """A store by split; by name, its row and its place in a store."""
+  stores, wanted, place = {}, {}, {}
+  for split, clips in splits.items():
+    names = clips.audio_filename.tolist()
+    stores[split] = gather.Store(folder / f'waiting-{split}', len(names))
+    rows = annotations.line[clips.row].tolist()
+    for n, (name, row) in enumerate(zip(names, rows, strict=True)):
+      wanted[name] = gather.Wanted(split, plan.annotations.name, row)
+      place[name] = (stores[split], n)
+  return stores, wanted, place
+
+
 def check_version(
   annotations: annotations_lib.Annotations, version: str
 ) -> None:
-  """Refuses v1's annotations for v2 and the other way round."""
+  """Raises for v1's annotations of v2's builder and the other way round."""
   found = 'v2' if annotations.extra else 'v1'
   if found != version:
     raise ValueError(
       f'{annotations.path} is an annotations file of {found} '
       f'({"with" if found == "v2" else "without"} year, week, … columns), but '
-      f'sonyc_ust/{version} is asked for. Ask for sonyc_ust/{found}, or put '
+      f'sonyc_ust/{version} was requested. Use sonyc_ust/{found}, or put '
       f'the annotations.csv of Zenodo record {records.release(version).record} '
       'in its place.'
     )
@@ -123,7 +131,7 @@ def _check_space(folder, num_clips):
 
 
 def _splits(annotations) -> dict[str, annotations_lib.Clips]:
-  """Splits that have clips; those without a truth row stand apart."""
+  """Splits that have clips; those without a truth row are their own split."""
   splits = {}
   for split in annotations_lib.SPLITS:
     clips = annotations_lib.clips(annotations, split)
@@ -179,6 +187,15 @@ def _notes(splits, plan) -> list[str]:
   return notes
 
 
+def _log_counts(splits) -> None:
+  count = {
+    split: (clips.coarse == 1).sum(axis=0) for split, clips in splits.items()
+  }
+  LOGGER.info('%s', tag_counts.line(taxonomy.COARSE, count))
+  for warning in tag_counts.warnings(taxonomy.COARSE, count):
+    LOGGER.warning('%s', warning)
+
+
 def _without_unneeded(plan, splits):
   """v1's audio-eval holds the test clips only: not read without them."""
   if plan.release.version == 'v1' and not any(s[:4] == 'test' for s in splits):
@@ -192,6 +209,7 @@ def _shards(annotations, split, clips, store) -> list[Shard]:
     def examples():
       audio = store.take(places)
       for n, audio_S in zip(places, audio, strict=True):
+        interrupt.check()
         num_samples = int(store.num_samples_N[n])
         yield n, _example(annotations, split, clips, n, audio_S, num_samples)
 

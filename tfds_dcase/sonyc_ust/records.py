@@ -1,16 +1,16 @@
-"""Where SONYC-UST lives: Zenodo records, file names, checksums, layouts.
+"""Where SONYC-UST is published: Zenodo records, file names, checksums, layouts.
 
 v1 is record 3338310 (DCASE 2019 Task 5 with the test truth and corrected
 labels), v2 is record 3966543 (v2.3). Older records of the same recordings
-(2590742, 3233082, 3873076) have other file names; whoever holds those can use
-them through `manual_dir`.
+(2590742, 3233082, 3873076) have other file names; they can be used
+through `manual_dir`.
 """
 
 import re
 from typing import NamedTuple
 
 # Of the prepared data set: counts up when examples change.
-BUILD_VERSION = '1.0.0'
+BUILD_VERSION = '1.1.0'
 
 ZENODO = 'https://zenodo.org/record'
 
@@ -28,7 +28,7 @@ class RemoteFile(NamedTuple):
 
 
 class Release(NamedTuple):
-  """What one version of the data set is made of.
+  """The files and sizes of one version of the data set.
 
   Attributes:
     version: 'v1' or 'v2'.
@@ -107,7 +107,7 @@ def release(version: str) -> Release:
   return RELEASES[version]
 
 
-def known_md5(name: str) -> str | None:
+def published_md5(name: str) -> str | None:
   """The md5 of an archive that only one release has under this name."""
   for each in RELEASES.values():
     for file in each.archives:

@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
-from tfds_dcase import audio, disk, taxonomy
+from tfds_dcase import audio, builder, disk, taxonomy
 from tfds_dcase.notes import LOGGER
 from tfds_dcase.sonyc_ust import (
   availability,
@@ -60,13 +60,18 @@ class _StableWriter(tfds.core.ExampleWriter):
     return super().write(path, stable)
 
 
-class SonycUst(tfds.core.ShardBasedBuilder):
+class SonycUst(builder.BaseBuilder):
   """SONYC-UST as ArrayRecord, built without TensorFlow.
 
   A `ShardBasedBuilder`, as a generator based one shuffles in 1 GB of memory
   and, above that, with TensorFlow.
 
   Configs: `v1` (DCASE 2019) and `v2` (release 2.3).
+
+  Links in `manual_dir` are followed wherever they lead, each folder once. Only
+  regular files are opened: a recording that is a pipe, a device or a link that
+  leads nowhere is a bad one. Archives may hold no links. Nothing is written to
+  `manual_dir`.
 
   Elements (A: volunteers of the clip, mostly 3):
     audio: int16 [160000], 10 s at 16 kHz, cut or padded with zeros.
@@ -75,7 +80,7 @@ class SonycUst(tfds.core.ShardBasedBuilder):
     split: text, the name of the split.
     sensor_id: int32 [].
     has_truth: bool [], whether the tags are the agreed truth, not a vote.
-    coarse: int8 [8], `taxonomy.COARSE`, 0/1, -1 where nobody labelled it.
+    coarse: int8 [8], `taxonomy.COARSE`, 0/1, -1 where not labelled.
     fine: int8 [23], `taxonomy.FINE`, likewise.
     fine_unknown: int8 [6], `taxonomy.UNKNOWN`, likewise.
     votes: int8 [A, 29], by `taxonomy.FINE_COLUMNS`, likewise.
@@ -123,10 +128,10 @@ class SonycUst(tfds.core.ShardBasedBuilder):
       'base_url': base_url,
       **self._settings._asdict(),
     }
-    self._say_skipped()
+    self._log_skipped()
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
+  def _info(self) -> builder.Info:
+    return builder.Info(
       builder=self,
       description=_DESCRIPTION,
       features=tfds.features.FeaturesDict(_features(self._version_name)),
@@ -156,7 +161,7 @@ class SonycUst(tfds.core.ShardBasedBuilder):
       f'sonyc_ust/{self._version_name} takes about '
       f'{_gigabytes(self._version_name)} GB besides its downloads. '
     )
-    with disk.full_disk_said(self._data_dir_root, needed):
+    with disk.full_disk_named(self._data_dir_root, needed):
       super()._download_and_prepare(dl_manager, download_config)
 
   def _example_writer(self):
@@ -171,7 +176,7 @@ class SonycUst(tfds.core.ShardBasedBuilder):
     self.info.metadata['build'] = build  # pyright: ignore
     return shards
 
-  def _say_skipped(self):
+  def _log_skipped(self):
     build = (self.info.metadata or {}).get('build', {})  # pyright: ignore
     if build.get('skipped'):
       LOGGER.warning(
@@ -223,8 +228,8 @@ def make_builder(
   )
 
 
-def refuse_mixed_versions(train, test, test_split: str = 'test') -> None:
-  """Refuses training and testing on the same recordings.
+def check_mixed_versions(train, test, test_split: str = 'test') -> None:
+  """Raises where training and testing would share recordings.
 
   v1's clips, its test set included, are in v2's train and validate.
 
@@ -267,7 +272,7 @@ def _features(version: str) -> dict:
     'split': tfds.features.Text(),
     'sensor_id': scalar(np.int32),
     'has_truth': scalar(np.bool_),
-    # Tags are 1 / 0, and -1 where nobody labelled them.
+    # Tags are 1 / 0, and -1 where not labelled.
     'coarse': tensor(shape=(len(taxonomy.COARSE),), dtype=np.int8),
     'fine': tensor(shape=(len(taxonomy.FINE),), dtype=np.int8),
     'fine_unknown': tensor(shape=(len(taxonomy.UNKNOWN),), dtype=np.int8),

@@ -1,35 +1,37 @@
 """One scene mixed from a user's recordings; tags are exact in every split."""
 
 import collections
-import concurrent.futures
 import functools
 import pathlib
 
 import numpy as np
+import tensorflow_datasets as tfds
 
-from tfds_dcase import audio
+from tfds_dcase import audio, in_order
 from tfds_dcase.urban_scenes import mixer, recordings, settings
 from tfds_dcase.urban_scenes.synthesis import ambience
 
 SPLITS = ('train', 'validate', 'test')
-_KEPT_SECONDS = 30.0  # what is used of a longer recording
+# Of what is made of recordings: counts up when scenes change.
+VERSION = tfds.core.Version('1.1.0')
+_KEPT_SECONDS = 30  # what is used of a longer recording
 _KEPT_WAVES = 512  # decoded recordings held in memory, at most 1 MB each
 
 
 def make_config(manual_dir, **given) -> settings.ClipsConfig:
   """The config of a folder: its name tells folders and settings apart.
 
-  The path of the folder is no part of the name; files, their sizes and their
-  first and last 64 kB are.
+  The path of the folder is no part of the name; the names and the whole content
+  of its recordings are.
 
   Raises:
     ValueError: for unknown or senseless settings or a folder without what the
       scenes need.
   """
   names = settings.setting_names(settings.ClipsConfig)
-  settings.refuse_unknown(given, names, 'urban_scenes/clips')
+  settings.check_names(given, names, 'urban_scenes/clips')
   given = settings.coerce(settings.ClipsConfig, given)
-  config = settings.ClipsConfig(name='clips', **given)
+  config = settings.ClipsConfig(name='clips', version=VERSION, **given)
   settings.check_scenes(config)
   audio.check_on_bad_recording(config.on_bad_recording)
   listed = recordings.assign_splits(
@@ -49,6 +51,7 @@ def make_config(manual_dir, **given) -> settings.ClipsConfig:
   files = [[r.path, r.size, r.content] for r in listed]
   config.name = f'clips_{settings.fingerprint(settings.values(config), files)}'
   config.description = f'Scenes mixed from recordings of {", ".join(classes)}.'
+  recordings.log_counts(listed, manual_dir)
   config.classes = tuple(classes)
   config.recordings = tuple(listed)
   config.manual_dir = str(pathlib.Path(manual_dir).expanduser().resolve())
@@ -60,6 +63,7 @@ class Library:
 
   Attributes:
     problems: what was left out, one line a recording.
+    corrections: what was done to recordings when they were read, one line each.
     by_split: usable recordings, `by_split[split][tag]`.
   """
 
@@ -73,6 +77,7 @@ class Library:
     self._folder = pathlib.Path(config.manual_dir)
     self.wave = functools.lru_cache(maxsize=_KEPT_WAVES)(self._decode)
     self.problems: list[str] = []
+    self.corrections: list[str] = []
     usable = self._check(config, workers)
     missing = recordings.absent(usable)
     if missing or {r.tag for r in usable} != set(config.classes):
@@ -89,37 +94,39 @@ class Library:
     return audio.summarise_problems(self.problems, total)
 
   def _decode(self, path: str) -> np.ndarray:
-    wave_S = audio.read(self._folder / path, max_seconds=_KEPT_SECONDS)
-    return audio.to_int16(wave_S)
+    return audio.to_int16(excerpt(self._folder / path))
 
   def _check(self, config, workers) -> list[recordings.Recording]:
     """The usable recordings; in the order of the listing, whoever decodes."""
 
     def look(recording):
-      problems: list[str] = []
+      problems, done = [], []
       wave_S = audio.read_usable(
         self._folder / recording.path,
         problems,
         config.on_bad_recording,
-        max_seconds=_KEPT_SECONDS,
+        reader=excerpt,
+        notes=done,
       )
       if wave_S is None:
-        return problems[0], None
-      return None, hash(audio.to_int16(wave_S).tobytes())
+        return problems[0], [], None
+      return None, done, hash(audio.to_int16(wave_S).tobytes())
 
     usable, seen = [], {}
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-      for recording, (problem, content) in zip(
-        config.recordings, pool.map(look, config.recordings), strict=True
-      ):
+    looked = in_order.in_order(look, config.recordings, workers)
+    for recording, (problem, done, content) in zip(
+      config.recordings, looked, strict=True
+    ):
+      if problem is None:
         other = seen.setdefault(content, recording)
-        if problem is None and other.split != recording.split:
+        if other.split != recording.split:
           why = f'the same sound as {other.path}, which is in {other.split}'
           problem = self._refuse(recording, why, config)
-        if problem is None:
-          usable.append(recording)
-        else:
-          self.problems.append(problem)
+      if problem is None:
+        usable.append(recording)
+        self.corrections += [f'{recording.path}: {note}' for note in done]
+      else:
+        self.problems.append(problem)
     return usable
 
   def _refuse(self, recording, why: str, config) -> str:
@@ -131,19 +138,82 @@ class Library:
     return line
 
 
+def excerpt(path, notes: list[str] | None = None) -> np.ndarray:
+  """What is kept of a recording: all, or 30 s around its loudest 10 s.
+
+  Args:
+    path: of a recording of any length; the memory does not depend on it.
+    notes: as in `audio.read`.
+
+  Returns:
+    float32 [S], at most 30 s.
+
+  Raises:
+    audio.BadRecordingError: as in `audio.read`.
+  """
+  rate, found = mixer.SAMPLE_RATE, []
+  wave_S = audio.read(path, rate, max_seconds=_KEPT_SECONDS + 0.1, notes=found)
+  if len(wave_S) > _KEPT_SECONDS * rate:
+    found = []
+    energies = [
+      _energy(block_S)
+      for block_S in audio.blocks(path, rate, block_seconds=1, notes=found)
+    ]
+    start = _loudest(energies)
+    end, kept = start + _KEPT_SECONDS, []
+    for second, block_S in enumerate(audio.blocks(path, rate, block_seconds=1)):
+      if second >= start:
+        kept.append(block_S)
+      if second + 1 == end:
+        break
+    wave_S = np.concatenate(kept)
+    found.append(
+      f'of {len(energies)} s the loudest are used, {start} to {end} s'
+    )
+  if notes is not None:
+    notes += found
+  return wave_S
+
+
+def _energy(wave_S) -> float:
+  """Weighed as `mixer.level_db` does."""
+  flat_S = wave_S[1:] - np.float32(0.95) * wave_S[:-1]
+  return float(np.square(flat_S, dtype=np.float64).sum())
+
+
+def _loudest(energies: list[float]) -> int:
+  """The second at which the kept part begins, the loudest 10 s within it."""
+  scene = mixer.SCENE_SAMPLES // mixer.SAMPLE_RATE
+  best = int(np.argmax(np.convolve(energies, np.ones(scene), 'valid')))
+  before = (_KEPT_SECONDS - scene) // 2
+  return int(np.clip(best - before, 0, len(energies) - _KEPT_SECONDS))
+
+
+def loudest_moment(wave_S) -> int:
+  """The middle of the loudest half second, a sample."""
+  frame = mixer.SAMPLE_RATE // 10
+  starts = range(0, len(wave_S), frame)
+  energies = [_energy(wave_S[start : start + frame + 1]) for start in starts]
+  width = min(5, len(energies))
+  best = int(np.argmax(np.convolve(energies, np.ones(width), 'valid')))
+  return min(best * frame + width * frame // 2, len(wave_S) - 1)
+
+
 def arrange(rng, wave_S) -> np.ndarray:
   """What of a recording goes into a scene: once, repeated or an excerpt. [S]
 
   Of a long one ten seconds around its loudest moment; one shorter than half a
-  scene is, half the time, repeated with the same short pause between.
+  scene is, half the time, repeated with the same short pause between. What is
+  constant in it is no sound: it would keep the silence at its ends from being
+  cut, and decide its level.
   """
-  wave_S = mixer.trim(wave_S)
+  wave_S = mixer.trim(wave_S - wave_S.mean(dtype=np.float32))
   length = mixer.SCENE_SAMPLES
   if len(wave_S) > length:
-    # The loudest sample stays in, so that the excerpt is never just a pause.
-    loudest = int(np.argmax(np.abs(wave_S)))
-    first = max(0, loudest - length + 1)
-    last = min(loudest, len(wave_S) - length)
+    # The loudest moment stays in, so that the excerpt is never just a pause.
+    loudest, margin = loudest_moment(wave_S), mixer.SAMPLE_RATE // 2
+    first = min(max(0, loudest + margin - length), len(wave_S) - length)
+    last = max(first, min(loudest - margin, len(wave_S) - length))
     start = rng.integers(first, last, endpoint=True)
     return wave_S[start : start + length]
   if len(wave_S) > length // 2 or rng.random() < 0.5:
@@ -152,6 +222,16 @@ def arrange(rng, wave_S) -> np.ndarray:
   once = np.concatenate([wave_S, pause])
   most = length // len(once)
   return np.tile(once, int(rng.integers(2, max(3, most + 1))))[:length]
+
+
+def _last_onset(wave_S) -> int:
+  """Onsets below it leave a second, and the loudest moment, in the scene.
+
+  What runs over the scene's end is cut: a tag whose sound was there is wrong.
+  """
+  rate = mixer.SAMPLE_RATE
+  needed = min(len(wave_S), max(rate, loudest_moment(wave_S) + rate // 2))
+  return max(1, mixer.SCENE_SAMPLES - needed)
 
 
 def scene(config, library: Library, split: str, index: int) -> dict:
@@ -175,8 +255,7 @@ def scene(config, library: Library, split: str, index: int) -> dict:
     takes = library.by_split[split][config.classes[tag]]
     path = takes[rng.integers(len(takes))].path
     wave_S = arrange(rng, library.wave(path).astype(np.float32) / 32768)
-    last = max(1, mixer.SCENE_SAMPLES - min(len(wave_S), mixer.SAMPLE_RATE))
-    onset = int(rng.integers(0, last))
+    onset = int(rng.integers(0, _last_onset(wave_S)))
     placed.append((wave_S, onset, float(rng.uniform(*config.snr_db))))
   hump = (1000.0, 1.0, 0.0)
   noise_S = ambience.coloured_noise(

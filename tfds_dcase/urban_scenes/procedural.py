@@ -1,4 +1,4 @@
-"""One synthesised street scene: which tags, how they sound, who hears them.
+"""One synthesised street scene: its tags, its sound and its annotators' votes.
 
 A scene is a pure function of (settings, split, index).
 """
@@ -77,7 +77,7 @@ def _synthesise(rng, column: int):
   """Wave and distance of one source.
 
   An X column sounds like some tag of its class, but from so far away that it
-  could not be told which; an unknown alert signal has a sound of its own.
+  could not be identified; an unknown alert signal has a sound of its own.
   """
   name = taxonomy.FINE_COLUMNS[column]
   distance = rng.uniform(0.0, 1.0)
@@ -116,7 +116,7 @@ def vote(rng, column: int, snr_db: float, config) -> int | None:
   """Which column an annotator marks for one source, if any.
 
   The chance to notice it rises with its level (a logistic curve, 5 dB wide);
-  what was noticed is at times named as another tag of its coarse class, or as
+  a noticed source is at times marked as another tag of its coarse class, or as
   the class's X.
 
   Args:
@@ -159,7 +159,7 @@ def _votes(rng, split: str, columns, snrs_db, config) -> np.ndarray:
 
 
 def aggregate(votes_AQ) -> dict[str, np.ndarray]:
-  """The stored tags: present where at least one annotator says so."""
+  """The stored tags: present where at least one annotator marked them."""
   present_Q = votes_AQ.max(axis=0)
   coarse_C = np.zeros(len(taxonomy.COARSE), np.int8)
   np.maximum.at(coarse_C, taxonomy.COARSE_OF_COLUMN, present_Q)

@@ -11,11 +11,11 @@ import collections
 import dataclasses
 import hashlib
 import itertools
-import os
 import pathlib
 import re
 
-from tfds_dcase import audio
+from tfds_dcase import audio, files, notes, tag_counts
+from tfds_dcase.urban_scenes import class_names
 
 NUM_FOLDS = 5  # of recordings whose names do not say a fold
 SPLIT_BY = ('auto', 'fold', 'hash', 'balanced')
@@ -28,7 +28,7 @@ class Recording:
   Attributes:
     path: below the folder, '/' between parts.
     tag: of its class folder.
-    size: in bytes.
+    size: in bytes; -1 for a link that leads nowhere.
     split: 'train', 'validate' or 'test', once that is known.
     content: of `content`.
   """
@@ -43,7 +43,9 @@ class Recording:
 def find_sound_files(folder) -> list[str]:
   """Sound files below a folder, by extension, as sorted relative paths.
 
-  Hidden files and folders are passed over.
+  Hidden files and folders are passed over; links to folders are followed, each
+  folder once. Links that lead nowhere, pipes and devices are among the result:
+  `audio.read` says what is wrong with them, without opening any.
   """
   return [f for f in _files(folder) if f.lower().endswith(audio.EXTENSIONS)]
 
@@ -56,30 +58,16 @@ def passed_over(folder) -> list[str]:
 
 def _files(folder) -> list[str]:
   """Sorted relative paths of all files that are not hidden."""
-  found = []
-  for root, folders, names in os.walk(folder):
-    folders[:] = sorted(f for f in folders if not f.startswith(('.', '__')))
-    found += [
-      pathlib.Path(root, name).relative_to(folder).as_posix()
-      for name in names
-      if not name.startswith('.')
-    ]
-  return sorted(found)
+  paths = files.below(folder, hidden=False)
+  return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 def content(path) -> str:
-  """A hash of the first and last 64 kB of a file.
+  """A checksum of a whole file; '' for one that cannot be read.
 
-  Tells a recording from another of the same size that took its place, without
-  reading all of a large folder.
+  Of all of it: a recording that was edited in its middle is another one.
   """
-  edge = 1 << 16
-  with open(path, 'rb') as file:
-    digest = hashlib.sha256(file.read(edge))
-    size = os.fstat(file.fileno()).st_size
-    file.seek(max(edge, size - edge))
-    digest.update(file.read())
-  return digest.hexdigest()[:16]
+  return files.digest(path)
 
 
 def check_folder(manual_dir, what: str) -> pathlib.Path:
@@ -109,13 +97,14 @@ def list_recordings(manual_dir) -> list[Recording]:
     for p in folder.iterdir()
     if p.is_dir() and not p.name.startswith(('.', '__'))
   )
-  files = {name: find_sound_files(folder / name) for name in classes}
-  if not any(files.values()):
+  class_names.check(folder, classes)
+  sounds = {name: find_sound_files(folder / name) for name in classes}
+  if not any(sounds.values()):
     raise ValueError(
       f'{folder}: no recordings in its {len(classes)} folders; expected '
       f'<class>/<recording> with one of {" ".join(audio.EXTENSIONS)}'
     )
-  empty = [name for name in classes if not files[name]]
+  empty = [name for name in classes if not sounds[name]]
   if empty:
     raise ValueError(
       f'{folder}: no recordings in {_few(empty)}; add some or remove the folder'
@@ -125,15 +114,16 @@ def list_recordings(manual_dir) -> list[Recording]:
       f'{folder}: {classes[0]!r} is the only class; at least 2 are needed'
     )
   tags = tag_names(classes)
+  listed = [(name, file) for name in classes for file in sounds[name]]
+  checksums = files.digests([folder / name / file for name, file in listed])
   return [
     Recording(
       f'{name}/{file}',
       tags[name],
-      (folder / name / file).stat().st_size,
-      content=content(folder / name / file),
+      files.size(folder / name / file),
+      content=checksum,
     )
-    for name in classes
-    for file in files[name]
+    for (name, file), checksum in zip(listed, checksums, strict=True)
   ]
 
 
@@ -252,6 +242,18 @@ def assign_splits(
   if missing:
     raise ValueError(_say_missing(recordings, fold_N, missing, split_by))
   return result
+
+
+def log_counts(recordings: list[Recording], folder) -> None:
+  """Logs the recordings of each tag by split, and tags that may be one."""
+  tags = sorted({r.tag for r in recordings})
+  tags_NC = [[tag == r.tag for tag in tags] for r in recordings]
+  count = tag_counts.count(tags_NC, [r.split for r in recordings])
+  count = {split: count[split] for split in ('train', 'validate', 'test')}
+  line = tag_counts.line(tags, count, 'recordings')
+  notes.LOGGER.info('%s: %s', folder, line)
+  for each in tag_counts.similar_warnings(tags, count):
+    notes.LOGGER.warning('%s: %s', folder, each)
 
 
 def absent(recordings: list[Recording]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Settings of the builders: checked early, and told apart by a fingerprint."""
+"""Settings of the builders: checked early, compared by a fingerprint."""
 
 import dataclasses
 import difflib
@@ -8,13 +8,13 @@ import math
 
 import tensorflow_datasets as tfds
 
-# Marks fields that are worked out from the folder, not set by a user.
+# Marks fields that are derived from the folder, not set by a user.
 _DERIVED = {'derived': True}
 
 
 @dataclasses.dataclass(eq=False, kw_only=True, repr=False)
 class ScenesConfig(tfds.core.BuilderConfig):
-  """What both variants share.
+  """The settings of both variants.
 
   Attributes:
     train_scenes: number of scenes of the split; likewise the next two.
@@ -95,7 +95,7 @@ def values(config) -> dict:
   return {k: list(v) if isinstance(v, tuple) else v for k, v in result.items()}
 
 
-def refuse_unknown(given, legal, what: str) -> None:
+def check_names(given, legal, what: str) -> None:
   """Raises for a setting that is not legal, with the nearest legal names."""
   for name in given:
     if name not in legal:
@@ -107,7 +107,7 @@ def refuse_unknown(given, legal, what: str) -> None:
 
 
 def fingerprint(*parts) -> str:
-  """8 hexadecimal digits of whatever JSON can hold."""
+  """8 hexadecimal digits of values that JSON can hold."""
   text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
   return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -150,7 +150,7 @@ def _as_type(name, value, default):
 
 
 def check_scenes(config) -> None:
-  """Raises for sizes, levels and chances that make no sense."""
+  """Raises for sizes, levels and chances that are out of range."""
   for split in ('train', 'validate', 'test'):
     count = getattr(config, f'{split}_scenes')
     if count < 1:

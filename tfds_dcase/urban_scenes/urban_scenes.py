@@ -1,13 +1,13 @@
 """TFDS builder of 10-s urban scenes: synthesised, or mixed from recordings."""
 
+import contextlib
 import functools
-import os
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from tfds_dcase import in_order, notes, taxonomy
+from tfds_dcase import builder, in_order, notes, taxonomy
 from tfds_dcase.urban_scenes import (
   clips,
   mixer,
@@ -46,9 +46,10 @@ _CLIPS_CITATION = 'None: the recordings in manual_dir are your own.'
 _CLIPS_LICENSE = 'That of the recordings in manual_dir.'
 
 _SCENES_PER_SHARD = 1000  # 320 MB.
+_MANY_SCENES = 500  # Worth the seconds that processes take to start.
 
 
-class UrbanScenes(tfds.core.ShardBasedBuilder):
+class UrbanScenes(builder.BaseBuilder):
   """Scenes of several overlapping sources over street noise.
 
   A `ShardBasedBuilder`, as a generator based one shuffles in 1 GB of memory
@@ -56,6 +57,14 @@ class UrbanScenes(tfds.core.ShardBasedBuilder):
 
   Configs: `procedural` (default) and `clips` (needs `manual_dir`). Any other
   settings than the defaults go to a folder of their own, `procedural_<hex>`.
+  What scenes of `clips` are made of, all content included, is in the name of
+  its folder, `clips_<hex>`.
+
+  Links in `manual_dir`, to recordings or to folders, are followed wherever they
+  lead, each folder once. Only regular files are opened, and only to be decoded:
+  a link that leads nowhere, a pipe or a device is a bad recording, by which
+  `on_bad_recording` decides. What is stored, and logged, has the names in
+  `manual_dir`, not those that links lead to. Nothing is written there.
 
   Elements:
     audio: int16 [160000], 10 s at 16 kHz.
@@ -73,7 +82,7 @@ class UrbanScenes(tfds.core.ShardBasedBuilder):
   # which it does not require.
   code_path = epath.Path(__file__)
   VERSION = tfds.core.Version('1.0.0')
-  BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS wants this very attribute)
+  BUILDER_CONFIGS = [  # noqa: RUF012 (the name that TFDS expects)
     settings.ProceduralConfig(
       name='procedural', description='Synthesised sources, SONYC taxonomy.'
     ),
@@ -90,36 +99,36 @@ class UrbanScenes(tfds.core.ShardBasedBuilder):
     workers: int | None = None,
     **given,
   ):
-    """Makes a builder; `make_builder` is the same in fewer words.
+    """Makes a builder; `make_builder` is shorter.
 
     Args:
       data_dir: where TFDS keeps data sets.
       config: 'procedural' or 'clips', or a config object.
       version: as in TFDS.
-      file_format: ArrayRecord unless told otherwise.
+      file_format: ArrayRecord by default.
       manual_dir: folder of recordings, for `clips`.
-      workers: threads that make scenes, default one a core; the result does
-        not depend on it.
+      workers: threads (processes, for many synthesised scenes) that make
+        scenes, default one a core; the result does not depend on it.
       **given: settings, see `settings.ProceduralConfig`.
 
     Raises:
-      ValueError: for settings that are unknown or make no sense.
+      ValueError: for settings that are unknown or out of range.
     """
-    self._workers = workers or os.cpu_count() or 1
+    self._workers = workers or in_order.num_cores()
     if config is None or isinstance(config, str):
       config = make_config(config or 'procedural', manual_dir, **given)
     super().__init__(
       data_dir=data_dir,
-      # TFDS wants its own object, or the name, for a config that it knows.
+      # TFDS expects the name, or its own object, of a config in its list.
       config='procedural' if config.name == 'procedural' else config,
       version=version,
       file_format=file_format,
     )
 
   def _info(self):
-    # What is mixed from a user's recordings is neither SONYC's nor ours.
+    # Citation and licence of SONYC do not apply to a user's recordings.
     own = isinstance(self.builder_config, settings.ClipsConfig)
-    return tfds.core.DatasetInfo(
+    return builder.Info(
       builder=self,
       description=_DESCRIPTION,
       citation=_CLIPS_CITATION if own else _CITATION,
@@ -128,6 +137,10 @@ class UrbanScenes(tfds.core.ShardBasedBuilder):
       metadata=tfds.core.MetadataDict(_metadata(self.builder_config)),
       supervised_keys=('audio', 'coarse'),
     )
+
+  def _download_and_prepare(self, dl_manager, download_config=None):
+    with contextlib.ExitStack() as self._processes:
+      super()._download_and_prepare(dl_manager, download_config)
 
   def _shard_iterators_per_split(self, dl_manager):
     del dl_manager
@@ -138,6 +151,11 @@ class UrbanScenes(tfds.core.ShardBasedBuilder):
       make = functools.partial(clips.scene, config, library)
     else:
       make = functools.partial(procedural.scene, config)
+      total = sum(getattr(config, f'{s}_scenes') for s in procedural.SPLITS)
+      if self._workers > 1 and total >= _MANY_SCENES:
+        make = self._processes.enter_context(
+          in_order.by_processes(make, self._workers)
+        )
     return {
       split: self._shards(
         functools.partial(make, split), getattr(config, f'{split}_scenes')
@@ -149,11 +167,14 @@ class UrbanScenes(tfds.core.ShardBasedBuilder):
     other = recordings.passed_over(config.manual_dir)
     if other:
       what = f'{len(other)} files of the class folders are no recordings'
-      notes.tell(what, other, self.data_path)
+      notes.log_and_keep(what, other, self.data_path)
     if library.problems:
       total = len(config.recordings)
       what = f'{len(library.problems)} of {total} recordings left out'
-      notes.tell(what, library.problems, self.data_path)
+      notes.log_and_keep(what, library.problems, self.data_path)
+    if library.corrections:
+      what = f'{len(library.corrections)} corrections of recordings'
+      notes.log_and_keep(what, library.corrections, self.data_path)
 
   def _shards(self, make, count: int) -> list:
     starts = range(0, count, _SCENES_PER_SHARD)
@@ -203,7 +224,7 @@ def make_config(variant: str, manual_dir=None, **given):
   """The config of a variant with some settings changed, checked.
 
   Raises:
-    ValueError: for an unknown variant or setting, or a senseless value.
+    ValueError: for an unknown variant or setting, or a value out of range.
   """
   if variant == 'clips':
     return clips.make_config(manual_dir, **given)
@@ -216,7 +237,7 @@ def make_config(variant: str, manual_dir=None, **given):
     )
   default = UrbanScenes.BUILDER_CONFIGS[0]
   names = settings.setting_names(settings.ProceduralConfig)
-  settings.refuse_unknown(given, names, 'urban_scenes/procedural')
+  settings.check_names(given, names, 'urban_scenes/procedural')
   given = settings.coerce(settings.ProceduralConfig, given)
   config = settings.ProceduralConfig(
     name='procedural', description=default.description, **given
@@ -248,7 +269,7 @@ def make_builder(
     A builder; call `download_and_prepare()`, then `as_data_source()`.
 
   Raises:
-    ValueError: for settings that are unknown or make no sense.
+    ValueError: for settings that are unknown or out of range.
   """
   return UrbanScenes(
     data_dir=data_dir,

@@ -1,44 +1,19 @@
-"""The cells of the paper's table: which there are, in which order, and checked.
+"""The records of a table's cells: which there are, and whether they are valid.
 
 A cell is one run; a pair is (rotation, seed), which all objectives share: the
-same clips, batches and first weights.
+same clips, batches and initial values.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+import numbers
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-# Titles, in the order of a table.
-OBJECTIVES = {
-  'baseline': 'no KD',
-  'kd': 'KD',
-  'sp': 'SP',
-  'iusp': 'IUSP',
-  'iusp_sp': 'IUSP + SP',
-  'iusp_centred': 'centred IUSP',
-}
-# Those of one term that compares similarities, for the pictures about them.
-SIMILARITIES = ('sp', 'iusp', 'iusp_centred')
 STATUSES = ('done', 'diverged', 'missing')
-METRICS = ('micro_auprc', 'macro_auprc', 'map', 'lwlrap')
-POOLED = 'all students'
 KEY = ('rotation', 'student', 'objective', 'seed', 'status')
 
 # By student and objective, by pair: the cells that are done.
 Done = Mapping[tuple[str, str], Mapping[tuple[str, Any], Mapping[str, Any]]]
-
-
-def title(objective: str) -> str:
-  """How an objective is called in a table."""
-  return OBJECTIVES.get(objective, objective)
-
-
-def objectives(table: Mapping[str, Any]) -> list[str]:
-  """The objectives of the cells in the order of a table, unknown ones last."""
-  found = {cell['objective'] for cell in table['cells']}
-  rank = {name: i for i, name in enumerate(OBJECTIVES)}
-  return sorted(found, key=lambda name: (rank.get(name, len(rank)), name))
 
 
 def students(table: Mapping[str, Any]) -> list[str]:
@@ -53,20 +28,13 @@ def rotations(table: Mapping[str, Any]) -> list[str]:
 
 def done(table: Mapping[str, Any]) -> Done:
   """The finished cells: by (student, objective), by (rotation, seed)."""
-  found = {(s, o): {} for s in students(table) for o in objectives(table)}
+  names = dict.fromkeys(cell['objective'] for cell in table['cells'])
+  found: dict = {(s, o): {} for s in students(table) for o in names}
   for cell in table['cells']:
     if cell['status'] == 'done':
       key = cell['student'], cell['objective']
       found[key][cell['rotation'], cell['seed']] = cell
   return found
-
-
-def comparisons(names: Sequence[str]) -> list[tuple[str, str]]:
-  """(own, other) of the differences that a table shows."""
-  wanted = [(name, 'baseline') for name in names if name != 'baseline']
-  wanted += [('iusp', 'sp'), ('iusp', 'kd')]
-  wanted += [('iusp_centred', 'iusp'), ('iusp_centred', 'kd')]
-  return [pair for pair in wanted if {*pair} <= {*names}]
 
 
 def check(table: Mapping[str, Any]) -> None:
@@ -97,12 +65,18 @@ def check(table: Mapping[str, Any]) -> None:
 
 
 def _check_scores(name, cell, num_tags: int, sizes) -> None:
-  """Of a finished cell; `sizes` keeps how many resamples there were so far."""
+  """Of a finished cell; `sizes` keeps how many resamples there were so far.
+
+  Scores are None where the clips, or those of a resample, have no positives.
+  """
   test = cell.get('test') or {}
-  _check_numbers(f"{name}['test']['micro_auprc']", test.get('micro_auprc'))
+  if 'micro_auprc' not in test:
+    raise ValueError(f"{name}['test'] has no 'micro_auprc'; expected a score.")
+  _check_number(f"{name}['test']['micro_auprc']", test['micro_auprc'])
   resampled = cell.get('resampled') or []
+  for i, value in enumerate(resampled):
+    _check_number(f"{name}['resampled'][{i}]", value)
   if resampled:
-    _check_numbers(f"{name}['resampled']", resampled)
     sizes.setdefault(len(resampled), name)
   if len(sizes) > 1:
     found = ', '.join(
@@ -117,12 +91,7 @@ def _check_scores(name, cell, num_tags: int, sizes) -> None:
     )
 
 
-def _check_numbers(name, values) -> None:
-  try:
-    fine = bool(np.isfinite(np.asarray(values, np.float64)).all())
-  except (TypeError, ValueError):
-    fine = False
-  if not fine or values is None:
-    text = repr(values)
-    text = text if len(text) < 60 else f'{text[:57]}...'
-    raise ValueError(f'{name} is {text}; expected finite numbers.')
+def _check_number(name, value) -> None:
+  number = isinstance(value, numbers.Real) and math.isfinite(value)
+  if value is not None and not number:
+    raise ValueError(f'{name} is {value!r}; expected a finite number or None.')

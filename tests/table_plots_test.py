@@ -1,9 +1,14 @@
-"""The table's pictures and the numbers beside them."""
+"""The table's plots and the numbers beside them."""
 
+import itertools
+import json
+import math
+
+import images
 import numpy as np
 import pytest
 import table_fakes
-from matplotlib import image
+from conftest import ROOT
 
 from iusp_jax.reporting.table import plots
 
@@ -29,8 +34,8 @@ def rows(path):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_a_picture_with_its_numbers(drawn, name):
-  pixels = image.imread(drawn[1] / name)[..., :3]
+def test_a_plot_with_its_numbers(drawn, name):
+  pixels = images.pixels(drawn[1] / name)
   assert pixels.shape[1] == 1050
   assert 0.02 < np.mean((pixels < 1).any(axis=-1)) < 0.5
   # Nothing is cut off: the edges are white but for a tick's end.
@@ -105,6 +110,59 @@ def test_tag_has_no_gain_where_students_share_no_seed(tmp_path):
   found = {row[2] for row in rows(tmp_path / 'gain_per_tag.txt')}
   assert 'iusp' not in found
   assert 'sp' in found
+
+
+@pytest.mark.parametrize(
+  'students',
+  [('crnn_16',), ('crnn_16', 'crnn_32'), tuple(table_fakes.STUDENTS)],
+)
+def test_points_stand_at_the_cost_of_their_student(
+  tmp_path, monkeypatch, students
+):
+  """Within 4 % of the axis, and the numbers of the axes apart."""
+  kept = images.keep_figures(monkeypatch)
+  plots.draw(table_fakes.table(seeds=(1, 2), students=students), tmp_path)
+  panels = kept[0].axes
+  assert len(panels) == 2
+  ticks = []
+  for axes, cost in zip(panels, (0, 1), strict=True):
+    low, high = map(math.log, axes.get_xlim())
+    sizes = [math.log(table_fakes.STUDENTS[s][cost]) for s in students]
+    assert low < min(sizes) <= max(sizes) < high
+    points = [x for c in axes.containers for x in c.lines[0].get_xdata()]
+    assert len(points) == 5 * len(students)
+    for x in points:
+      off = min(abs(math.log(x) - size) for size in sizes)
+      assert off < 0.04 * (high - low)
+    shown = [t for t in axes.get_xticklabels() if t.get_text()]
+    shown = [t for t in shown if low <= math.log(t.get_position()[0]) <= high]
+    assert 1 <= len(shown) <= 8
+    ticks += [t.get_window_extent() for t in shown]
+  for one, two in itertools.combinations(ticks, 2):
+    assert not one.overlaps(two)
+
+
+def test_any_name_of_a_student_tag_or_objective_is_drawn(tmp_path, monkeypatch):
+  table = table_fakes.table(seeds=(1, 2), students=TWO)
+  table['tags'][0] = '$car$ ^_horn'
+  table['repetitiveness'][table['tags'][0]] = 0.9
+  for cell in table['cells']:
+    if cell['student'] == 'cnn_8':
+      cell['student'] = '$cnn$_8'
+    if cell['objective'] == 'iusp_sp':
+      cell |= {'objective': '_$x$', 'weights': None}
+  kept = images.keep_figures(monkeypatch)
+  assert plots.draw(table, tmp_path) == NAMES
+  found = [text for figure in kept for text in images.texts(figure)]
+  for name in ('$car$ ^_horn', '$cnn$_8', ' _$x$'):
+    assert name in found
+
+
+def test_results_of_an_earlier_version_are_drawn(tmp_path):
+  path = ROOT / 'docs/results/clips-study_centred.json'
+  assert plots.draw(json.loads(path.read_text()), tmp_path) == [
+    'score_against_cost.png', 'learning_curves.png', 'frame_distance.png',
+  ]  # fmt: skip  # Without the baseline no tag has a gain.
 
 
 def test_what_has_no_numbers_is_left_out(tmp_path):
