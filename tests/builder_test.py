@@ -146,4 +146,4 @@ def test_a_prepared_folder_needs_no_lock(tmp_path, monkeypatch):
 
   monkeypatch.setattr('tfds_dcase.builder._lock', fail)
   builder = build_folder(tmp_path / 'data', tmp_path / 'folder')
-  assert len(builder.as_data_source('train')) == 3
+  assert len(list(builder.as_data_source('train'))) == 3

@@ -87,11 +87,81 @@ def make_once(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def world(tmp_path_factory):
-  """What the cells of a small table share; nothing in it may be changed."""
-  from tables import tiny_world
+def tiny(tmp_path_factory):
+  """A folder with a teacher of the fake data, and a cache for tiny runs."""
+  import experiments
 
-  return tiny_world(tmp_path_factory.mktemp('world'))
+  folder = tmp_path_factory.mktemp('tiny')
+  experiments.save_teacher(folder / 'teacher')
+  return folder
+
+
+@pytest.fixture
+def on_fakes(monkeypatch):
+  """Every config means the fake data set."""
+  import experiments
+
+  experiments.use_fakes(monkeypatch)
+
+
+@pytest.fixture(scope='session')
+def setup(tiny):
+  """What the cells of a tiny table share; nothing in it may be changed."""
+  import experiments
+
+  with pytest.MonkeyPatch.context() as patch:
+    experiments.use_fakes(patch)
+    return experiments.make_setup(experiments.table_config_of(tiny))
+
+
+@pytest.fixture(scope='session')
+def tiny_run(tiny):
+  """A finished run on the fake data, of a student with IUSP and seed 100."""
+  import experiments
+
+  from iusp_jax.experiment import run
+
+  with pytest.MonkeyPatch.context() as patch:
+    experiments.use_fakes(patch)
+    run.run(experiments.run_config(tiny, seed=100), tiny / 'run')
+  return tiny / 'run'
+
+
+@pytest.fixture(scope='session')
+def tiny_table(tiny):
+  """A finished table on the fake data: one student, IUSP, seed 100."""
+  import experiments
+
+  from iusp_jax.experiment import table
+
+  fields = {'table.objectives': ('iusp',), 'table.seeds': 1}
+  with pytest.MonkeyPatch.context() as patch:
+    experiments.use_fakes(patch)
+    config = experiments.table_config_of(tiny, **fields)
+    table.run(config, tiny / 'table')
+  return tiny / 'table'
+
+
+@pytest.fixture(scope='session')
+def smoke(tmp_path_factory):
+  """A run of the command, as a user types it: its folder and its output.
+
+  One for all processes of pytest-xdist.
+  """
+  from commands import command, finish
+
+  from iusp_jax.runtime import files
+
+  folder = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    folder = folder.parent
+  folder /= 'smoke'
+  printed = folder / 'printed.txt'
+  with files.lock(folder, 'another process of the tests runs the command'):
+    if not printed.exists():
+      text = finish(command(folder, f'--workdir={folder}/run'))
+      printed.write_text(text)
+  return folder, printed.read_text()
 
 
 @pytest.fixture(scope='session')

@@ -1,10 +1,19 @@
-"""Examples made by threads: order, errors, an end before the end."""
+"""Examples made by threads or processes: order, errors, an early end."""
 
+import math
+import os
+import pathlib
+import subprocess
+import sys
 import threading
 
 import pytest
 
-from tfds_dcase.in_order import in_order
+import tfds_dcase.urban_scenes.urban_scenes as scenes
+from tfds_dcase import urban_scenes, worker
+from tfds_dcase.in_order import by_processes, in_order
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize('count', [0, 1, 64, 65, 200])
@@ -52,3 +61,105 @@ def test_may_be_closed_by_one_of_its_own_threads():
   suspended.set()
   assert closed.wait(5)
   assert not errors
+
+
+def test_the_next_are_made_while_one_is_used():
+  """Threads do not wait for whoever writes a result."""
+  made = threading.Event()
+  results = in_order(lambda k: made.set() if k == 100 else None, range(200), 2)
+  for _ in range(38):
+    next(results)
+  assert made.wait(20)  # 64 at a time: up to 100 while the 38th is in use
+  results.close()
+
+
+# --- Processes ----------------------------------------------------------------
+
+
+def test_processes_give_the_same():
+  with by_processes(math.factorial, 3) as make:
+    found = list(in_order(make, range(100), 3))
+  assert found == [math.factorial(k) for k in range(100)]
+
+
+def test_scenes_of_processes_are_those_of_threads(tmp_path, monkeypatch):
+  audio = []
+  for many in (1, 10**9):
+    monkeypatch.setattr(scenes, '_MANY_SCENES', many)
+    builder = urban_scenes.make_builder(
+      tmp_path / str(many),
+      workers=2,
+      train_scenes=5,
+      validate_scenes=2,
+      test_scenes=1,
+    )
+    builder.download_and_prepare()
+    audio.append(
+      [
+        (each['clip_id'], each['audio'].tobytes(), each['votes'].tobytes())
+        for split in builder.as_data_source().values()  # pyright: ignore
+        for each in split
+      ]
+    )
+  assert audio[0] == audio[1]
+  assert len(audio[0]) == 8
+
+
+def test_an_error_in_a_process_is_the_callers():
+  with by_processes(math.sqrt, 2) as make:
+    results = in_order(make, [4.0, 9.0, -1.0, 16.0], 2)
+    assert [next(results), next(results)] == [2.0, 3.0]
+    with pytest.raises(ValueError, match='math domain error'):
+      next(results)
+    assert make(25.0) == 5.0  # it goes on
+
+
+def test_a_process_that_ends_is_named():
+  named = pytest.raises(worker.WorkerError, match=r'exit code 3.*workers=1')
+  with by_processes(os._exit, 1) as make, named:
+    make(3)
+
+
+_PARENT = """
+import time
+from tfds_dcase import in_order
+print('imported', flush=True)
+with in_order.by_processes(time.sleep, 2) as make:
+  make(0)
+  print('at work', flush=True)
+  time.sleep(60)
+"""
+
+
+def test_processes_end_with_a_parent_that_is_killed(tmp_path):
+  """And a script needs no `__main__` guard: it is not imported by them."""
+  script = tmp_path / 'script.py'
+  script.write_text(_PARENT)
+  process = subprocess.Popen(
+    [sys.executable, script],
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout is not None
+  assert process.stdout.readline() == 'imported\n'
+  assert process.stdout.readline() == 'at work\n'  # not imported again
+  process.kill()
+  # They hold the other end of its standard error until they end.
+  process.communicate(timeout=20)
+
+
+def test_processes_end_with_their_context(monkeypatch):
+  started = []
+  popen = subprocess.Popen
+
+  def start(*args, **named):
+    started.append(popen(*args, **named))
+    return started[-1]
+
+  monkeypatch.setattr(subprocess, 'Popen', start)
+  with by_processes(math.sqrt, 2) as make:
+    assert make(4.0) == 2.0
+    assert [process.poll() for process in started] == [None, None]
+  assert [process.poll() for process in started] == [0, 0]

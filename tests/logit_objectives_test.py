@@ -30,11 +30,11 @@ MASK_BC = hnp.arrays(np.float32, (4, 3), elements=st.sampled_from([0.0, 1.0]))
 
 @given(LOGITS_BC, TAGS_BC, MASK_BC)
 @settings(max_examples=20)
-def test_tagging_is_the_mean_over_known_tags(logits_BC, tags_BC, mask_BC):
+def test_tagging_is_the_mean_over_labelled_tags(logits_BC, tags_BC, mask_BC):
   value, gradient_BC = tagging(logits_BC, tags_BC, mask_BC)
-  known = max(mask_BC.sum(), 1)
-  agree(value, np.sum(entropy(logits_BC, tags_BC) * mask_BC) / known)
-  expected_BC = (sigmoid(logits_BC) - tags_BC) * mask_BC / known
+  num_labelled = max(mask_BC.sum(), 1)
+  agree(value, np.sum(entropy(logits_BC, tags_BC) * mask_BC) / num_labelled)
+  expected_BC = (sigmoid(logits_BC) - tags_BC) * mask_BC / num_labelled
   np.testing.assert_allclose(gradient_BC, expected_BC, rtol=1e-4, atol=1e-7)
   per_tag_BC = tagging_per_tag(logits_BC, tags_BC, mask_BC)
   agree(per_tag_BC, entropy(logits_BC, tags_BC) * mask_BC)

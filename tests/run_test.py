@@ -1,94 +1,60 @@
-"""run.py as its user types it: the whole path, resumption, refusals."""
+"""A run: what it leaves, what it refuses, where it goes on."""
 
 import csv
 import json
-import os
-import pathlib
 import re
-import signal
-import subprocess
-import sys
-import time
+import shutil
 
 import numpy as np
 import pytest
 import soundfile
-from absl.testing.flagsaver import flagsaver
+from commands import command, execute, finish
+from experiments import changed, load_dataset, run_config, save_teacher
 
-from configs import base, baseline, iusp, iusp_sp, sp, teacher
-from iusp_jax import command_line
-from iusp_jax.experiment import experiment, outcome
-from iusp_jax.experiment.teacher import plain
-from iusp_jax.runtime import checkpoint, files, metrics_log, wall_time
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-
-
-def command(folder, *flags, config='configs/iusp.py:smoke'):
-  return [
-    sys.executable,
-    'run.py',
-    f'--config={config}',
-    f'--config.cache_dir={folder}/cache',
-    f'--config.dataset.data_dir={folder}/data',
-    *flags,
-  ]
+from configs import baseline, iusp, iusp_centred, iusp_sp, kd, sp, teacher
+from iusp_jax.experiment import check, identity, plots, results, run
+from iusp_jax.models import trained
+from iusp_jax.runtime import files, metrics_log
+from iusp_jax.training import engine
 
 
-def environment():
-  """One device, as a user's machine has; the tests themselves have two."""
-  return {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+def read(workdir):
+  return json.loads((workdir / 'results.json').read_text())
 
 
-def run(arguments, **named):
-  return subprocess.run(
-    arguments,
-    cwd=ROOT,
-    env=environment(),
-    capture_output=True,
-    text=True,
-    check=False,
-    **named,
-  )
-
-
-@pytest.fixture(scope='module')
-def smoke(tmp_path_factory):
-  """A finished run: its workdir and what it printed."""
-  folder = tmp_path_factory.mktemp('smoke')
-  done = run(command(folder, f'--workdir={folder}/run'))
-  assert done.returncode == 0, done.stdout + done.stderr
-  return folder, done.stdout
+def scores(record):
+  """What a run reports of its student, less what a run may not repeat."""
+  return {name: record[name] for name in ('student', 'curve', 'weights')}
 
 
 def test_smoke_leaves_what_it_promises(smoke):
-  folder, said = smoke
+  """As it is typed, from synthesis to plots; its teacher is trained."""
+  folder, printed = smoke
   workdir = folder / 'run'
-  assert said.startswith('process 0 of 1, backend cpu, 1 local')
-  assert 'compiled the train step in' in said
-  assert str(workdir) in said
-  for name in ('similarities', 'tag_scores', 'learning_curves'):
-    assert (workdir / f'{name}.png').stat().st_size > 5_000
-  results = json.loads((workdir / 'results.json').read_text())
+  assert printed.startswith('process 0 of 1, backend cpu, 1 local')
+  assert 'compiled the train step in' in printed
+  assert str(workdir) in printed
+  for name in plots.NAMES:
+    assert (workdir / name).stat().st_size > 5_000
+  record = read(workdir)
   for model in ('teacher', 'student'):
-    assert results[model]['parameters'] > 0
-    assert results[model]['macs'] > 0
+    assert record[model]['parameters'] > 0
+    assert record[model]['macs'] > 0
     for which in ('best', 'last'):
       for split in ('validate', 'test'):
-        coarse = results[model][which][split]['coarse']
+        coarse = record[model][which][split]['coarse']
         assert 0 < coarse['micro_auprc'] <= 1
         assert len(coarse['class_auprc']) == 8
-    low, high = results[model]['best']['test']['coarse']['micro_auprc_ci']
+    low, high = record[model]['best']['test']['coarse']['micro_auprc_ci']
     assert low < high
-  assert results['environment']['packages']['jax']
-  assert results['dataset']['name'].startswith('urban_scenes/procedural')
-  best = max(
-    row['validate/coarse_micro_auprc']
-    for row in metrics_log.read_metrics(workdir / 'metrics.jsonl')
-    if 'validate/coarse_micro_auprc' in row
-  )
-  found = results['student']['best']['validate']['coarse']['micro_auprc']
+  assert record['environment']['packages']['jax']
+  assert record['dataset']['name'].startswith('urban_scenes/procedural')
+  rows = metrics_log.read_metrics(workdir / 'metrics.jsonl')
+  metric = 'validate/coarse_micro_auprc'
+  best = max(row[metric] for row in rows if metric in row)
+  found = record['student']['best']['validate']['coarse']['micro_auprc']
   np.testing.assert_allclose(found, best, 1e-6)
+  assert not (workdir / 'training').exists()  # Nothing is left to continue.
 
 
 def test_predictions_are_in_the_form_of_the_challenge(smoke):
@@ -99,91 +65,63 @@ def test_predictions_are_in_the_form_of_the_challenge(smoke):
   assert all(0 <= float(row['7_human-voice']) <= 1 for row in rows)
 
 
-def test_second_call_says_that_the_run_is_complete(smoke):
-  folder, _ = smoke
-  before = (folder / 'run' / 'results.json').read_bytes()
-  again = run(command(folder, f'--workdir={folder}/run'))
-  assert again.returncode == 0
-  assert 'This run is complete' in again.stdout
-  assert (folder / 'run' / 'results.json').read_bytes() == before
-
-
-def test_other_config_in_the_same_workdir_is_refused(smoke):
-  folder, _ = smoke
-  wrong = run(command(folder, f'--workdir={folder}/run', '--config.seed=9'))
-  assert wrong.returncode == 1
-  assert 'seed: 0 there, 9 now' in wrong.stderr
-  assert 'Traceback' not in wrong.stderr
-
-
-SMOKE = '--config=configs/iusp.py:smoke'
+def test_second_command_reports_that_the_run_is_complete(
+  tiny, tiny_run, on_fakes, capsys
+):
+  before = (tiny_run / 'results.json').read_bytes()
+  assert run.run(run_config(tiny, seed=100), tiny_run) == json.loads(before)
+  assert 'This run is complete' in capsys.readouterr().out
+  assert (tiny_run / 'results.json').read_bytes() == before
 
 
 @pytest.mark.parametrize(
-  ('flags', 'messages'),
+  ('fields', 'message'),
   [
-    (['--config=configs/iusp.py:smok'], ["did you mean 'smoke'"]),
+    ({'seed': 9}, 'seed: 100 there, 9 now'),
     (
-      ['--config=configs/iusp.py:student=crn_64'],
-      ["did you mean 'crnn_64'"],
+      {'student.training.epochs': 3.0},
+      r'student\.training\.epochs: 2\.0 there, 3\.0 now',
     ),
+    ({'objective.iusp_weight': 1.0}, r'iusp_weight: \S+ there, 1\.0 now'),
     (
-      [SMOKE, '--config.student.trainig.epochs=3'],
-      [
-        '--config.student.trainig.epochs: config.student has no field',
-        "'trainig': expected one of augment, frontend, model, training;",
-        "did you mean 'training'?",
-      ],
+      {'objective.kd_weight': 1.0},
+      'objective.kd_weight: not set there, 1.0 now',
     ),
-    (
-      [SMOKE, '--config.foo=1'],
-      ["config has no field 'foo': expected one of bootstrap, cache_dir, com"],
-    ),
-    (
-      [SMOKE, '--config.bootstrap=5', '--config.epochs', '3'],
-      ['did you mean --config.student.training.epochs or --config.teacher.tr'],
-    ),
-    (
-      [SMOKE, '--config.seed.foo=1'],
-      ["config.seed has no field 'foo': expected a value"],
-    ),
-    ([SMOKE, '--config.seed=x'], ['--config.seed=x: invalid']),
-    (
-      ['--config=configs/isup.py', '--config.seed=1'],
-      [
-        '--config=configs/isup.py: no such file: expected one of configs/base',
-        "did you mean 'configs/iusp.py'?",
-      ],
-    ),
-    (['--config', 'configs/nothing.py:demo'], ['nothing.py: no such file']),
+    ({'dataset.builder.seed': 3}, r'dataset\.builder\.seed: 0 there, 3 now'),
+    ({'teacher.checkpoint': '/other'}, 'teacher.checkpoint: .* /other now'),
   ],
 )
-def test_typo_is_one_plain_line(flags, messages, capsys, monkeypatch):
-  monkeypatch.chdir(ROOT)
-  argv = ['run.py', *flags]
-  monkeypatch.setattr(sys, 'argv', argv)
-  with pytest.raises(SystemExit) as ended, flagsaver():
-    command_line.parse(argv)
-  (said,) = str(ended.value).splitlines()
-  assert '\\' not in said
-  for message in messages:
-    assert message in said
+def test_workdir_of_another_run_is_refused(
+  fields, message, tiny, tiny_run, on_fakes
+):
+  config = run_config(tiny, **{'seed': 100, **fields})
+  with pytest.raises(ValueError, match=message) as error:
+    run.run(config, tiny_run)
+  assert str(tiny_run) in str(error.value)
 
 
-def test_typo_ends_the_command_before_anything_is_made(tmp_path):
-  for flags in ([], ['--config=configs/iusp.py:smok']):
-    wrong = run([sys.executable, 'run.py', f'--workdir={tmp_path}/run', *flags])
-    assert wrong.returncode == 1
-    assert 'Traceback' not in wrong.stderr
-    assert not (tmp_path / 'run').exists()
-  assert "did you mean 'smoke'" in wrong.stderr
+def test_fields_that_change_no_result_are_not_compared(
+  tiny, tiny_run, on_fakes
+):
+  """A temperature of a term that is off, where the data are kept, resamples."""
+  fields = {
+    'seed': 100,
+    'objective.kd_temperature': 9.0,
+    'dataset.data_dir': '/elsewhere',
+    'bootstrap': 3,
+    'profile_steps': 2,
+  }
+  assert run.run(run_config(tiny, **fields), tiny_run) == read(tiny_run)
 
 
-def changed(module=iusp, **fields):
-  config = module.get_config('smoke')
-  with config.unlocked():
-    config.update_from_flattened_dict(fields)
-  return config
+def test_cut_results_name_the_file(tiny, tiny_run, on_fakes, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(tiny_run, workdir)
+  path = workdir / 'results.json'
+  path.write_bytes(path.read_bytes()[:100])
+  with pytest.raises(ValueError, match='cut short') as error:
+    run.run(run_config(tiny, seed=100), workdir)
+  assert str(path) in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -196,30 +134,25 @@ def changed(module=iusp, **fields):
     ({'student.frontend.max_hertz': 9000.0}, '9000'),
     ({'objective.iusp_weight': -1.0}, 'iusp_weight is -1.0'),
     ({'objective.kd_temperature': 0.0}, 'kd_temperature is 0'),
+    ({'objective.sp_schedule': 'up'}, "sp_schedule is 'up': expected one of"),
     ({'fit': 'both'}, "config.fit is 'both'"),
     ({'bootstrap': -1}, 'config.bootstrap is -1'),
     ({'teacher.store': 'float8'}, "config.teacher.store is 'float8'"),
+    ({'on_nan': 'ignore'}, "config.on_nan is 'ignore'"),
   ],
 )
 def test_config_that_cannot_be_right_is_refused_at_the_start(fields, message):
+  config = changed(iusp.get_config('smoke'), **fields)
   with pytest.raises(ValueError, match=message):
-    experiment.check(changed(**fields))
+    check.check(identity.plain(config))
 
 
-def test_command_that_lacked_its_data_does_not_block_the_right_one(tmp_path):
-  config = 'configs/iusp.py:folder,smoke'
-  wrong = run(command(tmp_path, f'--workdir={tmp_path}/run', config=config))
-  assert wrong.returncode == 1
-  assert '--config.dataset.manual_dir=FOLDER' in wrong.stderr
-  assert not (tmp_path / 'run' / 'config.json').exists()
-
-
-def smoke_config(folder, module=iusp, **fields):
-  """The config of the smoke run, or one that shares its data and teacher."""
-  config = changed(module, **fields)
-  config.cache_dir = fields.get('cache_dir', f'{folder}/cache')
-  config.dataset.data_dir = fields.get('dataset.data_dir', f'{folder}/data')
-  return config
+def refused(config, workdir, message):
+  """Asserts that a command is refused and has begun nothing."""
+  with pytest.raises(ValueError, match=message):
+    run.run(config, workdir)
+  assert not (workdir / 'results.json').exists()
+  assert not (workdir / 'training').exists()
 
 
 @pytest.mark.parametrize(
@@ -227,229 +160,189 @@ def smoke_config(folder, module=iusp, **fields):
   [
     (
       {'student.training.batch_size': 64},
-      'config.student.training.batch_size is 64: expected at most 48',
+      'config.student.training.batch_size is 64: expected at most 24',
     ),
     (
-      {'teacher.training.batch_size': 64},
-      'config.teacher.training.batch_size is 64: expected at most 48',
+      {'teacher.checkpoint': '', 'teacher.training.batch_size': 64},
+      'config.teacher.training.batch_size is 64: expected at most 24',
     ),
     (
-      {'teacher.training.batch_size': 64, 'teacher.train_scenes': 50},
+      {
+        'teacher.checkpoint': '',
+        'teacher.training.batch_size': 64,
+        'teacher.train_scenes': 50,
+      },
       'config.teacher.training.batch_size is 64: expected at most 50',
     ),
     ({'compare_with': '/nowhere'}, "config.compare_with is '/nowhere': .* no"),
     ({'teacher.checkpoint': '/nowhere'}, "teacher.checkpoint is '/nowhere'"),
+    (
+      {'teacher.store': 'float32', 'student.augment.mixup_alpha': 0.5},
+      "store is 'float32', but .*mixup_alpha is 0.5",
+    ),
   ],
 )
-def test_wrong_field_does_not_block_the_right_one(
-  smoke, tmp_path, fields, message
+def test_refused_command_does_not_block_the_corrected_one(
+  fields, message, tiny, on_fakes, tmp_path, monkeypatch
 ):
-  with pytest.raises(ValueError, match=message):
-    experiment.run(smoke_config(smoke[0], **fields), tmp_path)
-  assert not (tmp_path / 'config.json').exists()
-  assert not (tmp_path / 'checkpoints').exists()
+  """Even under other settings of XLA, which a run that has begun keeps."""
+  refused(run_config(tiny, **fields), tmp_path, message)
+  environment = tmp_path / 'environment.json'
+  if environment.exists():
+    there = json.loads(environment.read_text())
+    there['variables']['XLA_FLAGS'] = '--xla_other'
+    environment.write_text(json.dumps(there))
+  monkeypatch.setattr(engine, 'fit', stop)
+  with pytest.raises(Killed):
+    run.run(run_config(tiny), tmp_path)
+
+
+class Killed(BaseException):
+  """Ends a run as a kill would."""
+
+
+def stop(*_, **__):
+  raise Killed
+
+
+def test_command_that_lacked_its_data_is_refused(tmp_path):
+  config = iusp.get_config('folder,smoke')
+  config.dataset.data_dir = str(tmp_path / 'data')
+  config.cache_dir = str(tmp_path / 'cache')
+  refused(config, tmp_path / 'run', '--config.dataset.manual_dir=FOLDER')
+  assert not (tmp_path / 'run' / 'config.json').exists()
 
 
 @pytest.mark.parametrize(
   'field', ['--workdir', 'config.dataset.data_dir', 'config.cache_dir']
 )
-def test_place_that_cannot_be_written_is_refused(smoke, tmp_path, field):
+def test_place_that_cannot_be_written_is_refused(
+  tiny, tmp_path, field, request
+):
   (tmp_path / 'file').write_text('in the way')
   place = tmp_path / 'file' / 'below'
-  workdir = place if field == '--workdir' else tmp_path / 'run'
-  fields = {} if field == '--workdir' else {field[len('config.') :]: str(place)}
+  workdir, fields = tmp_path / 'run', {}
+  if field == '--workdir':
+    workdir = place
+  else:
+    fields = {field.removeprefix('config.'): str(place)}
+  if field != 'config.dataset.data_dir':
+    request.getfixturevalue('on_fakes')
   message = f'{field} is {place}: cannot be written (Not a directory'
   with pytest.raises(ValueError, match=re.escape(message)) as error:
-    experiment.run(smoke_config(smoke[0], **fields), workdir)
+    run.run(run_config(tiny, **fields), workdir)
   assert str(error.value).endswith('choose another')
 
 
-def test_time_is_counted_over_the_processes_of_a_run(tmp_path):
-  for number in (1, 2):
-    with wall_time.wall_time(tmp_path, time.monotonic() - 5.0) as spent:
-      seconds = spent()
-    assert seconds['num_processes'] == number
-    assert seconds['this_process'] == pytest.approx(5.0, abs=0.5)
-    assert seconds['all_processes'] == pytest.approx(5.0 * number, abs=1.0)
-
-
-@pytest.mark.slow
-def test_named_runs_and_the_time_of_a_run_in_two_goes(
-  smoke, tmp_path, monkeypatch, capsys
-):
-  """A baseline beside an IUSP run, with a named teacher, stopped once."""
-  folder, _ = smoke
-  (guide,) = (folder / 'cache' / 'teachers').iterdir()
-  fields = {
-    'compare_with': f'{folder}/run',
-    'teacher.checkpoint': str(guide),
-    'teacher.model.width': 16,  # Ignored, and not described either.
-  }
-  config = smoke_config(folder, baseline, **fields)
-
-  def stop(*_):
-    raise KeyboardInterrupt
-
-  with monkeypatch.context() as patch:
-    patch.setattr(outcome, 'draw', stop)
-    with pytest.raises(KeyboardInterrupt):
-      experiment.run(config, tmp_path)
-  results = experiment.run(config, tmp_path)
-  of_smoke = json.loads((folder / 'run' / 'results.json').read_text())
-  for name in ('fingerprint', 'workdir'):
-    assert results['teacher'][name] == of_smoke['teacher'][name]
-  assert results['student'] != of_smoke['student']
-  parameters = of_smoke['teacher']['parameters']
-  line = f'teacher: cnn, {parameters:,} parameters'
-  assert line in capsys.readouterr().out
-  rows = (tmp_path / 'similarities.txt').read_text().splitlines()
-  shown = {row.split()[1] for row in rows[1:-1]}
-  assert shown == {'teacher', 'student', 'run'}
-  seconds = results['wall_seconds']
-  assert seconds['num_processes'] == 2
-  assert seconds['all_processes'] > seconds['this_process'] > 0
-
-
-def test_workdir_in_use_is_refused(tmp_path):
+def test_workdir_in_use_is_refused(tiny, tmp_path):
   with (
     files.lock(tmp_path, ''),
     pytest.raises(ValueError, match='another run works'),
   ):
-    experiment.run(iusp.get_config('smoke'), tmp_path)
+    run.run(run_config(tiny), tmp_path)
 
 
-def test_a_run_older_than_the_difficulty_of_scenes_continues(tmp_path):
-  for arg in ('', 'clips'):
-    config = iusp.get_config(arg)
-    earlier = plain(config)
-    later = {'snr_db', 'sources', 'split_by', 'detect_half_db', 'confusion'}
-    for name in later & earlier['dataset']['builder'].keys():
-      del earlier['dataset']['builder'][name]
-    experiment.config_path(tmp_path).write_text(json.dumps(earlier))
-    experiment.refuse_other_config(config, tmp_path)
-    config.dataset.builder.snr_db = (0, 12)
-    with pytest.raises(ValueError, match=r'snr_db: \[-6.0, 12.0\] there'):
-      experiment.refuse_other_config(config, tmp_path)
+def test_named_runs_and_the_time_of_a_run_in_two_goes(
+  tiny, tiny_run, on_fakes, tmp_path, monkeypatch, capsys
+):
+  """A baseline beside an IUSP run, with a named teacher, stopped once."""
+  fields = {
+    'seed': 100,
+    'compare_with': str(tiny_run),
+    'teacher.model.width': 16,  # Ignored, and not described either.
+  }
+  config = run_config(tiny, baseline, **fields)
+  with monkeypatch.context() as patch:
+    patch.setattr(plots, 'draw', stop)
+    with pytest.raises(Killed):
+      run.run(config, tmp_path)
+  record = run.run(config, tmp_path)
+  printed = capsys.readouterr().out
+  assert 'continues after step 6' in printed  # Its training was done.
+  of_run = read(tiny_run)
+  for name in ('fingerprint', 'weights', 'workdir'):
+    assert record['teacher'][name] == of_run['teacher'][name]
+  assert record['student'] != of_run['student']
+  parameters = of_run['teacher']['parameters']
+  assert f'teacher: cnn, {parameters:,} parameters' in printed
+  rows = (tmp_path / 'similarities.txt').read_text().splitlines()
+  shown = {row.split()[1] for row in rows[1:-1]}
+  assert shown == {'teacher', 'student', 'run'}
+  seconds = record['wall_seconds']
+  assert seconds['num_processes'] == 2
+  assert seconds['all_processes'] > seconds['this_process'] > 0
 
 
-def test_arguments_make_the_config_that_they_say():
-  config = iusp.get_config('clips,seed=3,student=cnn_4')
-  assert config.dataset.name == 'urban_scenes/clips'
-  assert config.seed == 3
-  assert config.student.model.architecture == 'cnn'
-  assert config.objective.iusp_weight > 0
-  assert config.objective.sp_weight == 0
-  assert teacher.get_config('').fit == 'teacher'
-  both = iusp_sp.get_config('').objective
-  assert both.iusp_weight > 0
-  assert both.sp_weight > 0
-  assert sp.get_config('').objective.iusp_weight == 0
+def test_baseline_beside_a_student_is_trained_first_and_once(
+  tiny, on_fakes, tmp_path, monkeypatch
+):
+  """Killed between the two, the run goes on with the student."""
+  config = run_config(tiny, train_baseline=True)
+  fit, names = engine.fit, []
+
+  def fit_one(jobs, *rest, **named):
+    names.append(jobs[0].name)
+    if names == ['baseline', 'student']:
+      raise Killed
+    return fit(jobs, *rest, **named)
+
+  monkeypatch.setattr(engine, 'fit', fit_one)
+  with pytest.raises(Killed):
+    run.run(config, tmp_path)
+  assert names == ['baseline', 'student']
+  kept = (tmp_path / 'baseline' / 'results.json').read_bytes()
+  assert not (tmp_path / 'results.json').exists()
+
+  # The baseline that is there is none of another run.
+  other = run_config(tiny, train_baseline=True, seed=1)
+  with pytest.raises(ValueError, match='seed: 0 there, 1 now'):
+    run.run(other, tmp_path)
+
+  record = run.run(config, tmp_path)
+  assert names == ['baseline', 'student', 'student']
+  assert (tmp_path / 'baseline' / 'results.json').read_bytes() == kept
+  own = json.loads(kept)
+  assert record['baseline'] == own['student']
+  assert record['baseline_resampled'] == own['resampled']
+  assert own['identity']['objective'] == {}
+  assert record['student'] != record['baseline']
+  shown = (tmp_path / 'similarities.txt').read_text()
+  assert {'teacher', 'student', 'baseline'} <= set(shown.split())
+
+  alone = run.run(run_config(tiny, baseline), tmp_path / 'alone')
+  assert scores(alone)['curve'] == own['curve']
+  assert alone['student']['best'] == own['student']['best']
 
 
-@pytest.mark.parametrize('dataset', base.DATASETS)
-@pytest.mark.parametrize('size', ['', 'demo', 'smoke'])
-@pytest.mark.parametrize('form', ['{0},{1},seed=3', ' seed=3 ,, {1} , {0} ,'])
-def test_arguments_in_any_order(dataset, size, form):
-  argument = form.format(dataset, size)
-  found, plain_one = base.get_config(argument), base.get_config(dataset)
-  assert found.dataset.name == base.DATASETS[dataset]
-  assert found.seed == 3
-  mixed = 'train_scenes' in found.dataset.builder
-  assert mixed == (dataset in ('urban_scenes', 'clips'))
-  if mixed:
-    scenes = {'': 1200, 'demo': 480, 'smoke': 48}[size]
-    assert found.dataset.builder.train_scenes == scenes
-  width = {'': plain_one.teacher.model.width, 'demo': 16, 'smoke': 4}[size]
-  assert found.teacher.model.width == width
+def slow(*values):
+  return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 @pytest.mark.parametrize(
-  ('argument', 'message'),
-  [
-    ('urban_scenes,clips', "'urban_scenes' and 'clips': expected one data set"),
-    ('seed=3,smoke,seed=4', "'seed=3' and 'seed=4': expected one seed"),
-    ('student=cnn_4,student=cnn_8', 'expected one student'),
-    ('clip', "did you mean 'clips'"),
-    ('seed=-1', "'seed=-1' is unknown"),
-  ],
+  'module', [sp, teacher, *slow(baseline, kd, iusp_sp, iusp_centred)]
 )
-def test_arguments_that_contradict_or_are_unknown(argument, message):
-  with pytest.raises(ValueError, match=message):
-    base.get_config(argument)
+def test_every_config_runs(module, tiny, on_fakes, tmp_path, capsys):
+  record = run.run(run_config(tiny, module), tmp_path)
+  assert 'micro-AUPRC' in capsys.readouterr().out
+  assert record['status'] == 'done'
+  assert ('student' in record) == (module is not teacher)
+  assert (tmp_path / 'predictions_test.csv').exists()
+  assert not (tmp_path / 'training').exists()
+  if module is not teacher:
+    found = trained.load(tmp_path, 'last')
+    assert found.fingerprint == trained.load(tmp_path, 'best').fingerprint
 
 
-def kill_at(arguments, sign, delay=0.0):
-  """Starts a run and kills it `delay` seconds after it prints `sign`."""
-  process = subprocess.Popen(
-    arguments,
-    cwd=ROOT,
-    env=environment() | {'PYTHONUNBUFFERED': '1'},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
-  assert process.stdout is not None
-  for line in process.stdout:
-    if sign in line:
-      time.sleep(delay)
-      break
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
-  return process.returncode
-
-
-@pytest.mark.slow
-def test_killed_run_ends_in_the_same_bits(smoke):
-  """SIGKILL of a real process, in the teacher and in the student's epoch."""
-  folder, _ = smoke
-  other = folder / 'killed'
-  flags = [f'--workdir={other}/run', f'--config.cache_dir={other}/cache']
-  arguments = command(folder, *flags)
-  for sign, delay in (
-    ('teacher: compiled', 0.2),
-    ('teacher: step 6, validate', 0.05),
-    ('student: step 6, validate', 0.1),
-    # Whether that was saved or not, the next one comes to step 12.
-    ('student: step 12, validate', 0.05),
-  ):
-    assert kill_at(arguments, sign, delay) == -signal.SIGKILL
-  done = run(arguments)
-  assert done.returncode == 0, done.stdout + done.stderr
-  for place in ('run', 'cache/teachers/*'):
-    ends = []
-    for root in (folder, other):
-      (workdir,) = root.glob(place)
-      restored = checkpoint.restore_newest(workdir / 'checkpoints' / 'last')
-      assert restored is not None
-      rows = (workdir / 'metrics.jsonl').read_text()
-      ends.append((restored[0], checkpoint.checksums(restored[1]), rows))
-    assert ends[0] == ends[1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  'name', ['baseline', 'kd', 'sp', 'iusp_sp', 'iusp_centred', 'teacher']
-)
-def test_every_config_runs(smoke, name):
-  folder, _ = smoke
-  config = f'configs/{name}.py:smoke'
-  done = run(command(folder, f'--workdir={folder}/{name}', config=config))
-  assert done.returncode == 0, done.stdout + done.stderr
-  assert 'micro-AUPRC' in done.stdout
-  assert 'teacher: found' in done.stdout or name == 'baseline'
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('level', ['fine', 'both'])
-def test_levels_of_the_taxonomy(smoke, level):
-  folder, _ = smoke
-  flags = [f'--workdir={folder}/{level}', f'--config.dataset.level={level}']
-  done = run(command(folder, *flags))
-  assert done.returncode == 0, done.stdout + done.stderr
-  results = json.loads((folder / level / 'results.json').read_text())
-  scores = results['student']['best']['test']
-  assert 0 < scores['fine']['micro_auprc'] <= 1
-  assert 0 < scores['coarse']['micro_auprc'] <= 1
+@pytest.mark.parametrize('level', ['both', *slow('fine')])
+def test_levels_of_the_taxonomy(level, on_fakes, tmp_path):
+  save_teacher(tmp_path / 'teacher', level)
+  config = run_config(tmp_path, **{'dataset.level': level})
+  best = run.run(config, tmp_path / 'run')['student']['best']['test']
+  assert 0 < best['fine']['micro_auprc'] <= 1
+  assert 0 < best['coarse']['micro_auprc'] <= 1
+  tags = load_dataset(level).tags
+  with (tmp_path / 'run' / 'predictions_test.csv').open() as file:
+    assert set(tags) <= set(next(csv.reader(file)))
 
 
 @pytest.mark.slow
@@ -458,12 +351,11 @@ def test_full_disk_keeps_the_last_good_checkpoint(smoke, tmp_path):
   folder, _ = smoke
   arguments = command(folder, f'--workdir={tmp_path}/run')
   limited = ['bash', '-c', 'ulimit -f 100; exec "$@"', '-', *arguments]
-  done = run(limited)
+  done = execute(limited)
   assert done.returncode != 0
   assert 'could not be written' in done.stderr or 'too large' in done.stderr
   assert '_SignalingThread' not in done.stderr  # Orbax's own words.
-  again = run(arguments)
-  assert again.returncode == 0, again.stdout + again.stderr
+  finish(arguments)
 
 
 @pytest.mark.slow
@@ -484,46 +376,11 @@ def test_own_labelled_folder(tmp_path):
       soundfile.write(folder / f'{split}{k}.flac', wave_S, 22_050)
       rows.append(f'{split}{k}.flac,{split},{low},{high}')
   (folder / 'labels.csv').write_text('\n'.join(rows) + '\n')
-  done = run(
-    command(
-      tmp_path,
-      f'--workdir={tmp_path}/run',
-      f'--config.dataset.manual_dir={folder}',
-      config='configs/iusp.py:folder,smoke',
-    )
-  )
-  assert done.returncode == 0, done.stdout + done.stderr
-  results = json.loads((tmp_path / 'run' / 'results.json').read_text())
-  assert results['dataset']['tags'] == ['low', 'high']
-  assert results['dataset']['sizes'] == sizes
-
-
-@pytest.mark.slow
-def test_data_sets_are_prepared_once_by_processes_that_start_together(tmp_path):
-  code = (
-    'import sys, pathlib; from configs import base; '
-    'from iusp_jax.experiment import experiment, teacher; '
-    'config = base.get_config("smoke"); '
-    'config.dataset.data_dir = sys.argv[1]; '
-    'config.teacher.train_scenes = 60; '
-    'dataset = experiment.load_dataset(config); '
-    'own = teacher.own_dataset(config, dataset); '
-    'print(len(own.splits["train"]), "scenes for the teacher")'
-  )
-  processes = [
-    subprocess.Popen(
-      [sys.executable, '-c', code, str(tmp_path)],
-      cwd=ROOT,
-      env=environment() | {'PYTHONPATH': str(ROOT)},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for _ in range(3)
-  ]
-  said = [process.communicate()[0] for process in processes]
-  assert [process.returncode for process in processes] == [0, 0, 0], said
-  assert ''.join(said).count('Downloading and preparing') == 2, said
-  assert sum('waiting' in text for text in said) >= 1
-  assert all('60 scenes for the teacher' in text for text in said)
-  assert all('48 train, 24 validate, 24 test clips' in text for text in said)
+  config = iusp.get_config('folder,smoke')
+  config.dataset.manual_dir = str(folder)
+  config.dataset.data_dir = str(tmp_path / 'data')
+  config.cache_dir = str(tmp_path / 'cache')
+  record = run.run(config, tmp_path / 'run')
+  assert record['dataset']['tags'] == ['low', 'high']
+  assert record['dataset']['sizes'] == sizes
+  assert results.read(tmp_path / 'run') == record

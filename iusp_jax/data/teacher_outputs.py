@@ -42,12 +42,14 @@ class Folder:
     teacher: the frozen one.
     split: of the data set.
     precision: of frame similarities, 'float32' or 'float16'.
+    place: what to call the folder where it cannot be written.
   """
 
   path: pathlib.Path
   teacher: trained.Trained
   split: datasets.Split
   precision: str = 'float32'
+  place: str = ''
 
   def get_or_build(self, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Memory-mapped outputs `[N, ...]`, by target; makes what is not there.
@@ -61,7 +63,7 @@ class Folder:
     missing = processes.by_primary(lambda: self._missing(names))
     if missing:
       busy = 'another run stores teacher outputs'
-      with files.lock_for_all_processes(self.path, busy):
+      with files.lock_for_all_processes(self.path, busy, name=self.place):
         missing = processes.by_primary(lambda: self._missing(names))
         if missing:
           logs.log(

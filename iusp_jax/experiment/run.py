@@ -110,8 +110,6 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
 
 def _student(config, setup: Setup, workdir, extra) -> dict[str, Any]:
   """Trains and scores one student; gives its record."""
-  if workdir.name == BASELINE and (found := results.read(workdir)):
-    return found  # Of a run that was stopped after it.
   recipe = Recipe.from_config(config['student'])
   objective = terms.Objective.from_config(config['objective'])
   name = BASELINE if workdir.name == BASELINE else 'student'
@@ -119,6 +117,9 @@ def _student(config, setup: Setup, workdir, extra) -> dict[str, Any]:
   job = setup.job(name, recipe, objective, config['seed'])
   of = identity.of_student(config, recipe.plain(), config['seed'])
   complete = results.complete_identity(of, setup)
+  if name == BASELINE and (found := results.read(workdir)):
+    _check_same(workdir, found['identity'], complete)
+    return found  # Of a run that was stopped after it.
   members = engine.fit(
     [job],
     setup.feed(job),
@@ -188,24 +189,38 @@ def check_workdir(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
   """Refuses a workdir that holds another run.
 
   One in which nothing has been trained yet holds none: a command that was wrong
-  is typed again.
+  is typed again, perhaps under other settings of JAX.
 
   Raises:
     ValueError: listing the fields that differ.
   """
   path = results.config_path(workdir)
-  begun = results.path_of(workdir).exists() or (workdir / 'training').exists()
+  begun = any(
+    place.exists()
+    for folder in (workdir, workdir / BASELINE)
+    for place in (results.path_of(folder), folder / 'training')
+  )
+  if not begun and processes.is_primary():
+    environment.path_of(workdir).unlink(missing_ok=True)
   if not (begun and path.exists()):
     return
   there = files.read_json(path)
   try:
-    differing = identity.differences(run_identity(there), run_identity(config))
+    of_there = run_identity(there)
   except (KeyError, TypeError) as error:
     raise ValueError(
       f'{path} is of another version of this program ({error}): choose another '
       '--workdir, or delete it to start over'
     ) from error
-  if differing:
+  _check_same(workdir, of_there, run_identity(config))
+
+
+def _check_same(workdir, there, now) -> None:
+  """Raises ValueError where what a workdir holds was made from something else.
+
+  `there` and `now` are identities.
+  """
+  if differing := identity.differences(there, now):
     raise ValueError(
       f'{workdir} holds a run of another config: choose another --workdir, or '
       'delete it to start over. It differs in ' + '; '.join(differing)

@@ -137,6 +137,7 @@ class Setup:
       self.teacher,
       self.dataset.splits[split],
       precision,
+      f'config.cache_dir is {self._cache_dir}',
     )
     return folder.get_or_build(names)
 

@@ -219,6 +219,53 @@ def iusp_loss(
   return jnp.mean(iusp_per_clip(student_BTD, teacher_BTT, mask_BT, centred))
 
 
+def attention_transfer_per_clip(
+  student_BTD: jax.Array,
+  teacher_gram_BTT: jax.Array,
+  mask_BT: jax.Array | None = None,
+) -> jax.Array:
+  """Attention transfer over time: how a clip's energy is spread over frames.
+
+  `mean_t (a_S / ‖a_S‖ − a_R / ‖a_R‖)²` with `a_t` the sum of the squares of
+  frame t. The paper's maps are over the two axes of an image; here they are
+  over time alone (our adaptation).
+
+  Args:
+    student_BTD: `[B, T_S, D]`, in time order.
+    teacher_gram_BTT: the teacher's unnormalised similarities of frames, of any
+      scale, `[B, T_R, T_R]`; their diagonal is its energy.
+    mask_BT: 1 for frames of the recording, 0 for padding, `[B, min(T)]`.
+
+  Returns:
+    float32 `[B]`; 0 where both models spread it alike.
+
+  References:
+    Zagoruyko & Komodakis, ICLR 2017, arXiv 1612.03928, Eq. 2.
+  """
+  num_frames = min(student_BTD.shape[1], teacher_gram_BTT.shape[1])
+  if mask_BT is None:
+    mask_BT = jnp.ones((len(student_BTD), num_frames))
+
+  def of_clip(student_TD, teacher_TT, mask_T):
+    student_TD = similarity.align_frames(student_TD, num_frames)
+    energy_T = jnp.sum(jnp.square(student_TD.astype(jnp.float32)), axis=1)
+    teacher_T = jnp.diagonal(similarity.align_gram(teacher_TT, num_frames))
+    # `where` and not a product: padding may hold any number, NaN included.
+    energy_T, teacher_T = (
+      _unit(jnp.where(mask_T > 0, x, 0.0)) for x in (energy_T, teacher_T)
+    )
+    count = jnp.maximum(jnp.sum(mask_T), 1.0)
+    return jnp.sum(jnp.square(energy_T - teacher_T)) / count
+
+  return jax.vmap(of_clip)(student_BTD, teacher_gram_BTT, mask_BT)
+
+
+def _unit(x_T: jax.Array) -> jax.Array:
+  """A vector of length 1; zeros stay zeros, with a finite gradient."""
+  square = jnp.sum(jnp.square(x_T))
+  return x_T * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
+
+
 def _same_batch(student_BTD, teacher_BTD):
   for name, frames in (('student', student_BTD), ('teacher', teacher_BTD)):
     if frames.ndim != 3:

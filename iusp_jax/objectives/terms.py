@@ -96,6 +96,14 @@ def _iusp(x: Inputs, centred: bool = False) -> jax.Array:
   return losses.iusp_per_clip(student_BTD, teacher_BTT, mask_BT, centred)
 
 
+def _attention_transfer(x: Inputs) -> jax.Array:
+  student_BTD, teacher_BTT = x.frames['frames'], x.targets['frame_gram']
+  num_frames = min(student_BTD.shape[1], teacher_BTT.shape[1])
+  return losses.attention_transfer_per_clip(
+    student_BTD, teacher_BTT, x.frame_mask(num_frames)
+  )
+
+
 # In the order of a table. Okabe and Ito's colours.
 TERMS: dict[str, Term] = {
   'kd': Term(
@@ -134,6 +142,14 @@ TERMS: dict[str, Term] = {
     per_clip=lambda x: _iusp(x, centred=True),
     weight=30.0,
     compares_similarities=True,
+  ),
+  'attention_transfer': Term(
+    title='AT',
+    colour='#56B4E9',
+    marker='X',
+    targets=('frame_gram',),
+    per_clip=_attention_transfer,
+    weight=1000.0,
   ),
 }
 

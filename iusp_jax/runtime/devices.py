@@ -61,9 +61,11 @@ def keep_compiled(cache_dir: Any) -> None:
   """Keeps compiled programs in a cache, in a folder for this kind of machine.
 
   Programs are loaded again to the same bits. Another CPU may lack instructions
-  that they use: it has a folder of its own.
+  that they use: it has a folder of its own. JAX_COMPILATION_CACHE_DIR names
+  another cache, which is taken as it is.
   """
-  if '://' in str(cache_dir):
+  set_already = jax.config.jax_compilation_cache_dir  # pyright: ignore
+  if set_already or '://' in str(cache_dir):
     return
   kind = f'{jax.devices()[0].device_kind} {platform.processor()}'
   with contextlib.suppress(OSError):  # Linux names what the CPU can do.

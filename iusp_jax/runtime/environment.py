@@ -147,18 +147,23 @@ def _flat(found):
   return flat
 
 
+def path_of(workdir: pathlib.Path) -> pathlib.Path:
+  """Where a run keeps what it was started with."""
+  return workdir / 'environment.json'
+
+
 def record(workdir: pathlib.Path, continue_anyway: bool = False) -> None:
   """Writes what a run starts with; compares it where the run continues.
 
   Args:
-    workdir: of the run; `environment.json` in it is the record.
+    workdir: of the run; `path_of` is the record.
     continue_anyway: under other values of what `check_same` looks at.
 
   Raises:
     ValueError: naming settings and variables that change bits, with the
       values of then and now.
   """
-  path, now = workdir / 'environment.json', collect()
+  path, now = path_of(workdir), collect()
   if not path.exists():
     files.write_atomically(path, files.to_json(now))
     return

@@ -78,7 +78,7 @@ class Folder(builder.BaseBuilder):
     **given,
   ):
     """Makes a builder; see `make_builder`."""
-    self._workers = workers or os.cpu_count() or 1
+    self._workers = workers or in_order.num_cores()
     if not isinstance(config, FolderConfig):
       config = make_config(manual_dir, data_dir, **given)
     self._config = config

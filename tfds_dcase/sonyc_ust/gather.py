@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import tqdm
 
-from tfds_dcase import audio, interrupt
+from tfds_dcase import audio, in_order, interrupt
 from tfds_dcase.sonyc_ust import availability, sources
 from tfds_dcase.sonyc_ust import decode as decode_lib
 
@@ -137,7 +137,7 @@ class Gatherer:
     self._keep = keep
     self.skips = on_bad_recording == 'skip'
     self._tolerance_seconds = tolerance_seconds
-    self.workers = workers or _num_cores()
+    self.workers = workers or in_order.num_cores()
     self._seen: dict[str, tuple[bytes, str]] = {}
     self._lock = threading.Lock()
     self._failed = threading.Event()
@@ -239,12 +239,6 @@ class Gatherer:
       )
     with self._lock:
       self.report.skipped[name] = reason
-
-
-def _num_cores() -> int:
-  if hasattr(os, 'sched_getaffinity'):  # fewer than there are, in a container
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
 
 
 def gather(plan: availability.Plan, gatherer: Gatherer) -> Report:

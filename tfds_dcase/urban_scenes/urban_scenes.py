@@ -1,7 +1,7 @@
 """TFDS builder of 10-s urban scenes: synthesised, or mixed from recordings."""
 
+import contextlib
 import functools
-import os
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -46,6 +46,7 @@ _CLIPS_CITATION = 'None: the recordings in manual_dir are your own.'
 _CLIPS_LICENSE = 'That of the recordings in manual_dir.'
 
 _SCENES_PER_SHARD = 1000  # 320 MB.
+_MANY_SCENES = 500  # Worth the seconds that processes take to start.
 
 
 class UrbanScenes(builder.BaseBuilder):
@@ -106,14 +107,14 @@ class UrbanScenes(builder.BaseBuilder):
       version: as in TFDS.
       file_format: ArrayRecord by default.
       manual_dir: folder of recordings, for `clips`.
-      workers: threads that make scenes, default one a core; the result does
-        not depend on it.
+      workers: threads (processes, for many synthesised scenes) that make
+        scenes, default one a core; the result does not depend on it.
       **given: settings, see `settings.ProceduralConfig`.
 
     Raises:
       ValueError: for settings that are unknown or out of range.
     """
-    self._workers = workers or os.cpu_count() or 1
+    self._workers = workers or in_order.num_cores()
     if config is None or isinstance(config, str):
       config = make_config(config or 'procedural', manual_dir, **given)
     super().__init__(
@@ -137,6 +138,10 @@ class UrbanScenes(builder.BaseBuilder):
       supervised_keys=('audio', 'coarse'),
     )
 
+  def _download_and_prepare(self, dl_manager, download_config=None):
+    with contextlib.ExitStack() as self._processes:
+      super()._download_and_prepare(dl_manager, download_config)
+
   def _shard_iterators_per_split(self, dl_manager):
     del dl_manager
     config = self.builder_config
@@ -146,6 +151,11 @@ class UrbanScenes(builder.BaseBuilder):
       make = functools.partial(clips.scene, config, library)
     else:
       make = functools.partial(procedural.scene, config)
+      total = sum(getattr(config, f'{s}_scenes') for s in procedural.SPLITS)
+      if self._workers > 1 and total >= _MANY_SCENES:
+        make = self._processes.enter_context(
+          in_order.by_processes(make, self._workers)
+        )
     return {
       split: self._shards(
         functools.partial(make, split), getattr(config, f'{split}_scenes')
