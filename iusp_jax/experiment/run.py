@@ -98,9 +98,10 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
       if compared:
         record['difference'] = _difference(setup, workdir, config['bootstrap'])
     if processes.is_primary():
-      shown = {'teacher': setup.teacher}
-      shown['student'] = None if alone else trained.load(workdir)
-      shown = {k: v for k, v in (shown | others).items() if v is not None}
+      shown = {'teacher': setup.teacher, **others}
+      if not alone:
+        shown['student'] = trained.load(workdir)
+      shown = {k: v for k, v in shown.items() if v is not None}
       plots.draw(setup.dataset, shown, record, workdir)
       record['wall_seconds'] = spent()
       results.finish(workdir, record)
