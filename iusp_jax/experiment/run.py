@@ -61,10 +61,10 @@ def run(
     record = processes.by_primary(lambda: results.read(workdir))
     if record is not None:
       logs.log(f'This run is complete; delete {workdir} to repeat it.')
-      announce(record, workdir)
+      log_results(record, workdir)
       return record
     record = _run(config, workdir, started, continue_anyway)
-  announce(record, workdir)
+  log_results(record, workdir)
   return record
 
 
@@ -281,7 +281,7 @@ def named_runs(
     ) from error
 
 
-def announce(record: Mapping[str, Any], workdir: pathlib.Path) -> None:
+def log_results(record: Mapping[str, Any], workdir: pathlib.Path) -> None:
   """Logs the table of scores, and where everything is."""
   logs.log(formatting.score_table(record))
   if 'difference' in record:
