@@ -51,6 +51,11 @@ def _check_recipe(config: Mapping[str, Any], part: str) -> None:
   if part == 'student':
     objective = terms.Objective.from_config(config['objective'])
     check_layers(recipe, objective)
+  check_parts(part, recipe, objective)
+
+
+def check_parts(part: str, recipe: Recipe, objective: terms.Objective) -> None:
+  """Raises ValueError where a batch cannot be taken in `accumulate_steps`."""
   try:
     accumulate.check(recipe.training, objective.compares_clips)
   except ValueError as error:

@@ -14,7 +14,6 @@ from iusp_jax.experiment import check, identity, results
 from iusp_jax.experiment.setup import Setup
 from iusp_jax.objectives import terms
 from iusp_jax.runtime import processes
-from iusp_jax.training import accumulate
 from iusp_jax.training.recipe import Recipe
 
 Rotation = tuple[int, int]
@@ -132,7 +131,7 @@ def check_grid(config: Mapping[str, Any]) -> None:
       own = config_of(config, None, student)
       recipe = Recipe.from_config(own['student'])
       found = objective(config, student, name)
-      accumulate.check(recipe.training, found.compares_clips)
+      check.check_parts('student', recipe, found)
       check.check_layers(recipe, found)
   _check_rotations(config)
   _check_ignored(config)

@@ -149,11 +149,22 @@ def recipe(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_same_recipe(path, own, known) -> None:
-  """Raises ValueError naming the fields; one that a part lacks is no other."""
+  """Raises ValueError naming the fields.
+
+  One that a part of an older version lacks is no other; one of
+  `identity.NEUTRAL` is left out where it has its default.
+  """
+  if not (own and known):
+    return
+  own, known = identity.fields(own), identity.fields(known)
+  names = (own.keys() & known.keys()) | {
+    name for name in own.keys() ^ known.keys() if identity.came_later(name)
+  }
   differing = [
-    f'config.{name} {own[name]}, not {known[name]}'
-    for name in sorted(own.keys() & known.keys())
-    if own[name] != known[name]
+    f'config.{name} {own.get(name, "default")}, not '
+    f'{known.get(name, "default")}'
+    for name in sorted(names)
+    if own.get(name) != known.get(name)
   ]
   if differing:
     raise ValueError(
