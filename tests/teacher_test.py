@@ -174,8 +174,9 @@ def test_damaged_teacher_of_the_cache_names_what_to_delete(
     path.write_text(text)
     message = 'has been changed: seed: 1 there, 0 now. Delete '
   else:
-    for path in folder.glob('checkpoints/best/*/arrays/**/d/*'):
-      path.write_bytes(b'')
+    for path in folder.glob('checkpoints/best/*/arrays/**/*'):
+      if path.is_file():
+        path.write_bytes(b'')
     message = f'the teacher in {folder} is damaged'
   with pytest.raises(ValueError, match=message) as error:
     teacher.get_or_train(config, fake)
