@@ -61,10 +61,10 @@ def run(
     record = processes.by_primary(lambda: results.read(workdir))
     if record is not None:
       logs.log(f'This run is complete; delete {workdir} to repeat it.')
-      announce(record, workdir)
+      log_results(record, workdir)
       return record
     record = _run(config, workdir, started, continue_anyway)
-  announce(record, workdir)
+  log_results(record, workdir)
   return record
 
 
@@ -100,9 +100,10 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
         if processes.is_primary():
           record['difference'] = found
     if processes.is_primary():
-      shown = {'teacher': setup.teacher}
-      shown['student'] = None if alone else trained.load(workdir)
-      shown = {k: v for k, v in (shown | others).items() if v is not None}
+      shown = {'teacher': setup.teacher, **others}
+      if not alone:
+        shown['student'] = trained.load(workdir)
+      shown = {k: v for k, v in shown.items() if v is not None}
       plots.draw(setup.dataset, shown, record, workdir)
       record['wall_seconds'] = spent()
       results.finish(workdir, record)
@@ -116,6 +117,7 @@ def _student(config, setup: Setup, workdir, extra) -> dict[str, Any]:
   objective = terms.Objective.from_config(config['objective'])
   name = BASELINE if workdir.name == BASELINE else 'student'
   logs.log(f'{name}: {describe_model(config["student"], setup.dataset)}')
+  started = time.monotonic()
   job = setup.job(name, recipe, objective, config['seed'])
   of = identity.of_student(config, recipe.plain(), config['seed'])
   complete = results.complete_identity(of, setup)
@@ -131,8 +133,9 @@ def _student(config, setup: Setup, workdir, extra) -> dict[str, Any]:
     profile_steps=config['profile_steps'],
     identities=[identity.fingerprint(complete)],
   )
+  seconds = {'seconds': time.monotonic() - started}  # Of its training.
   runs = [results.Run(workdir, config, of)]
-  (record,) = results.write(setup, members, runs, extra)
+  (record,) = results.write(setup, members, runs, extra | seconds)
   if name == BASELINE:
     results.finish(workdir, record)
   return record
@@ -279,7 +282,7 @@ def named_runs(
     ) from error
 
 
-def announce(record: Mapping[str, Any], workdir: pathlib.Path) -> None:
+def log_results(record: Mapping[str, Any], workdir: pathlib.Path) -> None:
   """Logs the table of scores, and where everything is."""
   logs.log(formatting.score_table(record))
   if 'difference' in record:

@@ -15,8 +15,6 @@ from iusp_jax.runtime import files, logs
 from iusp_jax.training import engine, step
 from iusp_jax.training.recipe import Recipe
 
-STORES = ('auto', 'off', *teacher_outputs.PRECISIONS)
-
 
 def load_dataset(settings: Mapping[str, Any]) -> datasets.Dataset:
   """The prepared data set of `config.dataset`; logs what is in it."""
