@@ -30,14 +30,6 @@ def _check_recipe(config: Mapping[str, Any], part: str) -> None:
   objective = terms.Objective()
   if part == 'student':
     objective = terms.Objective.from_config(config['objective'])
-<<<<<<< HEAD
-    check_layers(recipe, objective)
-  check_parts(part, recipe, objective)
-
-
-def check_parts(part: str, recipe: Recipe, objective: terms.Objective) -> None:
-  """Raises ValueError where a batch cannot be taken in `accumulate_steps`."""
-=======
   check_recipe(recipe, objective, part)
 
 
@@ -61,7 +53,6 @@ def check_recipe(
       f'config.{part}.model, {dict(architecture)} ({error})'
     ) from error
   tagger.check_layers(model, objective.layers)
->>>>>>> main
   try:
     accumulate.check(recipe.training, objective.compares_clips)
   except ValueError as error:

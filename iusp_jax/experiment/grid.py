@@ -129,13 +129,7 @@ def check_grid(config: Mapping[str, Any]) -> None:
     for name in table['objectives']:
       own = config_of(config, None, student)
       recipe = Recipe.from_config(own['student'])
-<<<<<<< HEAD
-      found = objective(config, student, name)
-      check.check_parts('student', recipe, found)
-      check.check_layers(recipe, found)
-=======
       check.check_recipe(recipe, objective(config, student, name))
->>>>>>> main
   _check_rotations(config)
   _check_ignored(config)
   if table['first_seed'] < table['tune_seeds']:
