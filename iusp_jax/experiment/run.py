@@ -95,8 +95,10 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
         others[BASELINE] = trained.load(workdir / BASELINE)
         extra[BASELINE] = own.get('student')
       record = _student(config, setup, workdir, extra)
-      if compared:
-        record['difference'] = _difference(setup, workdir, config['bootstrap'])
+      if compared and 'test' in setup.dataset.splits:
+        found = _difference(setup, workdir, config['bootstrap'])
+        if processes.is_primary():
+          record['difference'] = found
     if processes.is_primary():
       shown = {'teacher': setup.teacher, **others}
       if not alone:
@@ -141,8 +143,7 @@ def _student(config, setup: Setup, workdir, extra) -> dict[str, Any]:
 
 def _difference(setup: Setup, workdir, bootstrap: int) -> dict[str, Any]:
   """How much more the student scores than the one without distillation."""
-  split = results.scored_splits(setup.dataset)[-1]
-  scores = []
+  split, scores = 'test', []
   for folder in (workdir, workdir / BASELINE):
     found = trained.load(folder)
     scores_NC = results.predict(setup, found.model, found.variables, split)
