@@ -19,6 +19,11 @@ def check(config: Mapping[str, Any]) -> None:
   fields.check(config)
   for part in ('student', 'teacher'):
     _check_recipe(config, part)
+  if scenes := config['dataset']['builder'].get('train_scenes'):
+    distils = bool(terms.Objective.from_config(config['objective']).terms)
+    _check_batches(config, scenes, distils)
+  else:
+    teacher.check_scenes(config)
 
 
 def _check_recipe(config: Mapping[str, Any], part: str) -> None:
@@ -79,7 +84,10 @@ def check_batches(
   Raises:
     ValueError: naming the field, or `config.teacher.train_scenes`.
   """
-  num_clips = len(dataset.splits['train'])
+  _check_batches(config, len(dataset.splits['train']), distils)
+
+
+def _check_batches(config, num_clips: int, distils: bool) -> None:
   clips = {'student': num_clips} if config['fit'] == 'student' else {}
   if not config['teacher']['checkpoint']:
     teacher.check_scenes(config)

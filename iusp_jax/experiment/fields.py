@@ -8,7 +8,6 @@ the module of its architecture.
 import dataclasses
 import difflib
 import fnmatch
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,7 +51,7 @@ class Number:
     if not self.low <= value <= self.high:  # NaN neither.
       return False
     at_low, at_high = value == self.low, value == self.high
-    return not (self.above and at_low or self.below and at_high)
+    return not ((self.above and at_low) or (self.below and at_high))
 
   def __str__(self) -> str:
     what = 'a whole number' if self.whole else 'a number'
@@ -179,6 +178,7 @@ _WEIGHT = Number(0, _LARGE)
 def _recipe(part: str) -> dict[str, Range]:
   """Of `config.student` or `config.teacher`."""
   fields: dict[str, Range] = {
+    'model.architecture': Choice(tuple(models.ARCHITECTURES)),
     'model.*': Model(),
     'frontend.sample_rate': whole(16_000, 16_000, 'Hz, as data are stored'),
     'frontend.window_seconds': Number(0.001, 1.0, 's'),
@@ -260,6 +260,7 @@ RANGES: dict[str, Range] = {
   'table.seeds': whole(1, 10_000, 'seeds'),
   'table.first_seed': _SEED,
   'table.rotations': Several(Several(_FOLD, least=2, most=2)),
+  'table.models.*.architecture': Choice(tuple(models.ARCHITECTURES)),
   'table.models.*.*': Model(),
   **{
     f'table.weights.*.*.{name}_weight': _WEIGHT
@@ -286,17 +287,15 @@ def check(config: Mapping[str, Any]) -> None:
     config: plain, of configs/base.py or configs/table.py.
   """
   there = identity.flat(config)
-  for field in _required() - there.keys():
-    raise ValueError(f'config.{field} is missing: expected {RANGES[field]}')
   for field, value in there.items():
     found = range_of(field)
     if found is None:
       _check_unknown(field, value)
     elif not found.accepts(value):
       hint = _hint(found, value)
-      raise ValueError(
-        f'config.{field} is {value!r}: expected {found}{hint}'
-      )
+      raise ValueError(f'config.{field} is {value!r}: expected {found}{hint}')
+  for field in sorted(_required() - there.keys()):
+    raise ValueError(f'config.{field} is missing: expected {RANGES[field]}')
   for part in ('student', 'teacher'):
     _check_model(f'config.{part}.model', config[part]['model'])
   for name, model in config.get('table', {}).get('models', {}).items():
@@ -329,8 +328,7 @@ def _check_unknown(field: str, value: Any) -> None:
   inner = [known for known in RANGES if known.startswith(f'{field}.')]
   if inner:
     raise ValueError(
-      f'config.{field} is {value!r}: expected fields such as '
-      f'config.{inner[0]}'
+      f'config.{field} is {value!r}: expected fields such as config.{inner[0]}'
     )
   split = [known.rpartition('.') for known in RANGES]
   legal = [last for first, _, last in split if _matches(parent, first)]
