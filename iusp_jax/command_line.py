@@ -54,9 +54,15 @@ SCORE = (
 )
 HOSTS = (
   flags.DEFINE_bool('multihost', False, 'On every host of a TPU pod, Slurm…'),
-  flags.DEFINE_string('coordinator', '', 'Or host:port of process 0, with'),
-  flags.DEFINE_integer('num_processes', None, 'how many processes there are'),
-  flags.DEFINE_integer('process_id', None, 'and which one this is, from 0.'),
+  flags.DEFINE_string(
+    'coordinator', '', 'Instead of --multihost: host:port of process 0.'
+  ),
+  flags.DEFINE_integer(
+    'num_processes', None, 'With --coordinator: how many processes there are.'
+  ),
+  flags.DEFINE_integer(
+    'process_id', None, 'With --coordinator: which one this is, from 0.'
+  ),
   flags.DEFINE_float('start_timeout', 300.0, 'Wait for all processes, s.'),
 )
 

@@ -279,11 +279,12 @@ def _predict(setup, members):
 def _frame_distances(setup, members) -> list[float | None]:
   """The IUSP loss of every best member on the last scored split.
 
-  None where there is no teacher, or its outputs cannot be stored.
+  None where there is no teacher, or its outputs are not stored.
   """
   split = scored_splits(setup.dataset)[-1]
   job = members[0].job
-  if setup.teacher is None or job.teacher is not None:
+  stored = setup.stores() and job.teacher is None
+  if setup.teacher is None or not stored:
     return [None] * len(members)
   gram_NTT = setup.outputs(split, ['frame_gram'])['frame_gram']
   found = []
