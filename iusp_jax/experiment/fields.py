@@ -229,6 +229,7 @@ RANGES: dict[str, Range] = {
   'profile_steps': whole(0, 100_000, 'steps'),
   'compare_with': Text("another run's workdir", 'for none'),
   'train_baseline': Flag(),
+  'tuned_with': Text('the name of a teacher in configs/tuned.json', 'for none'),
   'dataset.name': Choice(tuple(datasets.BUILDERS)),
   'dataset.data_dir': Text('a folder'),
   'dataset.manual_dir': Text('the folder of your recordings', 'for none'),

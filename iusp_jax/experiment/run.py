@@ -53,6 +53,7 @@ def run(
   """
   started, config = time.monotonic(), identity.plain(config)
   check.check(config)
+  config = teacher.identified(config)
   logs.log(devices.describe(), everywhere=True)
   busy = 'another run works in this --workdir'
   name = f'--workdir is {workdir}'
@@ -74,6 +75,8 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
   alone = config['fit'] == 'teacher'
   setup = Setup(config)
   check.check_batches(config, setup.dataset, bool(objective.terms))
+  if objective.terms and not alone:
+    check.log_conflicts(config)
   others = named_runs(config, setup.dataset)
   keep_config(config, workdir)
   environment.record(workdir, continue_anyway)

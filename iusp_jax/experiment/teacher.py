@@ -110,6 +110,31 @@ def checkpoint_metadata(path: str) -> dict[str, Any]:
     return trained.read_metadata(files.resolve(path))
 
 
+def identified(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A plain config that says which model `teacher.checkpoint` names.
+
+  In `teacher.checkpoint_model`, by which configs are compared: the same model
+  in another place, or under another spelling of its path, is no other teacher.
+
+  Raises:
+    ValueError: where the path holds no trained model.
+  """
+  own = dict(config['teacher'])
+  if path := own['checkpoint']:
+    with _naming_checkpoint(path):
+      found = trained.load(files.resolve(path))
+    own['checkpoint_model'] = f'{found.fingerprint} {found.weights()}'
+  return {**config, 'teacher': own}
+
+
+def name(config: Mapping[str, Any]) -> str:
+  """What the teacher of a config is made by, see `identity.teacher_name`."""
+  own = config['teacher']
+  if own['checkpoint']:
+    own = checkpoint_metadata(own['checkpoint'])
+  return identity.teacher_name(own)
+
+
 @contextlib.contextmanager
 def _naming_checkpoint(path):
   """Errors say which field of the config names the run."""
