@@ -1,6 +1,5 @@
 """One run: teacher, student, scores, and all that a run leaves behind."""
 
-import json
 import pathlib
 import time
 from collections.abc import Mapping
@@ -251,7 +250,7 @@ def keep_config(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
         'that all processes share; see docs/scaling.md'
       )
     time.sleep(1.0)
-  there = json.loads(path.read_text())
+  there = files.read_json(path)
   own = run_identity(config)
   if differing := identity.differences(run_identity(there), own):
     raise ValueError(

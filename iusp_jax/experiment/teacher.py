@@ -15,7 +15,7 @@ from iusp_jax.data import datasets, preparation
 from iusp_jax.experiment import feeds, identity
 from iusp_jax.models import trained
 from iusp_jax.objectives import terms
-from iusp_jax.runtime import checkpoint, files, logs, processes, wall_time
+from iusp_jax.runtime import files, logs, processes, wall_time
 from iusp_jax.training import engine, step
 from iusp_jax.training.recipe import Recipe
 from tfds_dcase import sonyc_ust
@@ -239,7 +239,7 @@ def _load_cached(workdir, dataset, of) -> trained.Trained:
   """A teacher of the cache, which must be what its folder's name says."""
   try:
     found = load(workdir, dataset)
-  except (checkpoint.DamagedCheckpoint, KeyError) as error:
+  except (ValueError, KeyError, TypeError) as error:
     raise ValueError(
       f'the teacher in {workdir} is damaged ({error}): delete {workdir}, and '
       'the same command trains it again'
