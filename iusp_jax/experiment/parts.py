@@ -253,7 +253,7 @@ def _read_part(path: pathlib.Path) -> dict[str, Any]:
     return part
   for number, key in enumerate(part['cells']):
     name = key.pop('name')
-    record = results.read(path / 'cells' / name)
+    record = results.read_if_whole(path / 'cells' / name)
     part['cells'][number] = key | _cell(record)
   part['teachers'] = [
     files.read_json(file) for file in sorted(path.glob('teachers/*.json'))

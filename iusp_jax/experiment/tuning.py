@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from iusp_jax.data import datasets, sources
-from iusp_jax.experiment import check, grid, identity
+from iusp_jax.experiment import check, grid, identity, teacher
 from iusp_jax.experiment.setup import Setup
 from iusp_jax.models import tagger
 from iusp_jax.objectives import losses, targets, terms
@@ -45,6 +45,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   config = identity.plain(config)
   check.check(config)
   grid.check_grid(config)
+  config = teacher.identified(config)
   logs.log(devices.describe(), everywhere=True)
   setup: Setup | None = None
   tuned, failures = {}, []
@@ -81,7 +82,9 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   logs.log(formatting.align(lines))
   name = config['dataset']['name']
   path = workdir / 'tuned.json'
-  files.write_atomically(path, files.to_json({name: tuned}))
+  teachers = {name: teacher.name(config)}
+  text = files.to_json({name: tuned, 'teachers': teachers})
+  files.write_atomically(path, text)
   logs.log(f'Weights: {path}; configs/tuned.json holds those in use')
   if failures:
     raise FloatingPointError('; '.join(failures))
