@@ -266,7 +266,7 @@ def flags_page() -> str:
     rows.append([f'`--{flag.name}`', default, flag.help])
   text = (
     'Where the help begins with a mode, the flag is for '
-    '`--mode` of that name. `python run.py --help` shows the same.'
+    '`--mode` of that name. `--help` shows the same.'
   )
   return f'{_HEAD}# Flags of `run.py`\n\n{text}\n\n' + grid(
     ['flag', 'default', ''], rows
