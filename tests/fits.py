@@ -162,7 +162,7 @@ def num_devices(count):
   """Only some of the devices of this process are there."""
   some = jax.devices()[:count]
   assert len(some) == count
-  evaluate.compile_predict.cache_clear()
+  evaluate.compile_map.cache_clear()
   with (
     mock.patch.object(jax, 'device_count', return_value=count),
     mock.patch.object(jax, 'local_device_count', return_value=count),
@@ -170,7 +170,7 @@ def num_devices(count):
     mock.patch.object(jax, 'local_devices', return_value=some),
   ):
     yield
-  evaluate.compile_predict.cache_clear()
+  evaluate.compile_map.cache_clear()
 
 
 # What runs leave ------------------------------------------------------------

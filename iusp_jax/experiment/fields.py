@@ -8,7 +8,6 @@ the module of its architecture.
 import dataclasses
 import difflib
 import fnmatch
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,7 +51,7 @@ class Number:
     if not self.low <= value <= self.high:  # NaN neither.
       return False
     at_low, at_high = value == self.low, value == self.high
-    return not (self.above and at_low or self.below and at_high)
+    return not ((self.above and at_low) or (self.below and at_high))
 
   def __str__(self) -> str:
     what = 'a whole number' if self.whole else 'a number'
@@ -294,9 +293,7 @@ def check(config: Mapping[str, Any]) -> None:
       _check_unknown(field, value)
     elif not found.accepts(value):
       hint = _hint(found, value)
-      raise ValueError(
-        f'config.{field} is {value!r}: expected {found}{hint}'
-      )
+      raise ValueError(f'config.{field} is {value!r}: expected {found}{hint}')
   for part in ('student', 'teacher'):
     _check_model(f'config.{part}.model', config[part]['model'])
   for name, model in config.get('table', {}).get('models', {}).items():
@@ -329,8 +326,7 @@ def _check_unknown(field: str, value: Any) -> None:
   inner = [known for known in RANGES if known.startswith(f'{field}.')]
   if inner:
     raise ValueError(
-      f'config.{field} is {value!r}: expected fields such as '
-      f'config.{inner[0]}'
+      f'config.{field} is {value!r}: expected fields such as config.{inner[0]}'
     )
   split = [known.rpartition('.') for known in RANGES]
   legal = [last for first, _, last in split if _matches(parent, first)]

@@ -118,7 +118,7 @@ def run_of(
 
 
 def check_grid(config: Mapping[str, Any]) -> None:
-  """Facts about the grid, before any work is done.
+  """Checks the grid before any work is done.
 
   Raises:
     ValueError: naming the field, the value and what is expected.
@@ -217,7 +217,7 @@ def _check_ignored(config: Mapping[str, Any]) -> None:
 
 
 def check_dataset(config: Mapping[str, Any], dataset: datasets.Dataset) -> None:
-  """Facts about grid and data, before a teacher is trained.
+  """Checks grid and data before a teacher is trained.
 
   Raises:
     ValueError: naming the data set, and what is expected.

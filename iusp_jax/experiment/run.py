@@ -61,10 +61,10 @@ def run(
     record = processes.by_primary(lambda: results.read(workdir))
     if record is not None:
       logs.log(f'This run is complete; delete {workdir} to repeat it.')
-      announce(record, workdir)
+      log_results(record, workdir)
       return record
     record = _run(config, workdir, started, continue_anyway)
-  announce(record, workdir)
+  log_results(record, workdir)
   return record
 
 
@@ -98,9 +98,10 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
       if compared:
         record['difference'] = _difference(setup, workdir, config['bootstrap'])
     if processes.is_primary():
-      shown = {'teacher': setup.teacher}
-      shown['student'] = None if alone else trained.load(workdir)
-      shown = {k: v for k, v in (shown | others).items() if v is not None}
+      shown = {'teacher': setup.teacher, **others}
+      if not alone:
+        shown['student'] = trained.load(workdir)
+      shown = {k: v for k, v in shown.items() if v is not None}
       plots.draw(setup.dataset, shown, record, workdir)
       record['wall_seconds'] = spent()
       results.finish(workdir, record)
@@ -280,7 +281,7 @@ def named_runs(
     ) from error
 
 
-def announce(record: Mapping[str, Any], workdir: pathlib.Path) -> None:
+def log_results(record: Mapping[str, Any], workdir: pathlib.Path) -> None:
   """Logs the table of scores, and where everything is."""
   logs.log(formatting.score_table(record))
   if 'difference' in record:

@@ -88,7 +88,7 @@ def _start(jobs: int, processes: list[subprocess.Popen]) -> None:
 
 
 def _wait(processes: list[subprocess.Popen]) -> list[int]:
-  """Exit codes of all; says at once where one has failed."""
+  """Exit codes of all; logs at once where one has failed."""
   codes: dict[int, int] = {}
   while len(codes) < len(processes):
     preemption.check()

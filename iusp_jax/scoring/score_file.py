@@ -170,10 +170,16 @@ def main_score(
         f'--{flag} is missing: scoring needs --predictions=FILE.csv and '
         '--annotations=annotations.csv.'
       )
-  paths = [files.resolve(path) for path in (predictions, annotations)]
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
-    result = score_files(*paths, split, level or None, labels, bootstrap)
+    result = score_files(
+      files.resolve(predictions),
+      files.resolve(annotations),
+      split,
+      level or None,
+      labels,
+      bootstrap,
+    )
   # A column missing at both levels is one warning.
   texts = dict.fromkeys(str(warning.message) for warning in caught)
   result['warnings'] = list(texts)

@@ -449,7 +449,7 @@ class Group:
         state.variables(),
         self._feed.validate,
         self.layout,
-        between,
+        between=between,
       )
     except preemption.Preempted:
       self._save(self.layout.get(state), validated=False)
