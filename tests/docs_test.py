@@ -4,6 +4,8 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 
 import jax
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from absl import flags as absl_flags
 from absl.testing.flagsaver import flagsaver
-from commands import ROOT
+from commands import ROOT, command, environment
 
 from iusp_jax import command_line
 from iusp_jax.experiment import fields, identity
@@ -64,7 +66,7 @@ def test_links_lead_somewhere(page):
     path, _, anchor = link.partition('#')
     target = (page.parent / path).resolve() if path else page
     exists = target.exists()
-    if not exists or anchor and anchor not in anchors(text_of(target)):
+    if not exists or (anchor and anchor not in anchors(text_of(target))):
       wrong.append(link)
   assert not wrong
 
@@ -223,3 +225,52 @@ def test_commands_are_understood(page, objectives_of_the_page, monkeypatch):
 
 def test_the_pages_have_commands():
   assert sum(len(commands_of(page)) for page in PAGES) > 30
+
+
+@pytest.mark.slow
+def test_objectives_of_the_page_are_a_run_and_a_row_of_a_table(smoke, tmp_path):
+  """As the page says, in a copy of the code: nothing else is edited."""
+  for part in ('iusp_jax', 'tfds_dcase', 'configs'):
+    shutil.copytree(ROOT / part, tmp_path / part)
+  shutil.copy(ROOT / 'run.py', tmp_path)
+  functions, entries = blocks_of_objective_page()
+  of_targets = [block for block in entries if 'Term(' not in block]
+  of_terms = [block for block in entries if 'Term(' in block]
+
+  def insert(path, before, added):
+    text = (tmp_path / path).read_text()
+    assert text.count(before) == 1
+    text = text.replace(before, '\n'.join(added) + before)
+    (tmp_path / path).write_text(text)
+
+  path = 'iusp_jax/objectives/terms.py'
+  insert(path, '\n\n# In the order of a table.', functions)
+  insert(path, '}\n\n# Factors of a term', of_terms)
+  insert('iusp_jax/objectives/targets.py', '}\nPAIRWISE', of_targets)
+
+  def finish(config, *flags):
+    words = command(smoke[0], *flags, config=f'configs/{config}.py:smoke')
+    done = subprocess.run(
+      words,
+      cwd=tmp_path,
+      env=environment(),
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+  weights = [
+    f'--config.objective.{n}_weight=1' for n in ('iusp_inner', 'inner_kd')
+  ]
+  finish('base', f'--workdir={tmp_path}/run', *weights)
+  record = json.loads((tmp_path / 'run' / 'results.json').read_text())
+  assert record['weights'] == {'iusp_inner': 1.0, 'inner_kd': 1.0}
+  finish(
+    'table',
+    '--mode=table',
+    "--config.table.objectives=('baseline','inner_kd')",
+    f'--workdir={tmp_path}/table',
+  )
+  page = (tmp_path / 'table' / 'table.md').read_text()
+  assert 'KD of an inner layer' in page
