@@ -9,7 +9,7 @@ table of its own, with weights tuned as for the others:
   python run.py --mode=table --config=configs/study_centred.py:clips \
     --config.dataset.manual_dir=DIR --workdir=runs/study-centred
 
-docs/reproduction.md has what was found.
+docs/findings/table.md has the results.
 """
 
 from configs import table

@@ -249,7 +249,7 @@ def keep_config(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
       raise ValueError(
         f'process {jax.process_index()} does not see {path}, which process 0 '
         'has written: expected a --workdir and config.cache_dir on storage '
-        'that all processes share; see docs/scaling.md'
+        'that all processes share; see docs/howto/several_hosts.md'
       )
     time.sleep(1.0)
   there = files.read_json(path)
@@ -294,7 +294,7 @@ def log_results(record: Mapping[str, Any], workdir: pathlib.Path) -> None:
       title: record[name]['best']['test']['coarse']
       for name, title in titles.items()
     }
-    table = 'docs/reproduction.md'
+    table = 'docs/findings/table.md'
     logs.log(formatting.comparison(models, record['difference'], table))
   logs.log(f'Results: {workdir}/results.json')
   for name in plots.NAMES:

@@ -3,7 +3,8 @@
 Every process runs the same command. `joined` finds out which of how many it
 is, waits for the others (`peers.py`) and starts JAX's distributed runtime. A
 process that stops by an error ends the others with its message; one that was
-killed ends them by JAX's heartbeat: none waits for ever. See docs/scaling.md.
+killed ends them by JAX's heartbeat: none waits for ever. See
+docs/howto/several_hosts.md.
 """
 
 import atexit
