@@ -30,8 +30,8 @@ class Plain(nn.Module):
   @nn.compact
   def __call__(self, mel_BTF, train=False, keys_B=None):
     frames_BTD = jnp.tanh(nn.Dense(6)(mel_BTF[:, ::8]))
-    logits_BC = nn.Dense(self.num_tags)(frames_BTD.mean(1))
-    return models.TaggerOutput(logits_BC, frames_BTD)
+    logits_BTC = nn.Dense(self.num_tags)(frames_BTD)
+    return models.TaggerOutput(logits_BTC.mean(1), frames_BTD, logits_BTC)
 
 
 @functools.cache
