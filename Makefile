@@ -13,10 +13,10 @@ run: .venv/installed
 setup: .venv/installed
 
 test: .venv/installed-dev
-	$(BIN)/pytest -n 2 --dist worksteal -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
 test-slow: .venv/installed-dev
-	$(BIN)/pytest -n 2 --dist worksteal -m slow
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -27,17 +27,20 @@ lint: .venv/installed-dev
 sonyc: .venv/installed
 	$(BIN)/python run.py --config=configs/iusp.py:sonyc_ust
 
-.venv/bin/python:
+# An environment that has no pip, of an interrupted or another tool's making, is
+# completed: what is there is kept.
+.venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	  || { echo "$(PYTHON) is not Python 3.11 to 3.13: make PYTHON=python3.11"; exit 1; }
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv || { echo "$(PYTHON) makes no environment with pip\
+	  (on Debian: apt install python3-venv); see above"; exit 1; }
 
-.venv/installed: requirements.txt | .venv/bin/python
-	$(BIN)/pip install -q -r requirements.txt
+.venv/installed: requirements.txt | .venv/bin/pip
+	$(BIN)/python -m pip install -q -r requirements.txt
 	@touch $@
 
-.venv/installed-dev: requirements.txt requirements-dev.txt | .venv/bin/python
-	$(BIN)/pip install -q -r requirements-dev.txt
+.venv/installed-dev: requirements.txt requirements-dev.txt | .venv/bin/pip
+	$(BIN)/python -m pip install -q -r requirements-dev.txt
 	@touch $@ .venv/installed
 
 clean:

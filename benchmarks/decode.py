@@ -48,7 +48,7 @@ def from_archive(path: pathlib.Path, names: list[str], workers: int) -> float:
   wanted = {n: gather.Wanted('train', 'none', 0) for n in names}
   gatherer = gather.Gatherer(wanted, lambda *_: None, 'stop', 0.5, workers)
   start = time.perf_counter()
-  gatherer.run([sources.from_archive(path)])
+  gatherer.run([sources.from_archive(path, None)])
   return len(names) / (time.perf_counter() - start)
 
 

@@ -2,7 +2,7 @@
 
 PYTHONPATH=. .venv/bin/python benchmarks/memory.py
 
-It is the real loop: stream, metrics, TensorBoard, a validation and two
+It is the real loop: metrics, TensorBoard, a validation and two
 checkpoints every 1,000 steps. Flat means that the last 5,000 steps add less
 than `--allowed_mb`; the exit code is 1 otherwise.
 """
@@ -16,9 +16,11 @@ from absl import app, flags, logging
 
 from configs import base
 from iusp_jax.data import datasets
-from iusp_jax.experiment import teacher
+from iusp_jax.experiment import feeds, identity
+from iusp_jax.objectives import terms
 from iusp_jax.runtime import metrics_log
-from iusp_jax.training import step, train
+from iusp_jax.training import engine, step
+from iusp_jax.training.recipe import Recipe
 from tfds_dcase import taxonomy
 
 _STEPS = flags.DEFINE_integer('steps', 10_000, 'Train steps.')
@@ -58,7 +60,7 @@ def main(argv):
   del argv
   logging.set_verbosity(logging.ERROR)  # The libraries' own chatter.
   model = {'architecture': 'crnn', 'width': 4, 'hidden': 4}
-  recipe = teacher.plain(base.recipe(model, num_mel_bands=8))
+  recipe = identity.plain(base.recipe(model, num_mel_bands=8))
   recipe['training'] |= {
     'batch_size': 4,
     'epochs': _STEPS.value * 4 / NUM_CLIPS,
@@ -67,16 +69,19 @@ def main(argv):
   found = []
   write = metrics_log.MetricsWriter.write
 
-  def watched(self, step, scalars):
-    write(self, step, scalars)
-    if any(name.startswith('validate/') for name in scalars):
+  def watched(self, row):
+    write(self, row)
+    if any(name.startswith('validate/') for name in row):
       found.append(resident_mb())
-      print(f'step {step}: {found[-1]:.1f} MB', flush=True)
+      print(f'step {row["step"]}: {found[-1]:.1f} MB', flush=True)
 
   metrics_log.MetricsWriter.write = watched
   with tempfile.TemporaryDirectory() as folder:
-    job = step.Job('tiny', recipe, {}, dataset(), 0, pathlib.Path(folder))
-    train.fit(job)
+    of = Recipe.from_config(recipe)
+    job = step.Job('tiny', of, terms.Objective(), dataset(), 0)
+    feed = feeds.Features(job.dataset).feed(job)
+    workdir = pathlib.Path(folder)
+    engine.fit([job], feed, workdir, metrics_dir=workdir)
   growth = found[-1] - found[len(found) // 2 - 1]
   print(f'the second half added {growth:.1f} MB (allowed {_ALLOWED.value})')
   sys.exit(growth > _ALLOWED.value)

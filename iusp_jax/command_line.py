@@ -11,6 +11,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent  # Of run.py, configs/.
 MODES = ('train', 'score', 'table', 'tune', 'report')
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -53,9 +54,15 @@ SCORE = (
 )
 HOSTS = (
   flags.DEFINE_bool('multihost', False, 'On every host of a TPU pod, Slurm…'),
-  flags.DEFINE_string('coordinator', '', 'Or host:port of process 0, with'),
-  flags.DEFINE_integer('num_processes', None, 'how many processes there are'),
-  flags.DEFINE_integer('process_id', None, 'and which one this is, from 0.'),
+  flags.DEFINE_string(
+    'coordinator', '', 'Instead of --multihost: host:port of process 0.'
+  ),
+  flags.DEFINE_integer(
+    'num_processes', None, 'With --coordinator: how many processes there are.'
+  ),
+  flags.DEFINE_integer(
+    'process_id', None, 'With --coordinator: which one this is, from 0.'
+  ),
   flags.DEFINE_float('start_timeout', 300.0, 'Wait for all processes, s.'),
 )
 
@@ -105,7 +112,7 @@ def _report(argv) -> None:
 
 def _train() -> None:
   """The modes that train."""
-  from iusp_jax.experiment import run, table, teacher, tuning
+  from iusp_jax.experiment import fields, identity, run, table, teacher, tuning
   from iusp_jax.runtime import (
     devices,
     environment,
@@ -120,6 +127,7 @@ def _train() -> None:
     devices.check_backend()
     environment.check()
     found = config()
+    fields.check(identity.plain(found))
     devices.keep_compiled(files.resolve(found.cache_dir))
     teacher.check_overrides(found, overrides())
     folder = files.resolve(workdir())
@@ -176,7 +184,7 @@ def workdir() -> str:
 def parse(argv):
   """Reads the flags; a typo in a config or argument is one plain line."""
   try:
-    _refuse_missing_file(argv)
+    argv = _find_config(argv)
     return flags.FLAGS(argv)
   except (AttributeError, KeyError) as error:
     sys.exit(f'error: {_unknown_field(argv) or error}')
@@ -187,25 +195,53 @@ def parse(argv):
     sys.exit(f'error: {message}')
 
 
+_CONFIG_FLAG = re.compile(r'(--?config)(?:=(.*))?')
+
+
 def _config_name(argv) -> str:
   """What --config is, arguments included; empty where it is not there."""
   for arg, following in itertools.zip_longest(argv, argv[1:], fillvalue=''):
-    if match := re.fullmatch(r'--?config(?:=(.*))?', arg):
-      return following if match[1] is None else match[1]
+    if match := _CONFIG_FLAG.fullmatch(arg):
+      return following if match[2] is None else match[2]
   return ''
 
 
-def _refuse_missing_file(argv) -> None:
-  """Raises ValueError for a config file that is not there."""
-  path = pathlib.Path(_config_name(argv).partition(':')[0])
-  if path == pathlib.Path() or path.is_file():
-    return
-  folder = pathlib.Path('configs')
-  legal = sorted(str(p) for p in folder.glob('*.py') if p.stem != '__init__')
-  raise ValueError(
-    f'--config={path}: no such file: expected one of {", ".join(legal)}'
-    + _did_you_mean(str(path), legal)
+def _find_config(argv) -> list[str]:
+  """The words of a command, with --config where its file is.
+
+  A relative path that is not in the current folder is looked for beside
+  run.py, so that the program can be run from any folder.
+
+  Raises:
+    ValueError: where there is no such file.
+  """
+  name = _config_name(argv)
+  if not name:
+    return list(argv)
+  path, colon, arguments = name.partition(':')
+  places = [pathlib.Path(path).expanduser(), ROOT / path]
+  for place in places:
+    if place.is_file():
+      found = f'{place}{colon}{arguments}'
+      return [_replace_config(word, name, found) for word in argv]
+  legal = sorted(
+    str(file) for file in ROOT.glob('configs/*.py') if file.stem != '__init__'
   )
+  here = pathlib.Path.cwd()
+  if here == ROOT:
+    legal = [str(pathlib.Path(file).relative_to(ROOT)) for file in legal]
+  raise ValueError(
+    f'--config={path}: no such file in {here}'
+    + (f' or {ROOT}' if here != ROOT else '')
+    + f': expected one of {", ".join(legal)}{_did_you_mean(path, legal)}'
+  )
+
+
+def _replace_config(word: str, name: str, found: str) -> str:
+  if word == name:
+    return found
+  match = _CONFIG_FLAG.fullmatch(word)
+  return f'{match[1]}={found}' if match and match[2] == name else word
 
 
 def _unknown_field(argv) -> str:

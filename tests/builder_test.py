@@ -21,11 +21,12 @@ _PREPARE = textwrap.dedent("""
   logging.basicConfig(level=logging.INFO, format='%(message)s')
   logging.getLogger('absl').setLevel(logging.ERROR)
   from tfds_dcase import interrupt, urban_scenes
-  folder, pause = pathlib.Path(sys.argv[1]), float(sys.argv[2])
-  def slowly():
+  folder, hold = pathlib.Path(sys.argv[1]), sys.argv[2] == 'hold'
+  def held():
     (folder / 'begun').touch()
-    time.sleep(pause)
-  interrupt.CHECKS.append(slowly)
+    while hold and not (folder / 'go').exists():
+      time.sleep(0.05)
+  interrupt.CHECKS.append(held)
   builder = urban_scenes.make_builder(
     folder / 'data', train_scenes=8, validate_scenes=2, test_scenes=2
   )
@@ -34,9 +35,10 @@ _PREPARE = textwrap.dedent("""
 """)
 
 
-def start(tmp_path, pause):
+def start(tmp_path, hold=''):
+  """A preparation; with 'hold', one that stops half-way until told to go."""
   return subprocess.Popen(
-    [sys.executable, '-c', _PREPARE, str(tmp_path), str(pause)],
+    [sys.executable, '-c', _PREPARE, str(tmp_path), hold],
     cwd=ROOT,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
@@ -50,19 +52,28 @@ def until_begun(tmp_path, process):
     time.sleep(0.05)
 
 
+def until_waiting(process):
+  """What it printed until it waits for another one."""
+  lines = []
+  while not lines or 'another process prepares it' not in lines[-1]:
+    lines.append(process.stdout.readline())
+    assert lines[-1], lines
+  return ''.join(lines)
+
+
 def names(tmp_path):
   (config,) = (tmp_path / 'data/urban_scenes').glob('procedural_*')
   return sorted(path.name for path in config.iterdir())
 
 
 def test_what_a_killed_preparation_left_is_gone_after_the_next(tmp_path):
-  process = start(tmp_path, 60)
+  process = start(tmp_path, 'hold')
   until_begun(tmp_path, process)
   process.send_signal(signal.SIGKILL)
   process.communicate()
   (left,) = names(tmp_path)
   assert left.startswith('incomplete.')
-  process = start(tmp_path, 0)
+  process = start(tmp_path)
   output, _ = process.communicate()
   assert process.returncode == 0, output
   assert names(tmp_path) == ['1.0.0']
@@ -71,22 +82,23 @@ def test_what_a_killed_preparation_left_is_gone_after_the_next(tmp_path):
 
 
 def test_of_two_processes_one_prepares_and_the_other_waits(tmp_path):
-  first = start(tmp_path, 0.3)
+  first = start(tmp_path, 'hold')
   until_begun(tmp_path, first)
-  second = start(tmp_path, 0)
+  second = start(tmp_path)
+  waiting = until_waiting(second)
+  (tmp_path / 'go').touch()
   outputs = [process.communicate()[0] for process in (first, second)]
   assert [first.returncode, second.returncode] == [0, 0], outputs
   assert all('8 scenes' in output for output in outputs)
-  assert 'another process prepares it; waiting' in outputs[1]
-  assert ''.join(outputs).count(': prepared') == 1
+  assert ''.join([*outputs, waiting]).count(': prepared') == 1
   assert names(tmp_path) == ['1.0.0']
 
 
 def test_who_waits_for_a_killed_process_prepares_itself(tmp_path):
-  first = start(tmp_path, 60)
+  first = start(tmp_path, 'hold')
   until_begun(tmp_path, first)
-  second = start(tmp_path, 0)
-  time.sleep(1)
+  second = start(tmp_path)
+  until_waiting(second)
   first.send_signal(signal.SIGKILL)
   first.communicate()
   output, _ = second.communicate()
@@ -109,6 +121,7 @@ def test_nothing_is_printed_and_no_folder_is_left_in_tmp(
   odd.write_bytes(encode(tone(1), format='WAV'))
   folder.make_builder(tmp_path / 'data', tmp_path / 'folder')
   assert list(scratch.iterdir()) == []
+  assert [p.name for p in (tmp_path / 'data').iterdir()] == ['urban_scenes']
   assert 'Unknown size' not in ''.join(capfd.readouterr())
 
 

@@ -226,5 +226,3 @@ def test_arguments_in_any_order(dataset):
 def test_arguments_that_contradict_or_are_unknown(argument, message):
   with pytest.raises(ValueError, match=message):
     base.get_config(argument)
-
-

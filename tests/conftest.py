@@ -87,13 +87,13 @@ def make_once(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def tiny(tmp_path_factory):
+def tiny(make_once):
   """A folder with a teacher of the fake data, and a cache for tiny runs."""
   import experiments
 
-  folder = tmp_path_factory.mktemp('tiny')
-  experiments.save_teacher(folder / 'teacher')
-  return folder
+  return make_once(
+    'tiny', lambda folder: experiments.save_teacher(folder / 'teacher')
+  )
 
 
 @pytest.fixture
@@ -115,53 +115,46 @@ def setup(tiny):
 
 
 @pytest.fixture(scope='session')
-def tiny_run(tiny):
+def tiny_run(tiny, make_once):
   """A finished run on the fake data, of a student with IUSP and seed 100."""
   import experiments
 
   from iusp_jax.experiment import run
 
-  with pytest.MonkeyPatch.context() as patch:
-    experiments.use_fakes(patch)
-    run.run(experiments.run_config(tiny, seed=100), tiny / 'run')
-  return tiny / 'run'
+  def fill(folder):
+    with pytest.MonkeyPatch.context() as patch:
+      experiments.use_fakes(patch)
+      run.run(experiments.run_config(tiny, seed=100), folder)
+
+  return make_once('tiny_run', fill)
 
 
 @pytest.fixture(scope='session')
-def tiny_table(tiny):
+def tiny_table(tiny, make_once):
   """A finished table on the fake data: one student, IUSP, seed 100."""
   import experiments
 
   from iusp_jax.experiment import table
 
-  fields = {'table.objectives': ('iusp',), 'table.seeds': 1}
-  with pytest.MonkeyPatch.context() as patch:
-    experiments.use_fakes(patch)
-    config = experiments.table_config_of(tiny, **fields)
-    table.run(config, tiny / 'table')
-  return tiny / 'table'
+  def fill(folder):
+    with pytest.MonkeyPatch.context() as patch:
+      experiments.use_fakes(patch)
+      table.run(experiments.one_cell_config(tiny), folder)
+
+  return make_once('tiny_table', fill)
 
 
 @pytest.fixture(scope='session')
-def smoke(tmp_path_factory):
-  """A run of the command, as a user types it: its folder and its output.
-
-  One for all processes of pytest-xdist.
-  """
+def smoke(make_once):
+  """A run of the command, as a user types it: its folder and its output."""
   from commands import command, finish
 
-  from iusp_jax.runtime import files
+  def fill(folder):
+    text = finish(command(folder, f'--workdir={folder}/run'))
+    (folder / 'printed.txt').write_text(text)
 
-  folder = tmp_path_factory.getbasetemp()
-  if 'PYTEST_XDIST_WORKER' in os.environ:
-    folder = folder.parent
-  folder /= 'smoke'
-  printed = folder / 'printed.txt'
-  with files.lock(folder, 'another process of the tests runs the command'):
-    if not printed.exists():
-      text = finish(command(folder, f'--workdir={folder}/run'))
-      printed.write_text(text)
-  return folder, printed.read_text()
+  folder = make_once('smoke', fill)
+  return folder, (folder / 'printed.txt').read_text()
 
 
 @pytest.fixture(scope='session')

@@ -60,8 +60,45 @@ def _tiny(config, folder, fields):
   return changed(config, **fields)
 
 
+def _leaves(value: Any, path: str = '') -> dict[str, Any]:
+  """What nested dicts and lists hold, by path."""
+  if isinstance(value, dict):
+    value = value.items()
+  elif isinstance(value, list):
+    value = enumerate(value)
+  else:
+    return {path: value}
+  found = {}
+  for key, part in value:
+    found |= _leaves(part, f'{path}/{key}')
+  return found
+
+
+def assert_same_scores(one, two, tolerance=1e-3) -> None:
+  """Number by number; None, where there is no score, stays None.
+
+  Args:
+    one: scores of a record of `results.json`, nested.
+    two: such scores.
+    tolerance: absolute; less than a clip can change.
+  """
+  found, expected = _leaves(one), _leaves(two)
+  assert found.keys() == expected.keys()
+  assert len(found) > 50
+  for name, value in expected.items():
+    if isinstance(value, float):
+      np.testing.assert_allclose(found[name], value, 0, tolerance, err_msg=name)
+    else:
+      assert found[name] == value, name
+
+
 def run_config(folder: pathlib.Path, module: Any = iusp, **fields: Any) -> Any:
-  """A run with the objective of a module of configs/."""
+  """A run with the objective of a module of configs/.
+
+  That of `configs/iusp.py` is the one in `one_cell_config`.
+  """
+  if module is iusp:
+    fields = {'objective.iusp_weight': 300.0, **fields}
   return _tiny(module.get_config('smoke'), folder, fields)
 
 
@@ -73,6 +110,12 @@ def table_config_of(folder: pathlib.Path, **fields: Any) -> Any:
     config.table.students = ('tiny',)
     config.table.weights = {'tiny': base.WEIGHTS}
   return _tiny(config, folder, fields)
+
+
+def one_cell_config(folder: pathlib.Path, **fields: Any) -> Any:
+  """A table of one cell: a student with IUSP, and seed 100."""
+  fields = {'table.objectives': ('iusp',), 'table.seeds': 1, **fields}
+  return table_config_of(folder, **fields)
 
 
 def make_setup(config: Any) -> Setup:

@@ -39,6 +39,12 @@ class Info(tfds.core.DatasetInfo):
       ) from error
 
 
+class _NoDownloads:
+  """In place of a download manager: `tfds_dcase.download` does that."""
+
+  downloaded_size = 0  # bytes
+
+
 class BaseBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
   """A builder whose preparation may be killed, or run twice at once.
 
@@ -70,6 +76,10 @@ class BaseBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
       super().download_and_prepare(**options)
       if not self.info.initialized:  # another process has made it meanwhile
         self.info.read_from_directory(self.data_path)
+
+  def _make_download_manager(self, **unused):
+    # TFDS's own would leave an empty downloads/extracted in the data folder.
+    return _NoDownloads()
 
   def _log_download_bytes(self) -> None:
     # TFDS prints 'Downloading and preparing … Unknown size' here.

@@ -22,6 +22,19 @@ import jax.numpy as jnp
 import numpy as np
 
 
+class FrontendError(ValueError):
+  """A field of a front end that is not legal.
+
+  Attributes:
+    field: its name.
+    problem: 'is 0: expected …', to follow the name.
+  """
+
+  def __init__(self, field: str, problem: str):
+    super().__init__(f'FrontendConfig.{field} {problem}')
+    self.field, self.problem = field, problem
+
+
 @dataclasses.dataclass(frozen=True)
 class FrontendConfig:
   """What `log_mel` computes; hashable, so it may be a static argument.
@@ -36,7 +49,7 @@ class FrontendConfig:
     log_offset: added before the logarithm; silence is log(log_offset).
 
   Raises:
-    ValueError: where a field is outside its legal range.
+    FrontendError: where a field is outside its legal range.
   """
 
   sample_rate: int = 16_000
@@ -50,29 +63,33 @@ class FrontendConfig:
   def __post_init__(self):
     positive = ('sample_rate', 'window_seconds', 'hop_seconds', 'log_offset')
     for name in (*positive, 'num_mel_bands'):
-      value = getattr(self, name)
-      if not value > 0:
-        raise ValueError(f'FrontendConfig.{name} is {value}; it must be > 0.')
-    for name in ('window_samples', 'hop_samples'):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f'FrontendConfig: {name.replace("_samples", "_seconds")} is less '
-          f'than one sample at {self.sample_rate} Hz; make it longer.'
-        )
+      if not getattr(self, name) > 0:
+        raise self._error(name, 'expected a number > 0')
+    for name in ('window_seconds', 'hop_seconds'):
+      if round(getattr(self, name) * self.sample_rate) < 1:
+        expected = f'expected at least one sample at {self.sample_rate} Hz'
+        raise self._error(name, expected)
     nyquist = self.sample_rate / 2
-    if not 0 <= self.min_hertz < self.max_hertz <= nyquist:
-      raise ValueError(
-        f'FrontendConfig: min_hertz={self.min_hertz} and '
-        f'max_hertz={self.max_hertz} must satisfy 0 <= min_hertz < max_hertz '
-        f'<= {nyquist} (half of sample_rate={self.sample_rate}).'
+    if not 0 <= self.min_hertz < nyquist:
+      expected = f'expected >= 0 and below half of sample_rate, {nyquist}'
+      raise self._error('min_hertz', expected)
+    if not self.min_hertz < self.max_hertz <= nyquist:
+      expected = (
+        f'expected more than min_hertz, {self.min_hertz}, and at most half of '
+        f'sample_rate, {nyquist}'
       )
+      raise self._error('max_hertz', expected)
     empty = np.flatnonzero(mel_matrix(self).sum(axis=0) == 0)
     if empty.size:
-      raise ValueError(
-        f'FrontendConfig: num_mel_bands={self.num_mel_bands} leaves bands '
-        f'{empty.tolist()} without a frequency of the {self.fft_length}-point '
-        'FFT; ask for fewer bands or a longer window_seconds.'
+      expected = (
+        f'expected fewer or a longer window_seconds, as the bands '
+        f'{", ".join(map(str, empty[:5]))} have no frequency of the '
+        f'{self.fft_length}-point FFT'
       )
+      raise self._error('num_mel_bands', expected)
+
+  def _error(self, name: str, expected: str) -> 'FrontendError':
+    return FrontendError(name, f'is {getattr(self, name)}: {expected}')
 
   @property
   def window_samples(self) -> int:

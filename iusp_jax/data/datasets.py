@@ -262,6 +262,19 @@ def check_batch_size(split: Split, batch_size: int) -> None:
     )
 
 
+def eval_indices(
+  num_clips: int, batch_size: int, host: int = 0, num_hosts: int = 1
+) -> np.ndarray:
+  """This host's part of batches that have every clip once, in order.
+
+  The last batch is filled up with the last clip, so that every host and device
+  runs the same number of equal batches; the caller cuts the copies off.
+  """
+  num_batches = -(-num_clips // batch_size)
+  padded = np.minimum(np.arange(num_batches * batch_size), num_clips - 1)
+  return padded.reshape(num_batches, num_hosts, -1)[:, host]
+
+
 def eval_batches(
   split: Split,
   batch_size: int,
@@ -270,14 +283,8 @@ def eval_batches(
   num_hosts: int = 1,
   num_threads: int = 4,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Every clip of a split once, in order, this host's part of each batch.
-
-  The last batch is filled up with copies of the last clip, so that every host
-  and device runs the same number of equal batches; the caller cuts them off.
-  """
-  num_batches = -(-len(split) // batch_size)
-  padded = np.minimum(np.arange(num_batches * batch_size), len(split) - 1)
-  own = padded.reshape(num_batches, num_hosts, -1)[:, host].reshape(-1)
+  """The clips of `eval_indices`, read ahead."""
+  own = eval_indices(len(split), batch_size, host, num_hosts).reshape(-1)
   clips = grain.MapDataset.range(len(own)).map(
     lambda k: read_clip(split, own[k])
   )

@@ -1,66 +1,62 @@
-"""Facts about a config across its fields, before any work is done."""
+"""What the fields of a config must agree in, before any work is done."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from iusp_jax.audio import frontend
 from iusp_jax.data import datasets
-from iusp_jax.experiment import setup, teacher
+from iusp_jax.experiment import fields, teacher
 from iusp_jax.models import tagger
 from iusp_jax.objectives import targets, terms
-from iusp_jax.training import accumulate, finite
+from iusp_jax.training import accumulate
 from iusp_jax.training.recipe import Recipe
+
+CLIP_SAMPLES = 160_000  # Of every data set: 10 s at 16 kHz.
 
 
 def check(config: Mapping[str, Any]) -> None:
   """Raises ValueError naming the field, its value and what is expected."""
-  _check_choice('fit', config['fit'], ('student', 'teacher'))
-  _check_choice('on_nan', config['on_nan'], finite.ON_NAN)
-  _check_choice('teacher.store', config['teacher']['store'], setup.STORES)
-  terms.check(config['objective'])
-  if config['bootstrap'] < 0:
-    raise ValueError(
-      f'config.bootstrap is {config["bootstrap"]}: expected >= 0 resamples'
-    )
+  fields.check(config)
   for part in ('student', 'teacher'):
     _check_recipe(config, part)
 
 
-def _check_choice(field: str, value: Any, legal) -> None:
-  if value not in legal:
-    raise ValueError(
-      f'config.{field} is {value!r}: expected one of {tuple(legal)}'
-    )
-
-
 def _check_recipe(config: Mapping[str, Any], part: str) -> None:
-  found = config[part]['frontend']['sample_rate']
-  if found != 16_000:
-    raise ValueError(
-      f'config.{part}.frontend.sample_rate is {found}: expected 16000, the '
-      'rate that every data set is stored at'
-    )
-  tagger.build(config[part], num_tags=1)  # Raises for a wrong field.
-  for field in ('epochs', 'learning_rate', 'eval_every_epochs'):
-    value = config[part]['training'][field]
-    if not value > 0:
-      raise ValueError(
-        f'config.{part}.training.{field} is {value}: expected > 0'
-      )
-  recipe = Recipe.from_config(config[part])
+  try:
+    recipe = Recipe.from_config(config[part])
+  except frontend.FrontendError as error:
+    place = f'config.{part}.frontend.{error.field}'
+    raise ValueError(f'{place} {error.problem}') from error
   objective = terms.Objective()
   if part == 'student':
     objective = terms.Objective.from_config(config['objective'])
-    check_layers(recipe, objective)
+  check_recipe(recipe, objective, part)
+
+
+def check_recipe(
+  recipe: Recipe, objective: terms.Objective, part: str = 'student'
+) -> None:
+  """Raises ValueError where model, front end, batch and terms do not agree.
+
+  Args:
+    recipe: of one model.
+    objective: that it is trained on.
+    part: of the config that the recipe is from.
+  """
+  model = tagger.build(recipe.plain(), num_tags=1)
+  try:
+    model.shapes(CLIP_SAMPLES)
+  except (ValueError, TypeError, ZeroDivisionError) as error:
+    bands, architecture = recipe.frontend.num_mel_bands, recipe.model
+    raise ValueError(
+      f'config.{part}.frontend.num_mel_bands is {bands}: expected more for '
+      f'config.{part}.model, {dict(architecture)} ({error})'
+    ) from error
+  tagger.check_layers(model, objective.layers)
   try:
     accumulate.check(recipe.training, objective.compares_clips)
   except ValueError as error:
     raise ValueError(f'config.{part}.training.{error}') from error
-
-
-def check_layers(recipe: Recipe, objective: terms.Objective) -> None:
-  """Raises ValueError where a term looks at a layer that a model lacks."""
-  model = tagger.build(recipe.plain(), num_tags=1)
-  tagger.check_layers(model, objective.layers)
 
 
 def check_teacher_layers(

@@ -77,10 +77,13 @@ class Features:
     return self._kept[key]
 
   def clips(
-    self, config: frontend.FrontendConfig, split: str
+    self,
+    config: frontend.FrontendConfig,
+    split: str,
+    outputs: Mapping[str, np.ndarray] | None = None,
   ) -> evaluate.Clips:
-    """A split's clips to score, for a front end."""
+    """A split's clips to score, for a front end; with outputs of a teacher."""
     own = self._dataset.splits[split]
     if self._too_large(config, own):
-      return evaluate.Clips(own)
-    return evaluate.Clips(own, self.get(config, split))
+      return evaluate.Clips(own, None, outputs)
+    return evaluate.Clips(own, self.get(config, split), outputs)

@@ -14,7 +14,6 @@ from iusp_jax.experiment import check, identity, results
 from iusp_jax.experiment.setup import Setup
 from iusp_jax.objectives import terms
 from iusp_jax.runtime import processes
-from iusp_jax.training import accumulate
 from iusp_jax.training.recipe import Recipe
 
 Rotation = tuple[int, int]
@@ -128,23 +127,11 @@ def check_grid(config: Mapping[str, Any]) -> None:
   _check_names(table)
   for student in table['students']:
     for name in table['objectives']:
-      _check_weights(student, name, table['weights'][student][name])
       own = config_of(config, None, student)
       recipe = Recipe.from_config(own['student'])
-      found = objective(config, student, name)
-      accumulate.check(recipe.training, found.compares_clips)
-      check.check_layers(recipe, found)
+      check.check_recipe(recipe, objective(config, student, name))
   _check_rotations(config)
   _check_ignored(config)
-  for field in ('seeds', 'tune_seeds'):
-    if table[field] < 1:
-      raise ValueError(f'config.table.{field} is {table[field]}: expected >= 1')
-  ratios = table['tune_ratios']
-  if not ratios or not all(0 < ratio < float('inf') for ratio in ratios):
-    raise ValueError(
-      f'config.table.tune_ratios is {ratios}: expected finite numbers > 0, at '
-      'least one'
-    )
   if table['first_seed'] < table['tune_seeds']:
     raise ValueError(
       f'config.table.first_seed is {table["first_seed"]}, within the '
@@ -178,20 +165,6 @@ def _check_known(field: str, name: str, known) -> None:
     )
 
 
-def _check_weights(student: str, name: str, weights: Mapping[str, Any]) -> None:
-  legal = [f'{term}_weight' for term in terms.TERMS]
-  for field, value in weights.items():
-    place = f'config.table.weights.{student}.{name}'
-    if field not in legal:
-      raise ValueError(
-        f'{place} has {field!r}: expected some of {", ".join(legal)}'
-      )
-    if not 0 <= value < float('inf'):
-      raise ValueError(
-        f'{place}.{field} is {value}: expected a finite number >= 0'
-      )
-
-
 def _check_rotations(config: Mapping[str, Any]) -> None:
   pairs = [tuple(pair) for pair in config['table']['rotations']]
   if pairs and 'test_fold' not in config['dataset']['builder']:
@@ -207,7 +180,7 @@ def _check_rotations(config: Mapping[str, Any]) -> None:
       "them; expected '', for a teacher of each"
     )
   for pair in pairs:
-    if len(pair) != 2 or pair[0] == pair[1]:
+    if pair[0] == pair[1]:
       raise ValueError(
         f'config.table.rotations has {pair}: expected pairs of two different '
         'folds, of validate and of test'

@@ -26,8 +26,21 @@ NEUTRAL = {
 
 
 def plain(config: Any) -> Any:
-  """A config as nested dicts and lists, as JSON would give it back."""
-  return json.loads(json.dumps(config, default=lambda part: part.to_dict()))
+  """A config as nested dicts and lists, as JSON would give it back.
+
+  Raises:
+    ValueError: for a value that JSON does not have, such as a set.
+  """
+
+  def inner(part):
+    if hasattr(part, 'to_dict'):
+      return part.to_dict()
+    raise ValueError(
+      f'the config has a value {part!r} of type {type(part).__name__}: '
+      'expected numbers, texts, True or False, lists and groups of these'
+    )
+
+  return json.loads(json.dumps(config, default=inner))
 
 
 def flat(nested: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

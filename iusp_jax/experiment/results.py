@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from iusp_jax.scoring import metrics, score_file
 from iusp_jax.training import engine, evaluate, step
 
 _CHECKPOINTS = ('best', 'last')
+_GRAM = f'{sources.TARGET}frame_gram'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,63 +274,40 @@ def _predict(setup, members):
       )
       for split in scored_splits(setup.dataset)
     }
-  return scores, _frame_distances(setup, members)
+  distances = _frame_distances(setup, members, variables['best'], layout)
+  return scores, distances
 
 
-def _frame_distances(setup, members) -> list[float | None]:
+def _frame_distances(setup, members, variables, layout) -> list[float | None]:
   """The IUSP loss of every best member on the last scored split.
 
-  None where there is no teacher, or its outputs cannot be stored.
+  None where there is no teacher, or its outputs are not stored.
   """
   split = scored_splits(setup.dataset)[-1]
   job = members[0].job
-  if setup.teacher is None or job.teacher is not None:
+  stored = setup.stores() and job.teacher is None
+  if setup.teacher is None or not stored:
     return [None] * len(members)
-  gram_NTT = setup.outputs(split, ['frame_gram'])['frame_gram']
-  found = []
-  distance = compile_distance(job.student(), setup.dataset.num_samples)
-  length_N = [
-    setup.dataset.splits[split].source[k]['num_samples']
-    for k in range(len(gram_NTT))
-  ]
-  clips = setup.features.clips(job.recipe.frontend, split)
-  for member in members:
-    values, done = [], 0
-    for batch in clips.batches(devices.Layout(jax.device_count())):
-      local = {k: x.addressable_data(0)[0] for k, x in batch.items()}
-      count = min(len(next(iter(local.values()))), len(gram_NTT) - done)
-      own = slice(done, done + count)
-      local = {k: x[:count] for k, x in local.items()}
-      if 'wave' in local:
-        config = job.recipe.frontend
-        local = {'mel': sources.compile_log_mel(config)(local['wave'])}
-      values.append(
-        distance(
-          member.best,
-          local['mel'],
-          jnp.asarray(gram_NTT[own]),
-          jnp.asarray(length_N[own]),
-        )
-      )
-      done += count
-    found.append(float(np.mean(np.concatenate(values))))
-  return found
+  outputs = {_GRAM: setup.outputs(split, ['frame_gram'])['frame_gram']}
+  clips = setup.features.clips(job.recipe.frontend, split, outputs)
+  of_output = _frame_distance(setup.dataset.num_samples)
+  found_MN = evaluate.map_clips(
+    job.student(), variables, clips, layout, of_output
+  )
+  return found_MN.mean(1).tolist()
 
 
 @functools.cache
-def compile_distance(model: tagger.Tagger, num_samples: int) -> Callable:
-  """A function of variables, mel `[N, T, F]`, the teacher's frame Gram
-  matrices `[N, T, T]` and lengths `[N]`: the IUSP term of each clip, `[N]`.
-  """
+def _frame_distance(num_samples: int) -> evaluate.OfOutput:
+  """The IUSP loss of each clip, given the teacher's frame Gram matrices."""
 
-  def of_clips(variables, mel_NTF, gram_NTT, length_N):
-    frames_NTD = tagger.apply(model, variables, mel_NTF).frames_BTD
-    num_frames = min(frames_NTD.shape[1], gram_NTT.shape[1])
-    mask_NT = step.frame_mask(length_N, num_samples, num_frames)
-    gram_NTT = gram_NTT.astype(jnp.float32)
-    return losses.iusp_per_clip(frames_NTD, gram_NTT, mask_NT)
+  def of_output(output, batch):
+    teacher_BTT = batch[_GRAM].astype(jnp.float32)
+    num_frames = min(output.frames_BTD.shape[1], teacher_BTT.shape[1])
+    mask_BT = step.frame_mask(batch['length'], num_samples, num_frames)
+    return losses.iusp_per_clip(output.frames_BTD, teacher_BTT, mask_BT)
 
-  return jax.jit(of_clips)
+  return of_output
 
 
 def _resampled(dataset, scores, bootstrap: int) -> list[float]:

@@ -114,6 +114,7 @@ def _student(config, setup: Setup, workdir, extra) -> dict[str, Any]:
   objective = terms.Objective.from_config(config['objective'])
   name = BASELINE if workdir.name == BASELINE else 'student'
   logs.log(f'{name}: {describe_model(config["student"], setup.dataset)}')
+  started = time.monotonic()
   job = setup.job(name, recipe, objective, config['seed'])
   of = identity.of_student(config, recipe.plain(), config['seed'])
   complete = results.complete_identity(of, setup)
@@ -129,8 +130,9 @@ def _student(config, setup: Setup, workdir, extra) -> dict[str, Any]:
     profile_steps=config['profile_steps'],
     identities=[identity.fingerprint(complete)],
   )
+  seconds = {'seconds': time.monotonic() - started}  # Of its training.
   runs = [results.Run(workdir, config, of)]
-  (record,) = results.write(setup, members, runs, extra)
+  (record,) = results.write(setup, members, runs, extra | seconds)
   if name == BASELINE:
     results.finish(workdir, record)
   return record

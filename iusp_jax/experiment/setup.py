@@ -15,8 +15,6 @@ from iusp_jax.runtime import files, logs
 from iusp_jax.training import engine, step
 from iusp_jax.training.recipe import Recipe
 
-STORES = ('auto', 'off', *teacher_outputs.PRECISIONS)
-
 
 def load_dataset(settings: Mapping[str, Any]) -> datasets.Dataset:
   """The prepared data set of `config.dataset`; logs what is in it."""
@@ -110,6 +108,10 @@ class Setup:
       runs_in_step = self.teacher.model
     return step.Job(name, recipe, objective, self.dataset, seed, runs_in_step)
 
+  def stores(self) -> bool:
+    """Whether outputs of the teacher may be stored at all."""
+    return self._store != 'off' and not files.is_remote(self._cache_dir)
+
   def _stores(self, recipe: Recipe, names: Sequence[str]) -> bool:
     if self._store == 'off':
       return False
@@ -175,8 +177,11 @@ def repetitiveness(setup: Setup) -> dict[str, float | None]:
 
   The mean cosine of two different frames of a clip, padding left out, then the
   mean over the clips that have the tag: 1 for a steady hum, lower for what
-  changes. None for a tag that no training clip has.
+  changes. None for a tag that no training clip has, and for all where no
+  outputs of the teacher are stored.
   """
+  if not setup.stores():
+    return dict.fromkeys(setup.dataset.coarse)
   split = setup.dataset.splits['train']
   stored = setup.outputs('train', ['frame_gram'])['frame_gram']
   length_N = np.array(

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from iusp_jax.models.cnn import Cnn
 from iusp_jax.models.crnn import Crnn
-from iusp_jax.models.layers import TaggerOutput
+from iusp_jax.models.layers import FieldError, TaggerOutput
 from iusp_jax.models.mobilenet import MobileNet
 
-__all__ = ['ARCHITECTURES', 'TaggerOutput', 'build', 'check_name']
+__all__ = ['ARCHITECTURES', 'FieldError', 'TaggerOutput', 'build', 'check_name']
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
   'cnn': Cnn,
@@ -76,15 +76,19 @@ def check_name(what: str, name: str, legal: Collection[str]) -> None:
 def _convert(architecture: str, name: str, value, default):
   """The value as the module wants it; raises where its type is wrong."""
   if name == 'dtype':
-    value = value if isinstance(value, str) else jnp.dtype(value).name
-    check_name('dtype', value, ('float32', 'bfloat16'))
-    return jnp.dtype(value)
+    try:
+      found = jnp.dtype(value)
+    except TypeError:
+      found = None
+    legal = ('float32', 'bfloat16')
+    if found is None or found.name not in legal:
+      problem = f'is {value!r}: expected one of {legal}'
+      raise FieldError(f'model {architecture}', name, problem)
+    return found
   kinds = (int, float) if isinstance(default, float) else (type(default),)
   if isinstance(value, bool) != isinstance(default, bool) or not isinstance(
     value, kinds
   ):
-    raise ValueError(
-      f'{name} of the model {architecture} is {value!r}; expected a value '
-      f'like {default!r}.'
-    )
+    problem = f'is {value!r}: expected a value like {default!r}'
+    raise FieldError(f'model {architecture}', name, problem)
   return value

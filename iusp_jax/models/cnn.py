@@ -57,8 +57,10 @@ class Cnn(nn.Module):
   def __post_init__(self):
     super().__post_init__()
     layers.check_common(self)
-    for name in ('width', 'num_blocks', 'convolutions_per_block'):
-      layers.check_range('Cnn', name, getattr(self, name), 1)
+    layers.check_range('Cnn', 'width', self.width, 1, layers.MAX_WIDTH)
+    for name in ('num_blocks', 'convolutions_per_block'):
+      value = getattr(self, name)
+      layers.check_range('Cnn', name, value, 1, layers.MAX_REPEATS)
     powers = [2**i for i in range(self.num_blocks + 1)]
     layers.check_choice('Cnn', 'time_reduction', self.time_reduction, powers)
     strides = [i for i in powers if i <= self.time_reduction]

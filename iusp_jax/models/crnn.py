@@ -49,7 +49,7 @@ class Crnn(nn.Module):
     super().__post_init__()
     layers.check_common(self)
     for name in ('width', 'hidden'):
-      layers.check_range('Crnn', name, getattr(self, name), 1)
+      layers.check_range('Crnn', name, getattr(self, name), 1, layers.MAX_WIDTH)
     evens = range(2, 65, 2)
     layers.check_choice('Crnn', 'time_reduction', self.time_reduction, evens)
     kinds = ('max', 'average')

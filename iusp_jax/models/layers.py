@@ -1,6 +1,5 @@
 """Layers that the taggers share; axes as in `convolution`."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +11,8 @@ from iusp_jax.models import convolution
 
 FREQUENCIES = ('pool', 'flatten')
 POOLINGS = ('mean_max', 'mean', 'linear_softmax', 'attention')
+MAX_WIDTH = 4096  # Channels or units: no student or teacher here is wider.
+MAX_REPEATS = 10  # Of a block or a convolution.
 
 
 class TaggerOutput(NamedTuple):
@@ -31,26 +32,37 @@ class TaggerOutput(NamedTuple):
   layers: Mapping[str, jax.Array] = {}
 
 
+class FieldError(ValueError):
+  """A field of a model that is not legal.
+
+  Attributes:
+    field: its name.
+    problem: 'is 0: expected …', to follow the name.
+  """
+
+  def __init__(self, owner: str, field: str, problem: str):
+    super().__init__(f'{owner}: {field} {problem}')
+    self.field, self.problem = field, problem
+
+
 def check_choice(owner: str, name: str, value: Any, legal) -> None:
-  """Raises ValueError where a field of a model is none of the legal values."""
+  """Raises FieldError where a field of a model is none of the legal values."""
   if value not in legal:
-    raise ValueError(
-      f'{owner}: {name} is {value!r}; expected one of {tuple(legal)}.'
-    )
+    expected = f'expected one of {tuple(legal)}'
+    raise FieldError(owner, name, f'is {value!r}: {expected}')
 
 
-def check_range(owner: str, name: str, value: Any, low, high=math.inf) -> None:
-  """Raises ValueError where a field of a model is not in [low, high]."""
+def check_range(owner: str, name: str, value: Any, low, high) -> None:
+  """Raises FieldError where a field of a model is not in [low, high]."""
   if not low <= value <= high:
-    raise ValueError(
-      f'{owner}: {name} is {value!r}; expected a value from {low} to {high}.'
-    )
+    expected = f'expected a number from {low} to {high}'
+    raise FieldError(owner, name, f'is {value!r}: {expected}')
 
 
 def check_common(model) -> None:
-  """Raises ValueError where a field that every tagger has is illegal."""
+  """Raises FieldError where a field that every tagger has is illegal."""
   owner = type(model).__name__
-  check_range(owner, 'num_tags', model.num_tags, 1)
+  check_range(owner, 'num_tags', model.num_tags, 1, 100_000)
   check_range(owner, 'dropout_rate', model.dropout_rate, 0.0, 0.99)
   check_choice(owner, 'pooling', model.pooling, POOLINGS)
   check_choice(owner, 'lowering', model.lowering, convolution.LOWERINGS)

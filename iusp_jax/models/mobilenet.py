@@ -88,7 +88,7 @@ class MobileNet(nn.Module):
     for name in ('width_multiplier', 'depth_multiplier'):
       layers.check_range(owner, name, getattr(self, name), 0.01, 8.0)
     for name in ('expansion', 'channel_divisor'):
-      layers.check_range(owner, name, getattr(self, name), 1)
+      layers.check_range(owner, name, getattr(self, name), 1, 64)
     layers.check_range(owner, 'num_stages', self.num_stages, 3, len(STAGES))
     layers.check_choice(owner, 'stem_stride', self.stem_stride, (2, 4, 8))
     layers.check_choice(owner, 'frequency', self.frequency, layers.FREQUENCIES)

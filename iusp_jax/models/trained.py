@@ -7,8 +7,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from iusp_jax.models import tagger
 from iusp_jax.runtime import checkpoint, files
 
@@ -120,24 +118,8 @@ def load(workdir: pathlib.Path, which: str = 'best') -> Trained:
 
 def _check_shapes(model, variables, workdir, num_samples):
   """Raises unless the arrays are those of the model, shape by shape."""
-
-  def shapes(tree):
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-      jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
-      for path, leaf in leaves
-    }
-
-  found, wanted = shapes(variables), shapes(model.shapes(num_samples))
-  wrong = sorted(
-    name
-    for name in found.keys() | wanted.keys()
-    if found.get(name) != wanted.get(name)
-  )
-  if wrong:
-    name = wrong[0]
+  if problem := checkpoint.other_shapes(variables, model.shapes(num_samples)):
     raise ValueError(
       f'the checkpoint in {workdir} is of another architecture than its '
-      f'{METADATA}: {len(wrong)} arrays differ, {name} is '
-      f'{found.get(name)}, expected {wanted.get(name)}'
+      f'{METADATA}: {problem}'
     )

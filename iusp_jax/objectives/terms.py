@@ -231,27 +231,3 @@ def config_fields() -> dict[str, Any]:
 def targets_of(names: Iterable[str]) -> tuple[str, ...]:
   """What some terms need of the teacher, each once."""
   return tuple(dict.fromkeys(t for name in names for t in TERMS[name].targets))
-
-
-def check(fields: Mapping[str, Any]) -> None:
-  """Raises ValueError for a value of `config.objective` that is not legal."""
-  for name, term in TERMS.items():
-    weight = fields[f'{name}_weight']
-    if not 0 <= weight < float('inf'):
-      raise ValueError(
-        f'config.objective.{name}_weight is {weight}: expected a finite '
-        'number >= 0'
-      )
-    schedule = fields[f'{name}_schedule']
-    if schedule not in SCHEDULES:
-      raise ValueError(
-        f'config.objective.{name}_schedule is {schedule!r}: expected one of '
-        f'{", ".join(SCHEDULES)}'
-      )
-    for key in term.settings:
-      value = fields[f'{name}_{key}']
-      if not 0 < value < float('inf'):
-        raise ValueError(
-          f'config.objective.{name}_{key} is {value}: expected a finite '
-          'number > 0'
-        )

@@ -220,6 +220,30 @@ def checksums(arrays: Tree) -> dict[str, str]:
   }
 
 
+def other_shapes(found: Tree, wanted: Tree) -> str:
+  """How arrays differ from those that are wanted; empty if only in values."""
+
+  def shapes(tree):
+    return {
+      jax.tree_util.keystr(path, simple=True, separator='/'): np.shape(leaf)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+  own, other = shapes(found), shapes(wanted)
+  wrong = sorted(
+    name
+    for name in own.keys() | other.keys()
+    if own.get(name) != other.get(name)
+  )
+  if not wrong:
+    return ''
+  name = wrong[0]
+  return (
+    f'{len(wrong)} arrays differ, {name} is {own.get(name)}, expected '
+    f'{other.get(name)}'
+  )
+
+
 def _metadata_checksum(metadata: Mapping[str, Any]) -> str:
   text = json.dumps(metadata, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()

@@ -248,7 +248,7 @@ class Layout:
 
 
 def best_vmap_size() -> int:
-  """How many members share a `vmap`; see benchmarks/ensemble.py."""
+  """How many members share a `vmap`; see benchmarks/engine.py."""
   return 1 if jax.default_backend() == 'cpu' else 64
 
 

@@ -6,7 +6,6 @@
 import difflib
 import json
 import os
-import pathlib
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -174,7 +173,12 @@ def main_score(
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
     result = score_files(
-      predictions, annotations, split, level or None, labels, bootstrap
+      files.resolve(predictions),
+      files.resolve(annotations),
+      split,
+      level or None,
+      labels,
+      bootstrap,
     )
   # A column missing at both levels is one warning.
   texts = dict.fromkeys(str(warning.message) for warning in caught)
@@ -186,7 +190,7 @@ def main_score(
   print(table(result))
   if output:
     text = json.dumps(result, indent=2, allow_nan=False) + '\n'
-    files.write_atomically(pathlib.Path(output), text)
+    files.write_atomically(files.resolve(output), text)
     print(f'written to {output}')
   return result
 

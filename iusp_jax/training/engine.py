@@ -121,7 +121,7 @@ def fit(
     Preempted: after a notice, when all is saved.
   """
   _check(jobs)
-  group = _Group(jobs, feed, workdir, on_nan, chunk_steps, identities)
+  group = Group(jobs, feed, workdir, on_nan, chunk_steps, identities)
   skipped: set[int] = set()
   while True:
     try:
@@ -144,7 +144,7 @@ def fit(
 
 def train_without_validation(job: Job, feed: Feed, num_steps: int) -> Any:
   """Variables of one job after some steps of its plan."""
-  group = _Group([job], feed, None)
+  group = Group([job], feed, None)
   state = jax.tree.map(lambda x: x[None], initial_state(job, group.plan))
   settings = jax.tree.map(lambda x: np.asarray(x)[None], job.settings())
   layout = group.layout
@@ -183,8 +183,8 @@ def _check(jobs: Sequence[Job]) -> None:
       )
 
 
-class _Group:
-  """One `fit`."""
+class Group:
+  """The members of one `fit`, their data and their compiled step."""
 
   def __init__(
     self, jobs, feed: Feed, workdir, on_nan='stop', chunk_steps=0, identities=()
@@ -192,7 +192,7 @@ class _Group:
     job = jobs[0]
     training = job.recipe.training
     split = job.dataset.splits['train']
-    self._jobs, self._feed, self._workdir = jobs, feed, workdir
+    self.jobs, self._feed, self._workdir = jobs, feed, workdir
     self._on_nan, self._chunk_steps = on_nan, chunk_steps
     self._training, self._identities = training, list(identities)
     self.plan = optim.Plan.of(training, len(split))
@@ -247,8 +247,8 @@ class _Group:
 
   def _restore(self) -> tuple[State, bool]:
     """The members' states `[M, ...]`, and whether no validation is due."""
-    self.members = [Member(job) for job in self._jobs]
-    states = [initial_state(job, self.plan) for job in self._jobs]
+    self.members = [Member(job) for job in self.jobs]
+    states = [initial_state(job, self.plan) for job in self.jobs]
     state = jax.tree.map(lambda *x: np.stack(x), *states)
     restored = None
     if self._workdir is not None:
@@ -269,14 +269,14 @@ class _Group:
         'another recipe, other data or another teacher: choose another '
         '--workdir, or delete it to start over'
       )
-    try:
-      kept: Any = dict(arrays['state'])
-      state: Any = flax.serialization.from_state_dict(state, kept)
-    except (ValueError, KeyError) as error:
+    kept: Any = dict(arrays['state'])
+    wanted = flax.serialization.to_state_dict(state)
+    if problem := checkpoint.other_shapes(kept, wanted):
       raise ValueError(
         f'the checkpoint of step {step} in {self._workdir} is of another model '
-        f'({error}): choose another --workdir'
-      ) from error
+        f'({problem}): choose another --workdir'
+      )
+    state: Any = flax.serialization.from_state_dict(state, kept)
     for m, (member, of) in enumerate(
       zip(self.members, metadata['members'], strict=True)
     ):
@@ -284,6 +284,7 @@ class _Group:
         setattr(member, name, value)
       if member.best_score is not None:
         member.best = jax.tree.map(lambda x, m=m: x[m], arrays['best'])
+    self._skipped.update(metadata['skipped'])  # Numbers of later steps follow.
     logs.log(f'{self.name}: continues after step {step}')
     return state, metadata['validated']
 
@@ -291,7 +292,7 @@ class _Group:
     """The loop; see the law at the head of this module."""
     if not self._validated:
       self._validate_and_save(state)
-    settings = [job.settings() for job in self._jobs]
+    settings = [job.settings() for job in self.jobs]
     settings = self.layout.put(jax.tree.map(lambda *x: np.stack(x), *settings))
     teacher = self.layout.share(self._feed.teacher_variables)
     pending, self._seconds, self._clock = None, None, time.monotonic()
@@ -448,7 +449,7 @@ class _Group:
         state.variables(),
         self._feed.validate,
         self.layout,
-        between,
+        between=between,
       )
     except preemption.Preempted:
       self._save(self.layout.get(state), validated=False)
@@ -464,7 +465,7 @@ class _Group:
     rows = processes.by_primary(
       lambda: self._score(scores_MNC), interruptible=False
     )
-    metric = evaluate.selection_metric(self._jobs[0].dataset)
+    metric = evaluate.selection_metric(self.jobs[0].dataset)
     for m, (member, row) in enumerate(zip(self.members, rows, strict=True)):
       if member.diverged:
         continue
@@ -487,7 +488,7 @@ class _Group:
 
   def _score(self, scores_MNC: np.ndarray) -> list[dict[str, float]]:
     """A row of validation scores for every member; {} for a diverged one."""
-    dataset = self._jobs[0].dataset
+    dataset = self.jobs[0].dataset
     return [
       {}
       if member.diverged
@@ -520,6 +521,7 @@ class _Group:
       'members': [member.metadata() for member in self.members],
       'validated': validated,
       'identities': self._identities,
+      'skipped': sorted(self._skipped),
     }
     folder = self._workdir / 'training'
     checkpoint.save(folder, self._step, arrays, metadata, keep=2)

@@ -26,76 +26,96 @@ class Clips:
     self,
     split: datasets.Split,
     features: Mapping[str, np.ndarray] | None = None,
+    outputs: Mapping[str, np.ndarray] | None = None,
   ):
-    """See above; `features` as `sources.features` gives them."""
-    self.split, self._features = split, features
+    """See above; features and stored teacher outputs as in `sources`."""
+    self.split, self._outputs = split, outputs or {}
+    self._features = features
 
   def batches(self, layout: devices.Layout) -> Iterator[dict[str, Any]]:
-    """Arrays with `mel` or `wave`; the last batch is filled up."""
-    size = _CLIPS * layout.num_parts
+    """Arrays with `mel` or `wave`, `length` and outputs, on the devices.
+
+    The last batch is filled up.
+    """
+    num_parts = layout.num_parts
+    own = {'host': jax.process_index(), 'num_hosts': jax.process_count()}
+    read = {} if num_parts == 1 else own
+    for batch in self._read(_CLIPS * num_parts, read):
+      batch |= {k: x[batch['index']] for k, x in self._outputs.items()}
+      keys = [key for key in batch if key not in ('tags', 'mask', 'index')]
+      kept = {key: batch[key] for key in keys}
+      yield (
+        layout.share(kept)
+        if num_parts == 1
+        else layout.put_local(devices.shard(kept))
+      )
+
+  def _read(self, size: int, own) -> Iterator[dict[str, np.ndarray]]:
+    """This host's clips of batch after batch."""
     if self._features is None:
-      whole = layout.num_parts == 1
-      for batch in datasets.eval_batches(
-        self.split,
-        size,
-        host=0 if whole else jax.process_index(),
-        num_hosts=1 if whole else jax.process_count(),
-      ):
-        yield layout.put_local(
-          devices.shard({'wave': batch['wave']})
-          if not whole
-          else {
-            'wave': np.repeat(batch['wave'][None], jax.local_device_count(), 0)
-          }
-        )
+      yield from datasets.eval_batches(self.split, size, **own)
       return
-    key = 'mel' if 'mel' in self._features else 'wave'
-    array_NX = self._features[key]
-    for first in range(0, len(array_NX), size):
-      clips = np.minimum(np.arange(first, first + size), len(array_NX) - 1)
-      yield layout.share_clips({key: array_NX[clips]})
+    for index_B in datasets.eval_indices(len(self.split), size, **own):
+      yield {key: x[index_B] for key, x in self._features.items()}
+
+
+OfOutput = Callable[[Any, Mapping[str, jax.Array]], jax.Array]
+
+
+def logits_of(output, batch) -> jax.Array:
+  """The logits of a tagger's output."""
+  del batch
+  return output.logits_BC
 
 
 @functools.cache
-def compile_predict(model: tagger.Tagger, num_members: int) -> Callable:
-  """A mapped function of variables and clips: logits `[D, each, n, C]`."""
+def compile_map(
+  model: tagger.Tagger, num_members: int, of_output: OfOutput
+) -> Callable:
+  """A mapped function of variables and clips."""
   layout = devices.Layout(num_members)
 
-  def predict(variables, batch):
+  def of_clips(variables, batch):
     if 'wave' in batch:
-      batch = {'mel': tagger.log_mel(model, batch['wave'])}
+      batch = {**batch, 'mel': tagger.log_mel(model, batch['wave'])}
     output = tagger.apply(model, variables, batch['mel'])
-    return layout.gather(output.logits_BC)
+    return layout.gather(of_output(output, batch))
 
-  return layout.map(predict, devices.best_vmap_size())
+  return layout.map(of_clips, devices.best_vmap_size())
 
 
-def predict(
+def map_clips(
   model: tagger.Tagger,
   variables: Any,
   clips: Clips,
   layout: devices.Layout,
+  of_output: OfOutput = logits_of,
   between: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-  """Probabilities of a split's clips by every member, in the split's order.
+  """A function of every member's output for every clip of a split.
 
   Args:
     model: of the members.
     variables: theirs, on the devices.
-    clips: to score.
+    clips: of the split.
     layout: of the members.
+    of_output: of a tagger's output and its batch, one row a clip.
     between: called between batches.
 
   Returns:
-    float64 `[M, N, C]`, on every process.
+    `[M, N, ...]` in the split's order, on every process.
   """
-  compiled = compile_predict(model, layout.num_members)
+  compiled = compile_map(model, layout.num_members, of_output)
   found = []
   for batch in clips.batches(layout):
     between()
     found.append(layout.get(compiled(variables, batch)))
-  logits_MNC = np.concatenate(found, axis=1)[:, : len(clips.split)]
-  return probabilities(logits_MNC)
+  return np.concatenate(found, axis=1)[:, : len(clips.split)]
+
+
+def predict(*args, between: Callable[[], None] = lambda: None) -> np.ndarray:
+  """Probabilities float64 `[M, N, C]`; arguments as of `map_clips`."""
+  return probabilities(map_clips(*args, between=between))
 
 
 def probabilities(logits_NC: np.ndarray) -> np.ndarray:

@@ -1,0 +1,376 @@
+"""The engine: chunks, sources, members, devices, checkpoints, divergence."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+from unittest import mock
+
+import fits
+import jax
+import numpy as np
+import pytest
+from fits import WEIGHTS, bits, fit, make_feed, make_job
+
+from iusp_jax.data import datasets
+from iusp_jax.experiment import feeds
+from iusp_jax.runtime import devices, logs
+from iusp_jax.training import engine, evaluate
+
+# Twelve steps, a validation after every sixth.
+PLAN = {'epochs': 4.0, 'eval_every_epochs': 2.0}
+
+
+def job(weights=WEIGHTS, seed=5, **fields):
+  return make_job(weights, seed, **PLAN | fields)
+
+
+def group():
+  """Three that differ in seed and weights."""
+  other = {**WEIGHTS, 'iusp': 20.0}
+  return [job(), job(seed=6), job(other, seed=7)]
+
+
+@pytest.fixture(scope='module')
+def whole():
+  """A run of one that nothing disturbs."""
+  (member,) = fit([job()])
+  return member
+
+
+@pytest.fixture(scope='module')
+def members():
+  """A group of three that nothing disturbs."""
+  return fit(group())
+
+
+@pytest.fixture
+def lines(monkeypatch):
+  found = []
+  monkeypatch.setattr(logs, 'log', found.append)
+  return found
+
+
+def chunks_of(sizes):
+  """Lets the engine take chunks of these sizes; the last one repeats."""
+  left = list(sizes)
+
+  def next_chunk(self):
+    size = left.pop(0) if len(left) > 1 else left[0]
+    room = self.plan.next_milestone(self._step) - self._step
+    return min(size, room, self.source.max_steps)
+
+  return mock.patch.object(engine._Group, '_next_chunk', next_chunk)
+
+
+# Chunks ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('sizes', [[1], [5], [6], [2, 4, 3]])
+def test_number_of_steps_in_a_chunk_changes_no_bits(whole, sizes):
+  with chunks_of(sizes):
+    (member,) = fit([job()])
+  assert bits(member) == bits(whole)
+
+
+def test_chunks_of_a_group_change_no_bits(members):
+  with chunks_of([4]):
+    found = fit(group())
+  assert list(map(bits, found)) == list(map(bits, members))
+
+
+@dataclasses.dataclass
+class Clock:
+  """Time passes where somebody works."""
+
+  now: float = 100.0
+
+  def monotonic(self):
+    return self.now
+
+
+def test_chunks_take_about_so_many_seconds_by_the_clock(monkeypatch):
+  """One step until the time of one is known, from a chunk after the first."""
+  clock, sizes = Clock(), []
+  monkeypatch.setattr(engine, 'time', clock)
+  monkeypatch.setattr(engine, 'CHUNK_SECONDS', 2.0)
+  seconds = iter([60.0, 0.5, 0.5, 0.5, 0.5, 0.2, 0.2, 0.2, 0.2, 0.2, 5.0, 5.0])
+  made = engine._Group([job(eval_every_epochs=4.0)], make_feed(job()), None)
+  advance = made.advance
+
+  def watched(members, shared):
+    count = int(shared[2].addressable_data(0)[0])
+    sizes.append(count)
+    clock.now += sum(next(seconds) for _ in range(count))
+    return advance(members, shared)
+
+  made.advance = watched
+  made.run(set(), None, 0)
+  # The chunk that compiles is no measure; the next is seen one chunk later.
+  assert sizes[:4] == [1, 1, 1, 4]
+  assert sum(sizes) == 12
+  assert max(sizes) == 4 or sizes[4:] == [5]
+
+
+def test_chunk_steps_is_the_most_of_a_chunk(monkeypatch, whole):
+  """And a chunk ends at a validation."""
+  monkeypatch.setattr(engine, 'CHUNK_SECONDS', 1e9)
+  sizes, found = [], []
+  original = engine._Group._next_chunk
+
+  def watched(self):
+    sizes.append(original(self))
+    return sizes[-1]
+
+  monkeypatch.setattr(engine._Group, '_next_chunk', watched)
+  for most in (2, 0):
+    sizes.clear()
+    (member,) = fit([job()], chunk_steps=most)
+    found.append(list(sizes))
+    assert bits(member) == bits(whole)
+  assert found == [[1, 1, 1, 2, 1, 2, 2, 2], [1, 1, 1, 3, 6]]
+
+
+def test_step_is_traced_once_for_all_chunks(monkeypatch):
+  """Whether the state comes from the host or is the step's own output."""
+  original, traced, after = engine.make_step, [], []
+
+  def watched(*args):
+    step = original(*args)
+    return lambda *given: traced.append(1) or step(*given)
+
+  monkeypatch.setattr(engine, 'make_step', watched)
+  original_log = engine._Group._log
+
+  def log(self, *args):
+    after.append(len(traced))
+    return original_log(self, *args)
+
+  monkeypatch.setattr(engine._Group, '_log', log)
+  fit([job({})])
+  assert len(after) > 4
+  assert len(set(after)) == 1
+
+
+# Sources --------------------------------------------------------------------
+
+
+def size_of(feed_job):
+  split = fits.features(feed_job.dataset).get(
+    None if feed_job.teacher else feed_job.recipe.frontend, 'train'
+  )
+  outputs = fits.stored().values() if feed_job.objective.terms else ()
+  return sum(x.nbytes for x in (*split.values(), *outputs))
+
+
+def test_stream_and_parts_agree_with_what_is_resident(whole, lines):
+  """For every term; each is a row of its own."""
+  (streamed,) = fit([job()], stream=True)
+  assert any('read from the disk in every step' in line for line in lines)
+  fits.assert_same_losses(streamed, whole)
+  lines.clear()
+  # Two steps of 8 clips at a time, of 24.
+  (parts,) = fit([job()], budget=size_of(job()) * 17 // 24)
+  assert any('the clips of 2 steps at a time' in line for line in lines)
+  fits.assert_same_losses(parts, whole)
+
+
+def test_group_of_members_streams(members):
+  for one, other in zip(fit(group(), stream=True), members, strict=True):
+    fits.assert_same_losses(one, other)
+
+
+def test_augmented_clips_are_the_same_from_every_source(lines):
+  """With mixup, roll and masks, and the teacher in every step."""
+  made = job(teacher=True, augment=fits.AUGMENT)
+  (whole,) = fit([made])
+  (streamed,) = fit([made], stream=True)
+  fits.assert_same_losses(streamed, whole)
+  lines.clear()
+  (parts,) = fit([made], budget=size_of(made) * 20 // 24)  # 16 of a step.
+  assert any('the clips of 1 steps at a time' in line for line in lines)
+  fits.assert_same_losses(parts, whole)
+  (plain,) = fit([job(teacher=True)])
+  assert abs(fits.losses(plain)['loss'] - fits.losses(whole)['loss']).min() > 0
+
+
+def test_stored_teacher_gives_the_losses_of_the_running_one(whole):
+  (running,) = fit([job(teacher=True)])
+  fits.assert_same_losses(running, whole)
+
+
+def test_steps_without_validation_are_those_of_the_run():
+  """Also where a device gets the clips of one step at a time."""
+  made = job(epochs=2.0)
+  (member,) = fit([made])
+  for budget in (fits.PLENTY, size_of(made) // 3 + 1):
+    with mock.patch.object(feeds.memory, 'device_budget', lambda b=budget: b):
+      found = engine.train_without_validation(made, make_feed(made), 6)
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, 1e-5, 1e-6),
+      found,
+      member.last,
+    )
+
+
+# Members --------------------------------------------------------------------
+
+
+def test_members_are_the_runs_by_themselves(members, whole):
+  """Other seed, other order, other dropout, other weights: one program."""
+  for number in (0, 2):
+    alone = whole if number == 0 else fit([group()[2]])[0]
+    member = members[number]
+    fits.assert_same_losses(member, alone)
+    assert [r.keys() for r in member.rows] == [r.keys() for r in alone.rows]
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, 1e-2, 1e-3),
+      member.last,
+      alone.last,
+    )
+  first, other, last = (fits.losses(member)['loss'] for member in members)
+  assert abs(first - other).min() > 1e-3  # A seed of its own,
+  assert abs(first - last).min() > 1e-3  # and weights.
+
+
+def test_masked_members_are_the_runs_by_themselves():
+  """SpecAugment of log-mel in memory."""
+  masks = {'num_time_masks': 2, 'num_mel_masks': 2}
+  one, two = (job({}, seed, augment=masks, epochs=2.0) for seed in (5, 6))
+  _, member = fit([one, two])
+  fits.assert_same_losses(member, fit([two])[0])
+  plain = fit([job({}, 6, epochs=2.0)])[0]
+  apart = fits.losses(plain)['loss'] - fits.losses(member)['loss']
+  assert abs(apart).min() > 1e-5
+
+
+def test_best_variables_give_the_best_score():
+  """And are the first that did; the last are another thing."""
+  jobs = [job({}, seed, epochs=6.0, eval_every_epochs=1.0) for seed in (1, 2)]
+  found = fit(jobs)
+  assert any(member.best_step < 18 for member in found)
+  for member in found:
+    scores = {
+      row['step']: row['validate/coarse_micro_auprc']
+      for row in member.rows
+      if 'validate/coarse_micro_auprc' in row
+    }
+    assert list(scores) == [3, 6, 9, 12, 15, 18]
+    assert member.best_score == max(scores.values())
+    assert member.best_step == max(scores, key=scores.__getitem__)
+    again = score(member.job, member.best)
+    np.testing.assert_allclose(again, member.best_score, 1e-4)
+    if member.best_step < 18:
+      last = score(member.job, member.last)
+      np.testing.assert_allclose(last, scores[18], 1e-4)
+
+
+def score(of, variables):
+  """Of variables of one model, for the validation split."""
+  layout = devices.Layout(1)
+  scores_MNC = evaluate.predict(
+    of.student(),
+    layout.put(jax.tree.map(lambda x: x[None], variables)),
+    evaluate.Clips(of.dataset.splits['validate']),
+    layout,
+  )
+  truth = datasets.truth(of.dataset.splits['validate'])
+  found = evaluate.score_split(of.dataset, truth, scores_MNC[0])
+  return found['coarse']['micro_auprc']
+
+
+def test_run_learns():
+  (member,) = fit([job({}, epochs=30.0, learning_rate=3e-2)])
+  found = fits.losses(member)['tagging']
+  assert np.mean(found[-6:]) < 0.8 * np.mean(found[:6])
+
+
+def test_members_of_two_programs_are_refused():
+  for other in (
+    job(batch_size=4),
+    job({'kd': 1.0}),
+    dataclasses.replace(job(), dataset=fits.dataset('both')),
+    dataclasses.replace(job(), teacher=fits.frozen()[0]),
+  ):
+    with pytest.raises(ValueError, match='differ in more than seed and weig'):
+      fit([job(), dataclasses.replace(other, name='other')])
+
+
+@pytest.mark.parametrize(
+  ('weights', 'training', 'message'),
+  [
+    ({}, {'batch_size': 7}, 'multiple of the 2 devices'),
+    ({}, {'batch_size': 26}, "26 exceeds the 24 clips of split 'train'"),
+    ({}, {'accumulate_steps': 3}, 'batch_size is 8: expected a'),
+    ({'sp': 1.0}, {'accumulate_steps': 2}, 'accumulate_steps is 2, but sp_we'),
+  ],
+)
+def test_batches_that_cannot_be_are_refused(weights, training, message):
+  for jobs in ([job(weights, **training)], [job(weights, **training)] * 3):
+    with pytest.raises(ValueError, match=message):
+      fit(jobs)
+
+
+# Devices --------------------------------------------------------------------
+
+# On four devices, which this process does not have.
+FOUR = """
+import os, sys
+os.environ['XLA_FLAGS'] = (
+  '--xla_force_host_platform_device_count=4 '
+  '--xla_backend_optimization_level=0')
+import conftest, jax, json
+from engine_test import jobs_on
+import fits
+assert jax.device_count() == 4
+found = {name: [fits.plain(m) for m in fits.fit(jobs)]
+         for name, jobs in jobs_on().items()}
+open(sys.argv[1], 'w').write(json.dumps(found))
+"""
+
+
+def jobs_on():
+  """Fewer members than four devices, and more."""
+  augmented = {'teacher': True, 'augment': fits.AUGMENT, 'ema_decay': 0.9}
+  five = [job(seed=seed, epochs=2.0) for seed in range(5, 10)]
+  return {'one': [job(**augmented)], 'three': five[:3], 'five': five}
+
+
+def test_results_do_not_depend_on_the_number_of_devices(tmp_path):
+  """Batches are spread where there are fewer members, members else."""
+  path = tmp_path / 'found.json'
+  root = pathlib.Path(__file__).resolve().parent
+  child = subprocess.Popen(
+    [sys.executable, '-c', FOUR, str(path)],
+    cwd=root.parent,
+    env={**fits.environ(), 'PYTHONPATH': f'{root.parent}:{root}'},
+    stderr=subprocess.PIPE,
+    stdout=subprocess.DEVNULL,
+    text=True,
+  )
+  expected, on_one = {}, {}
+  for name in ('one', 'three'):
+    expected[name] = fit(jobs_on()[name])
+    with fits.num_devices(1):
+      on_one[name] = fit(jobs_on()[name])
+  _, errors = child.communicate(timeout=240)
+  assert child.returncode == 0, errors
+  on_four = json.loads(path.read_text())
+  assert list(map(len, on_four.values())) == [1, 3, 5]
+  for name, found in on_four.items():
+    own = expected['three' if name == 'five' else name]
+    for member, four in zip(own, found, strict=name != 'five'):
+      assert_alike(member, **four)
+  for name, found in on_one.items():
+    for member, one in zip(expected[name], found, strict=True):
+      assert_alike(member, one.rows, one.last)
+
+
+def assert_alike(member, rows, last):
+  fits.assert_same_losses(dataclasses.replace(member, rows=rows), member)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, 1e-2, 1e-3),
+    member.last,
+    last,
+  )
