@@ -129,6 +129,17 @@ def mask(
   return augment.spec_augment(mel_BTF, keys_B, masks)
 
 
+def frame_reduction(tagger: Tagger) -> int:
+  """Log-mel frames for each frame embedding."""
+  length = 1024  # A multiple of every reduction there is.
+  mel_BTF = jax.ShapeDtypeStruct(
+    (1, length, tagger.frontend.num_mel_bands), jnp.float32
+  )
+  key = jax.random.key(0)
+  output, _ = jax.eval_shape(tagger.module.init_with_output, key, mel_BTF)
+  return length // output.frames_BTD.shape[1]
+
+
 def layer_names(tagger: Tagger) -> tuple[str, ...]:
   """The layers whose frames `forward` gives: `block_1` to `block_n`, `frames`.
 
