@@ -2,8 +2,12 @@
 
   from iusp_jax import iusp_loss
 
-gives the loss for a training loop of your own; `iusp_jax.__all__` lists what
-else there is. Each name is imported when it is first used, so that importing
+gives the loss for a training loop of your own;
+
+  found = iusp_jax.load('runs/iusp-demo')(waveform, sample_rate)
+
+tags a sound with a model that a run trained, `found.present` and
+`found.probabilities`. `iusp_jax.__all__` lists what else there is. Each name is imported when it is first used, so that importing
 the package loads no JAX.
 
 Arrays carry their dimensions as a suffix, one letter an axis:
@@ -27,6 +31,7 @@ _HOME = {
   'log_mel': 'audio.frontend',
   'num_frames': 'audio.frontend',
   'FrontendConfig': 'audio.frontend',
+  'load': 'deploy.tagging',
 }
 
 _MODULES = ('objectives', 'similarity')

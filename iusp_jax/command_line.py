@@ -12,7 +12,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent  # Of run.py, configs/.
-MODES = ('train', 'score', 'table', 'tune', 'report')
+MODES = ('train', 'score', 'table', 'tune', 'report', 'tag', 'export')
+_WITH_NAMES = ('report', 'tag')  # Modes with file names after the flags.
 
 CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file of configs/, with arguments after a colon.'
@@ -39,6 +40,14 @@ TABLE = (
     lower_bound=0,
   ),
 )
+OUTPUT = flags.DEFINE_string(
+  'output',
+  '',
+  'score: a JSON file to write; tag: a .csv or .json file; export: a folder.',
+)
+CHECKPOINT = flags.DEFINE_string(
+  'checkpoint', '', 'tag, export: the workdir of a finished run.'
+)
 SCORE = (
   flags.DEFINE_string('predictions', '', 'score: a CSV file.'),
   flags.DEFINE_string('annotations', '', 'score: a CSV file.'),
@@ -49,8 +58,21 @@ SCORE = (
   flags.DEFINE_enum(
     'labels', 'recomputed', ['recomputed', 'as_shipped'], 'score: coarse tags.'
   ),
-  flags.DEFINE_string('output', '', 'score: a JSON file to write.'),
   flags.DEFINE_integer('bootstrap', 1000, 'score: resamples for intervals.'),
+  OUTPUT,
+)
+TAG = (
+  CHECKPOINT,
+  OUTPUT,
+  flags.DEFINE_integer(
+    'top_k', 0, 'tag: so many tags, instead of those above their thresholds.'
+  ),
+  flags.DEFINE_bool(
+    'frames', False, 'tag: write the probabilities of frames as well.'
+  ),
+  flags.DEFINE_string('plot', '', 'tag: a folder for a plot of each file.'),
+  flags.DEFINE_float('start', 0.0, 'tag: where to begin in a file, s.'),
+  flags.DEFINE_float('seconds', 0.0, 'tag: how much of a file; 0: all, s.'),
 )
 HOSTS = (
   flags.DEFINE_bool('multihost', False, 'On every host of a TPU pod, Slurm…'),
@@ -72,7 +94,7 @@ def main(argv) -> None:
 
   Heavy imports are inside, so that --help is instant.
   """
-  if len(argv) > 1 and MODE.value != 'report':
+  if len(argv) > 1 and MODE.value not in _WITH_NAMES:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   from iusp_jax.runtime import logs, parent, preemption
 
@@ -84,6 +106,9 @@ def main(argv) -> None:
   try:
     if MODE.value in ('score', 'report'):
       _report(argv)
+      return
+    if MODE.value in ('tag', 'export'):
+      _deploy(argv)
       return
     preemption.listen()
     with preemption.stop_instead_of_errors():
@@ -108,6 +133,17 @@ def _report(argv) -> None:
     [files.resolve(name) for name in argv[1:]],
     files.resolve(place) if place else None,
   )
+
+
+def _deploy(argv) -> None:
+  """The modes that use a trained model."""
+  from iusp_jax.deploy import tag_files
+
+  try:
+    if tag_files.run(names=argv[1:], **values(TAG)):
+      sys.exit(1)
+  except KeyboardInterrupt:
+    sys.exit('interrupted')
 
 
 def _train() -> None:
