@@ -82,7 +82,14 @@ def distilled(name: str, arg: str) -> Config:
   config, options = get_config(arg), parse(arg)
   config.name = name
   config.objective.update(weights(name, options['dataset'], options['student']))
+  if name in TUNED.get(options['dataset'], {}).get(options['student'], {}):
+    config.tuned_with = tuned_with(options['dataset'])
   return config
+
+
+def tuned_with(dataset_name: str) -> str:
+  """The teacher that the weights of a data set were tuned with."""
+  return TUNED.get('teachers', {}).get(dataset_name, '')
 
 
 def get_config(arg: str = '') -> Config:
@@ -101,6 +108,7 @@ def get_config(arg: str = '') -> Config:
   config.dataset = dataset(options['dataset'])
   config.student = recipe(STUDENTS[options['student']], num_mel_bands=20)
   config.objective = objective()
+  config.tuned_with = ''  # Teacher that the weights are for, by --mode=tune.
   config.teacher = teacher(options['dataset'])
   if options['demo']:
     make_demo(config)

@@ -231,8 +231,8 @@ def _find_config(argv) -> list[str]:
   if here == ROOT:
     legal = [str(pathlib.Path(file).relative_to(ROOT)) for file in legal]
   raise ValueError(
-    f'--config={path}: no such file in {here}'
-    + (f' or {ROOT}' if here != ROOT else '')
+    f'--config={path}: no such file'
+    + (f' in {here} or {ROOT}' if here != ROOT else '')
     + f': expected one of {", ".join(legal)}{_did_you_mean(path, legal)}'
   )
 

@@ -156,12 +156,12 @@ def test_step_is_traced_once_for_all_chunks(monkeypatch):
 # Sources --------------------------------------------------------------------
 
 
-def size_of(feed_job):
-  split = fits.features(feed_job.dataset).get(
-    None if feed_job.teacher else feed_job.recipe.frontend, 'train'
-  )
-  outputs = fits.stored().values() if feed_job.objective.terms else ()
-  return sum(x.nbytes for x in (*split.values(), *outputs))
+def size_of(made):
+  """Bytes of the arrays of the training clips of a job."""
+  config = None if made.teacher else made.recipe.frontend
+  arrays = fits.features(made.dataset).get(config, 'train')
+  outputs = {} if made.teacher else fits.stored(made.objective.targets)
+  return sum(x.nbytes for x in (*arrays.values(), *outputs.values()))
 
 
 def test_stream_and_parts_agree_with_what_is_resident(whole, lines):

@@ -324,7 +324,7 @@ def test_notice_saves_ends_with_its_code_and_continues(world):
     return time.monotonic() - started
 
   at_once, saves = 'SIGTERM: stops', 'SIGTERM: finishes the step'
-  stop('Downloading and preparing', at_once, 0.2)
+  stop(': prepares it in ', at_once, 0.2)
   stop(rows(TEACHER, 1), saves)
   step = newest(world, 'noticed', TEACHER)
   assert step >= 1

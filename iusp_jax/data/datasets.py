@@ -225,9 +225,12 @@ def _read(split: Split, index: int) -> Mapping[str, Any]:
   try:
     return split.source[int(index)]
   except Exception as error:  # The reader, the decoder: types of their own.
+    info = getattr(split.source, 'dataset_info', None)
+    folder = info.data_dir if info else 'the prepared data set'
     raise ValueError(
-      f'record {index} of split {split.name!r} cannot be read ({error}): '
-      'delete the prepared data set, so that it is built again'
+      f'record {index} of split {split.name!r} in {folder} cannot be read '
+      f'({str(error).strip() or type(error).__name__}): delete {folder}, and '
+      'the same command prepares it again'
     ) from error
 
 

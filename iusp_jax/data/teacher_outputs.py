@@ -113,7 +113,7 @@ def verify(path: pathlib.Path) -> str:
       return (
         f'{path} is damaged: its checksum is not the one it was written with'
       )
-  except (OSError, ValueError, KeyError) as error:
+  except (OSError, ValueError, KeyError, TypeError) as error:
     return f'{path} cannot be checked ({type(error).__name__}: {error})'
   _verified.add(key)
   return ''

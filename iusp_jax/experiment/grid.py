@@ -257,7 +257,9 @@ def check_cells(
     ValueError: naming the cell and the fields in which it differs.
   """
   for run in runs:
-    record = processes.by_primary(lambda run=run: results.read(run.workdir))
+    record = processes.by_primary(
+      lambda run=run: results.read_if_whole(run.workdir)
+    )
     if record is None:
       continue
     if setup is None:
@@ -306,5 +308,5 @@ def folder(workdir: pathlib.Path, cell: Cell) -> pathlib.Path:
 
 
 def done(workdir: pathlib.Path, cell: Cell) -> bool:
-  """Whether a cell has its record."""
-  return results.path_of(folder(workdir, cell)).exists()
+  """Whether a cell has its record; one that is cut short is none."""
+  return results.read_if_whole(folder(workdir, cell)) is not None

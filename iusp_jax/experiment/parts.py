@@ -149,11 +149,22 @@ def recipe(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_same_recipe(path, own, first) -> None:
-  """Raises ValueError naming the fields; one that a part lacks is no other."""
+  """Raises ValueError naming the fields.
+
+  One that a part of an older version lacks is no other; one of
+  `identity.NEUTRAL` is left out where it has its default.
+  """
+  if not (own and first):
+    return
+  own, first = identity.fields(own), identity.fields(first)
+  names = (own.keys() & first.keys()) | {
+    name for name in own.keys() ^ first.keys() if identity.came_later(name)
+  }
   differing = [
-    f'config.{name} {own[name]}, not {first[name]}'
-    for name in sorted(own.keys() & first.keys())
-    if own[name] != first[name]
+    f'config.{name} {own.get(name, "default")}, not '
+    f'{first.get(name, "default")}'
+    for name in sorted(names)
+    if own.get(name) != first.get(name)
   ]
   if differing:
     raise ValueError(
@@ -242,7 +253,7 @@ def _read_part(path: pathlib.Path) -> dict[str, Any]:
     return part
   for number, key in enumerate(part['cells']):
     name = key.pop('name')
-    record = results.read(path / 'cells' / name)
+    record = results.read_if_whole(path / 'cells' / name)
     part['cells'][number] = key | _cell(record)
   part['teachers'] = [
     files.read_json(file) for file in sorted(path.glob('teachers/*.json'))

@@ -1,6 +1,5 @@
 """One run: teacher, student, scores, and all that a run leaves behind."""
 
-import json
 import pathlib
 import time
 from collections.abc import Mapping
@@ -53,6 +52,7 @@ def run(
   """
   started, config = time.monotonic(), identity.plain(config)
   check.check(config)
+  config = teacher.identified(config)
   logs.log(devices.describe(), everywhere=True)
   busy = 'another run works in this --workdir'
   name = f'--workdir is {workdir}'
@@ -74,6 +74,8 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
   alone = config['fit'] == 'teacher'
   setup = Setup(config)
   check.check_batches(config, setup.dataset, bool(objective.terms))
+  if objective.terms and not alone:
+    check.log_conflicts(config)
   others = named_runs(config, setup.dataset)
   keep_config(config, workdir)
   environment.record(workdir, continue_anyway)
@@ -95,8 +97,10 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
         others[BASELINE] = trained.load(workdir / BASELINE)
         extra[BASELINE] = own.get('student')
       record = _student(config, setup, workdir, extra)
-      if compared:
-        record['difference'] = _difference(setup, workdir, config['bootstrap'])
+      if compared and 'test' in setup.dataset.splits:
+        found = _difference(setup, workdir, config['bootstrap'])
+        if processes.is_primary():
+          record['difference'] = found
     if processes.is_primary():
       shown = {'teacher': setup.teacher, **others}
       if not alone:
@@ -141,8 +145,7 @@ def _student(config, setup: Setup, workdir, extra) -> dict[str, Any]:
 
 def _difference(setup: Setup, workdir, bootstrap: int) -> dict[str, Any]:
   """How much more the student scores than the one without distillation."""
-  split = results.scored_splits(setup.dataset)[-1]
-  scores = []
+  split, scores = 'test', []
   for folder in (workdir, workdir / BASELINE):
     found = trained.load(folder)
     scores_NC = results.predict(setup, found.model, found.variables, split)
@@ -249,7 +252,7 @@ def keep_config(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
         'that all processes share; see docs/howto/several_hosts.md'
       )
     time.sleep(1.0)
-  there = json.loads(path.read_text())
+  there = files.read_json(path)
   own = run_identity(config)
   if differing := identity.differences(run_identity(there), own):
     raise ValueError(
