@@ -7,8 +7,8 @@ gives the loss for a training loop of your own;
   found = iusp_jax.load('runs/iusp-demo')(waveform, sample_rate)
 
 tags a sound with a model that a run trained, `found.present` and
-`found.probabilities`. `iusp_jax.__all__` lists what else there is. Each name is imported when it is first used, so that importing
-the package loads no JAX.
+`found.probabilities`. `iusp_jax.__all__` lists what else there is. Each name
+is imported when it is first used, so that importing the package loads no JAX.
 
 Arrays carry their dimensions as a suffix, one letter an axis:
 
@@ -19,6 +19,8 @@ Arrays carry their dimensions as a suffix, one letter an axis:
 """
 
 import importlib
+
+__version__ = '0.1.0'
 
 # Public names, and the modules that define them.
 _HOME = {

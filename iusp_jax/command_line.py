@@ -1,6 +1,12 @@
-"""The flags of run.py, where a run goes, and what each mode starts."""
+"""The flags of run.py and of the command iusp, and what each mode starts.
+
+`iusp MODE …` is `python run.py --mode=MODE …`. Configs are found in the current
+folder, in the checkout, or inside the installed package, and also by their
+names: `iusp train --config=iusp:demo`.
+"""
 
 import difflib
+import importlib
 import itertools
 import pathlib
 import re
@@ -11,7 +17,9 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent  # Of run.py, configs/.
+_PACKAGE = pathlib.Path(__file__).resolve().parent
+_INSTALLED = (_PACKAGE / 'configs').is_dir()  # Not so in a checkout.
+ROOT = _PACKAGE if _INSTALLED else _PACKAGE.parent  # Of configs/.
 MODES = ('train', 'score', 'table', 'tune', 'report', 'tag', 'export')
 _WITH_NAMES = ('report', 'tag')  # Modes with file names after the flags.
 
@@ -219,6 +227,9 @@ def workdir() -> str:
 
 def parse(argv):
   """Reads the flags; a typo in a config or argument is one plain line."""
+  flags.FLAGS.set_gnu_getopt(True)  # Flags may follow file names.
+  if _INSTALLED:  # So that `from configs import base` finds it.
+    sys.modules['configs'] = importlib.import_module('iusp_jax.configs')
   try:
     argv = _find_config(argv)
     return flags.FLAGS(argv)
@@ -245,8 +256,9 @@ def _config_name(argv) -> str:
 def _find_config(argv) -> list[str]:
   """The words of a command, with --config where its file is.
 
-  A relative path that is not in the current folder is looked for beside
-  run.py, so that the program can be run from any folder.
+  A relative path that is not in the current folder is looked for where the
+  program is, so that it can be run from any folder; `iusp` is
+  `configs/iusp.py` there.
 
   Raises:
     ValueError: where there is no such file.
@@ -256,21 +268,47 @@ def _find_config(argv) -> list[str]:
     return list(argv)
   path, colon, arguments = name.partition(':')
   places = [pathlib.Path(path).expanduser(), ROOT / path]
+  by_name = re.fullmatch(r'\w+', path) is not None
+  if by_name:
+    places.append(ROOT / 'configs' / f'{path}.py')
   for place in places:
     if place.is_file():
       found = f'{place}{colon}{arguments}'
       return [_replace_config(word, name, found) for word in argv]
   legal = sorted(
-    str(file) for file in ROOT.glob('configs/*.py') if file.stem != '__init__'
+    file.stem if by_name else str(file)
+    for file in ROOT.glob('configs/*.py')
+    if file.stem != '__init__'
   )
   here = pathlib.Path.cwd()
   if here == ROOT:
-    legal = [str(pathlib.Path(file).relative_to(ROOT)) for file in legal]
+    legal = [name.removeprefix(f'{ROOT}/') for name in legal]
   raise ValueError(
     f'--config={path}: no such file'
     + (f' in {here} or {ROOT}' if here != ROOT else '')
     + f': expected one of {", ".join(legal)}{_did_you_mean(path, legal)}'
   )
+
+
+def start() -> None:
+  """The command iusp."""
+  for flag in flags.FLAGS.get_key_flags_for_module(__name__):
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # For --help.
+  app.run(main, with_mode(sys.argv), flags_parser=parse)
+
+
+def with_mode(argv) -> list[str]:
+  """A command whose first word is a mode, with --mode; another as it is."""
+  program, *words = argv
+  if not words:
+    sys.exit(f'usage: iusp {"|".join(MODES)} [flags]; iusp --help lists them')
+  if words[0].startswith('-'):
+    return list(argv)
+  mode, *words = words
+  if mode not in MODES:
+    near = _did_you_mean(mode, MODES)
+    sys.exit(f'error: iusp {mode}: expected one of {", ".join(MODES)}{near}')
+  return [program, f'--mode={mode}', *words]
 
 
 def _replace_config(word: str, name: str, found: str) -> str:

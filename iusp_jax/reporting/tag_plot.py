@@ -69,6 +69,7 @@ def plot(
       vmax=limit,
       extent=(start_seconds, last, last, start_seconds),
     )
+    axes.set_anchor('N')
     axes.set_title('similarity of frames, √T·G − mean', loc='left')
     axes.set_xlabel('time (s)')
     page.colorbar(image, ax=axes, location='bottom', shrink=0.8, aspect=30)
