@@ -7,9 +7,7 @@ from experiments import load_dataset, table_config_of
 
 from configs import base
 from configs import table as table_config
-from iusp_jax.data import teacher_outputs
-from iusp_jax.experiment import grid, setup
-from iusp_jax.training.recipe import Recipe
+from iusp_jax.experiment import grid
 
 
 def test_grid_is_every_combination():
@@ -100,29 +98,6 @@ def test_weights_that_nobody_tuned_are_known(monkeypatch):
   assert grid.untuned(config) == ['crnn_32 sp', 'crnn_32 iusp_sp', *of_cnn]
   config = table_config.get_config('clips')
   assert len(grid.untuned(config)) == 4 * len(config.table.students)
-
-
-@pytest.mark.parametrize(
-  ('fields', 'targets', 'clips', 'reason'),
-  [
-    ({}, ['frame_gram', 'batch_gram'], 24, ''),
-    ({}, ['batch_gram'], 25, 'batch_gram of 25 clips is a matrix'),
-    ({}, ['frame_gram'], 25, ''),
-    ({'mixup_alpha': 0.5}, ['logits'], 24, 'mixup_alpha is 0.5'),
-    ({'num_time_masks': 2}, ['logits'], 24, 'num_time_masks is 2'),
-    ({'time_roll_seconds': 1.0}, ['logits'], 24, 'time_roll_seconds is 1.0'),
-  ],
-)
-def test_reason_for_a_teacher_in_every_step(
-  fields, targets, clips, reason, monkeypatch, tmp_path
-):
-  monkeypatch.setattr(teacher_outputs, 'MAX_PAIRWISE_CLIPS', 24)
-  config = table_config_of(tmp_path)
-  config.student.augment.update(fields)
-  recipe = Recipe.from_config(config.student.to_dict())
-  found = setup.teacher_must_run(recipe, targets, str(tmp_path), clips)
-  assert reason in found
-  assert bool(found) == bool(reason)
 
 
 @pytest.mark.parametrize('ratios', [(), (0.0, 1.0), (1.0, float('inf'))])
