@@ -49,7 +49,12 @@ ZERO_IS_LEGAL = {
 }  # fmt: skip
 NEGATIVE_IS_LEGAL = {'dataset.builder.detect_half_db'}
 # They have a default, and need none.
-EMPTY_IS_LEGAL = {'compare_with', 'dataset.manual_dir', 'teacher.checkpoint'}
+EMPTY_IS_LEGAL = {
+  'compare_with',
+  'dataset.manual_dir',
+  'teacher.checkpoint',
+  'tuned_with',
+}
 
 
 def zero_is_legal(field):

@@ -334,7 +334,7 @@ def kept_layers(monkeypatch, made):
     return output, statistics
 
   monkeypatch.setattr(tagger, 'forward', watched)
-  evaluate.compile_predict.cache_clear()  # So that it is traced as well.
+  evaluate.compile_map.cache_clear()  # So that it is traced as well.
   fit([made])
   return set(asked)
 

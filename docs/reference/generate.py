@@ -118,7 +118,7 @@ def _arguments() -> str:
   """From the docstring of configs/base.py."""
   text = inspect.getdoc(base) or ''
   start = text.index('  --config=')
-  return '\n' + text[start : text.index('\n\nNot run by itself')] + '\n'
+  return '\n' + text[start : text.index('\n\nAs it stands')] + '\n'
 
 
 def _dataset() -> str:

@@ -57,13 +57,13 @@ class Features:
     """Warns once of tags that most batches have no clip of."""
     count_C = (tags_NC > 0).sum(axis=0)
     rare = [
-      f'{tag} {count}'
+      f'{tag!r} {count}'
       for tag, count in zip(self._dataset.tags, count_C, strict=True)
       if 0 < count < batch_size
     ]
     if rare and batch_size not in self._warned:
       logs.log(
-        f'warning: fewer clips of train have a tag than a batch has clips, '
+        f'warning: tags with fewer clips in train than a batch has, '
         f'{batch_size}: {", ".join(rare)}; many batches have none of them, see '
         'training.batch_size'
       )

@@ -88,7 +88,7 @@ def read_metadata(workdir: pathlib.Path) -> dict[str, Any]:
       f'run, with {METADATA} and checkpoints{hint}'
     )
   metadata = files.read_json(path, _remedy(workdir))
-  if not isinstance(metadata, dict) or not _FIELDS <= metadata.keys():
+  if not isinstance(metadata, dict) or not metadata.keys() >= _FIELDS:
     raise ValueError(
       f'{path} lacks some of the fields {", ".join(sorted(_FIELDS))}: it is '
       f'damaged or of another version; {_remedy(workdir)}'
