@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 
 import jax
 import numpy as np
@@ -11,7 +10,6 @@ from experiments import changed, save_teacher
 from fakes import dataset, teacher_recipe
 
 from configs import base
-from iusp_jax.data import teacher_outputs
 from iusp_jax.experiment import identity, teacher
 from iusp_jax.models import tagger, trained
 from iusp_jax.runtime import checkpoint
@@ -181,115 +179,3 @@ def test_damaged_teacher_of_the_cache_names_what_to_delete(
   with pytest.raises(ValueError, match=message) as error:
     teacher.get_or_train(config, fake)
   assert 'elete' in str(error.value)
-
-
-# What is stored of a teacher.
-
-
-def folder_of(place, model, fake, split='train', precision='float32'):
-  found = teacher.load(model, fake)
-  return teacher_outputs.Folder(place, found, fake.splits[split], precision)
-
-
-def test_outputs_that_are_cut_off_are_not_there(
-  tmp_path, model, fake, monkeypatch
-):
-  def full(*_, **__):
-    raise OSError(28, 'No space left on device')
-
-  # Space is asked for before a number is written: a write into a mapped file
-  # without space ends the process.
-  monkeypatch.setattr(os, 'posix_fallocate', full)
-  with pytest.raises(OSError, match='no space for'):
-    folder_of(tmp_path, model, fake).get_or_build(['logits'])
-  assert [path.name for path in tmp_path.iterdir()] == ['.lock']
-
-
-def test_every_teacher_split_and_data_set_has_its_own_folder(model, fake):
-  found = teacher.load(model, fake)
-  # Of the same recipe, as another machine or version would train it.
-  twin = dataclasses.replace(
-    found, variables=jax.tree.map(lambda x: x + 1e-6, found.variables)
-  )
-  assert twin.fingerprint == found.fingerprint
-  smaller = dataset('coarse', sizes=(9, 4, 4))
-  names = [
-    teacher_outputs.folder_name(*arguments)
-    for arguments in [
-      (found, fake.fingerprint(), 'train float32'),
-      (twin, fake.fingerprint(), 'train float32'),
-      (found, fake.fingerprint(), 'test float32'),
-      (found, fake.fingerprint(), 'train float16'),
-      (found, smaller.fingerprint(), 'train float32'),
-    ]
-  ]
-  assert len(set(names)) == len(names)
-
-
-def test_stored_outputs_are_each_clips_own(tmp_path, model, fake):
-  folder = folder_of(tmp_path, model, fake)
-  names = ['logits', 'frame_gram', 'batch_gram']
-  stored = folder.get_or_build(names)
-  wave_BS = np.stack([example['audio'] for example in folder.split.source])
-  mel_BTF = tagger.log_mel(folder.teacher.model, wave_BS)
-  output = tagger.apply(folder.teacher.model, folder.teacher.variables, mel_BTF)
-  frames_BTD = np.asarray(output.frames_BTD, np.float64)
-  gram_BTT = frames_BTD @ frames_BTD.swapaxes(1, 2)
-  gram_BTT /= np.abs(gram_BTT).max((1, 2), keepdims=True)
-  flat = frames_BTD.reshape(len(frames_BTD), -1)
-  expected = output.logits_BC, gram_BTT, flat @ flat.T
-  for name, values in zip(names, expected, strict=True):
-    np.testing.assert_allclose(stored[name], values, 1e-4, 1e-4, err_msg=name)
-
-
-def test_a_new_target_leaves_the_finished_ones(tmp_path, model, fake, capsys):
-  folder = folder_of(tmp_path, model, fake)
-  folder.get_or_build(['logits'])
-  kept = folder.file('logits').stat()
-  of = json.loads(folder.file('logits').with_suffix('.json').read_text())
-  assert of['format'] == teacher_outputs.FORMAT
-  assert of['target'] == 'logits'
-  assert of['shape'] == [8, 8]
-  assert of['dtype'] == 'float32'
-  assert of['sha256'] == teacher_outputs.checksum(folder.file('logits'))
-  folder.get_or_build(['logits', 'frame_gram@block_2'])
-  lines = capsys.readouterr().out.splitlines()
-  assert 'stores logits of 8 train clips' in lines[0]
-  assert 'stores frame_gram@block_2 of 8 train clips' in lines[1]
-  assert len(lines) == 2
-  now = folder.file('logits').stat()
-  assert (now.st_ino, now.st_mtime_ns) == (kept.st_ino, kept.st_mtime_ns)
-
-
-@pytest.mark.parametrize('damage', ['flip', 'cut', 'no metadata', 'format'])
-def test_damaged_outputs_are_reported_and_made_anew(
-  damage, tmp_path, model, fake, capsys, monkeypatch
-):
-  folder = folder_of(tmp_path, model, fake, precision='float16')
-  names = ['logits', 'frame_gram']
-  before = {k: np.array(x) for k, x in folder.get_or_build(names).items()}
-  assert before['frame_gram'].dtype == np.float16
-  assert before['logits'].dtype == np.float32
-  path = folder.file('logits')
-  content = bytearray(path.read_bytes())
-  metadata = path.with_suffix('.json')
-  match damage:
-    case 'flip':
-      content[-1] ^= 1
-      path.write_bytes(content)
-    case 'cut':
-      path.write_bytes(content[:-4])
-    case 'no metadata':
-      metadata.unlink()
-    case 'format':
-      text = metadata.read_text().replace('"format": 1', '"format": 0')
-      metadata.write_text(text)
-  monkeypatch.setattr(teacher_outputs, '_verified', set())
-  capsys.readouterr()
-  after = folder.get_or_build(names)
-  printed = capsys.readouterr().out
-  assert str(path) in printed
-  assert 'made anew' in printed
-  assert 'stores logits of' in printed
-  for name in names:
-    np.testing.assert_array_equal(after[name], before[name])
