@@ -214,6 +214,14 @@ def test_stored_teacher_gives_the_losses_of_the_running_one(whole):
   fits.assert_same_losses(running, stored)
   apart = fits.losses(whole)['loss'] - fits.losses(stored)['loss']
   assert abs(apart).min() > 1e-3  # They do something.
+  half = {
+    key: x.astype('float16') if 'frame_gram' in key else x
+    for key, x in fits.stored(job().objective.targets).items()
+  }
+  feed = fits.features(fits.fake()).feed(job(), half)
+  (rounded,) = fit([job(augment={})], feed=feed)
+  fits.assert_same_losses(rounded, stored, 3e-3, 3e-2)
+  assert (fits.losses(rounded)['iusp'] != fits.losses(stored)['iusp']).any()
 
 
 def test_steps_without_validation_are_those_of_the_run(whole):
@@ -246,6 +254,17 @@ def test_members_are_the_runs_by_themselves(members, whole):
   first, other, last = (fits.losses(member)['loss'] for member in members)
   assert abs(first - other).min() > 1e-3  # A seed of its own,
   assert abs(first - last).min() > 1e-3  # and weights.
+
+
+def test_members_under_one_vmap_are_the_same(members, monkeypatch):
+  """As on a GPU; on a CPU they are computed one after the other."""
+  assert devices.best_vmap_size() == 1
+  monkeypatch.setattr(devices, 'best_vmap_size', lambda: 64)
+  evaluate.compile_map.cache_clear()
+  for one, other in zip(fit(group()), members, strict=True):
+    fits.assert_same_losses(one, other)
+    np.testing.assert_allclose(one.best_score, other.best_score, 1e-3)
+  evaluate.compile_map.cache_clear()
 
 
 @pytest.fixture(scope='module')
