@@ -292,6 +292,14 @@ def test_best_variables_give_the_best_score(learned):
     np.testing.assert_allclose(last, scores[24], 1e-4)
 
 
+def test_best_of_equal_scores_is_the_first(monkeypatch):
+  scores_MNC = np.zeros((1, 11, len(fits.fake().tags)))
+  monkeypatch.setattr(engine.evaluate, 'predict', lambda *_, **__: scores_MNC)
+  (member,) = fit([job()])
+  assert member.best_step == 6
+  assert bits(member)[4] != bits(member)[5]  # The last is another.
+
+
 def score(of, variables):
   """Of variables of one model, for the validation split."""
   layout = devices.Layout(1)
