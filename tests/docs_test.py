@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +119,23 @@ def test_generated_pages_are_those_of_the_code():
   spec.loader.exec_module(generate)
   for page, content in generate.pages().items():
     assert (path.parent / page).read_text() == content
+
+
+def test_layers_of_the_architecture_are_those_of_the_contract():
+  page = (ROOT / 'docs/explanation/architecture.md').read_text()
+  rows = re.findall(r'^\| (\d) \|.*?`iusp_jax/(\w+)', page, re.MULTILINE)
+  place = {package: int(number) for number, package in rows}
+  text = (ROOT / 'pyproject.toml').read_text()
+  contracts = tomllib.loads(text)['tool']['importlinter']['contracts']
+  (layers,) = [c['layers'] for c in contracts if c['id'] == 'layers']
+  numbers = []
+  for layer in layers:
+    packages = re.findall(r'\w+', layer)
+    found = {place.pop(name) for name in packages if name != 'similarity'}
+    assert len(found) <= 1  # The module similarity names others' functions.
+    numbers += found
+  assert numbers == sorted(numbers, reverse=True)
+  assert not place
 
 
 # Commands --------------------------------------------------------------------

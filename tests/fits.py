@@ -62,8 +62,8 @@ class Small(nn.Module):
         keys_B
       )
       pooled_BD = jnp.where(kept_BD, pooled_BD / keep, 0.0)
-    tags = nn.Dense(self.num_tags, name='tags')
-    return models.TaggerOutput(tags(pooled_BD), frames_BTD, tags(frames_BTD))
+    dense = nn.Dense(self.num_tags, name='tags')
+    return models.TaggerOutput(dense(pooled_BD), frames_BTD, dense(frames_BTD))
 
 
 class Job(step.Job):

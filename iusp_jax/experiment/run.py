@@ -84,7 +84,6 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
     scores: dict[str, Any] = {}
     found = setup.get_teacher(required=alone or bool(objective.terms))
     if found is not None:
-      check.check_teacher_layers(found.model, objective)
       extra['teacher'], scores = results.measure_trained(
         setup, found, config['bootstrap']
       )
