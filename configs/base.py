@@ -13,8 +13,9 @@ Arguments follow the file name, separated by commas, in any order:
   seed=N         of the student: initial values, order, dropout
   student=NAME   one of STUDENTS below
 
-Not run by itself: as it stands it is the student without a teacher, whose
-scores are in baseline.py. The teacher's are in teacher.py.
+As it stands it is the student without a teacher, whose scores are in
+baseline.py; `--config.objective.<term>_weight=1` adds a term. The scores of the
+teacher are in teacher.py.
 """
 
 import difflib
@@ -38,7 +39,7 @@ DATASETS = {
 
 # The paper's student is one convolution and one LSTM on 20 bands; the number
 # is the hidden width. The others are our additions: 3 to 84 thousand
-# parameters, 1 to 13 million multiply-accumulates a clip (every run says its
+# parameters, 1 to 13 million multiply-accumulates a clip (every run logs its
 # own). The MobileNets leave out the three widest stages, which fit no device of
 # that kind, have one block a stage and expand by 3; their first convolution
 # takes all the strides in time.

@@ -2,9 +2,13 @@
 
   from iusp_jax import iusp_loss
 
-gives the loss for a training loop of your own; `iusp_jax.__all__` lists what
-else there is. Each name is imported when it is first used, so that importing
-the package loads no JAX.
+gives the loss for a training loop of your own;
+
+  found = iusp_jax.load('runs/iusp-demo')(waveform, sample_rate)
+
+tags a sound with a model that a run trained, `found.present` and
+`found.probabilities`. `iusp_jax.__all__` lists what else there is. Each name
+is imported when it is first used, so that importing the package loads no JAX.
 
 Arrays carry their dimensions as a suffix, one letter an axis:
 
@@ -15,6 +19,8 @@ Arrays carry their dimensions as a suffix, one letter an axis:
 """
 
 import importlib
+
+__version__ = '0.1.0'
 
 # Public names, and the modules that define them.
 _HOME = {
@@ -27,6 +33,7 @@ _HOME = {
   'log_mel': 'audio.frontend',
   'num_frames': 'audio.frontend',
   'FrontendConfig': 'audio.frontend',
+  'load': 'deploy.tagging',
 }
 
 _MODULES = ('objectives', 'similarity')

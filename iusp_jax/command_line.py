@@ -1,6 +1,12 @@
-"""The flags of run.py, where a run goes, and what each mode starts."""
+"""The flags of run.py and of the command iusp, and what each mode starts.
+
+`iusp MODE …` is `python run.py --mode=MODE …`. Configs are found in the current
+folder, in the checkout, or inside the installed package, and also by their
+names: `iusp train --config=iusp:demo`.
+"""
 
 import difflib
+import importlib
 import itertools
 import pathlib
 import re
@@ -11,8 +17,11 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent  # Of run.py, configs/.
-MODES = ('train', 'score', 'table', 'tune', 'report')
+_PACKAGE = pathlib.Path(__file__).resolve().parent
+_INSTALLED = (_PACKAGE / 'configs').is_dir()  # Not so in a checkout.
+ROOT = _PACKAGE if _INSTALLED else _PACKAGE.parent  # Of configs/.
+MODES = ('train', 'score', 'table', 'tune', 'report', 'tag', 'export')
+_WITH_NAMES = ('report', 'tag')  # Modes with file names after the flags.
 
 CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file of configs/, with arguments after a colon.'
@@ -39,6 +48,14 @@ TABLE = (
     lower_bound=0,
   ),
 )
+OUTPUT = flags.DEFINE_string(
+  'output',
+  '',
+  'score: a JSON file to write; tag: a .csv or .json file; export: a folder.',
+)
+CHECKPOINT = flags.DEFINE_string(
+  'checkpoint', '', 'tag, export: the workdir of a finished run.'
+)
 SCORE = (
   flags.DEFINE_string('predictions', '', 'score: a CSV file.'),
   flags.DEFINE_string('annotations', '', 'score: a CSV file.'),
@@ -49,8 +66,21 @@ SCORE = (
   flags.DEFINE_enum(
     'labels', 'recomputed', ['recomputed', 'as_shipped'], 'score: coarse tags.'
   ),
-  flags.DEFINE_string('output', '', 'score: a JSON file to write.'),
   flags.DEFINE_integer('bootstrap', 1000, 'score: resamples for intervals.'),
+  OUTPUT,
+)
+TAG = (
+  CHECKPOINT,
+  OUTPUT,
+  flags.DEFINE_integer(
+    'top_k', 0, 'tag: so many tags, instead of those above their thresholds.'
+  ),
+  flags.DEFINE_bool(
+    'frames', False, 'tag: write the probabilities of frames as well.'
+  ),
+  flags.DEFINE_string('plot', '', 'tag: a folder for a plot of each file.'),
+  flags.DEFINE_float('start', 0.0, 'tag: where to begin in a file, s.'),
+  flags.DEFINE_float('seconds', 0.0, 'tag: how much of a file; 0: all, s.'),
 )
 HOSTS = (
   flags.DEFINE_bool('multihost', False, 'On every host of a TPU pod, Slurm…'),
@@ -72,7 +102,7 @@ def main(argv) -> None:
 
   Heavy imports are inside, so that --help is instant.
   """
-  if len(argv) > 1 and MODE.value != 'report':
+  if len(argv) > 1 and MODE.value not in _WITH_NAMES:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   from iusp_jax.runtime import logs, parent, preemption
 
@@ -84,6 +114,9 @@ def main(argv) -> None:
   try:
     if MODE.value in ('score', 'report'):
       _report(argv)
+      return
+    if MODE.value in ('tag', 'export'):
+      _deploy(argv)
       return
     preemption.listen()
     with preemption.stop_instead_of_errors():
@@ -108,6 +141,17 @@ def _report(argv) -> None:
     [files.resolve(name) for name in argv[1:]],
     files.resolve(place) if place else None,
   )
+
+
+def _deploy(argv) -> None:
+  """The modes that use a trained model."""
+  from iusp_jax.deploy import tag_files
+
+  try:
+    if tag_files.run(names=argv[1:], **values(TAG)):
+      sys.exit(1)
+  except KeyboardInterrupt:
+    sys.exit('interrupted')
 
 
 def _train() -> None:
@@ -183,6 +227,9 @@ def workdir() -> str:
 
 def parse(argv):
   """Reads the flags; a typo in a config or argument is one plain line."""
+  flags.FLAGS.set_gnu_getopt(True)  # Flags may follow file names.
+  if _INSTALLED:  # So that `from configs import base` finds it.
+    sys.modules['configs'] = importlib.import_module('iusp_jax.configs')
   try:
     argv = _find_config(argv)
     return flags.FLAGS(argv)
@@ -209,8 +256,9 @@ def _config_name(argv) -> str:
 def _find_config(argv) -> list[str]:
   """The words of a command, with --config where its file is.
 
-  A relative path that is not in the current folder is looked for beside
-  run.py, so that the program can be run from any folder.
+  A relative path that is not in the current folder is looked for where the
+  program is, so that it can be run from any folder; `iusp` is
+  `configs/iusp.py` there.
 
   Raises:
     ValueError: where there is no such file.
@@ -220,21 +268,47 @@ def _find_config(argv) -> list[str]:
     return list(argv)
   path, colon, arguments = name.partition(':')
   places = [pathlib.Path(path).expanduser(), ROOT / path]
+  by_name = re.fullmatch(r'\w+', path) is not None
+  if by_name:
+    places.append(ROOT / 'configs' / f'{path}.py')
   for place in places:
     if place.is_file():
       found = f'{place}{colon}{arguments}'
       return [_replace_config(word, name, found) for word in argv]
   legal = sorted(
-    str(file) for file in ROOT.glob('configs/*.py') if file.stem != '__init__'
+    file.stem if by_name else str(file)
+    for file in ROOT.glob('configs/*.py')
+    if file.stem != '__init__'
   )
   here = pathlib.Path.cwd()
   if here == ROOT:
-    legal = [str(pathlib.Path(file).relative_to(ROOT)) for file in legal]
+    legal = [name.removeprefix(f'{ROOT}/') for name in legal]
   raise ValueError(
     f'--config={path}: no such file'
     + (f' in {here} or {ROOT}' if here != ROOT else '')
     + f': expected one of {", ".join(legal)}{_did_you_mean(path, legal)}'
   )
+
+
+def start() -> None:
+  """The command iusp."""
+  for flag in flags.FLAGS.get_key_flags_for_module(__name__):
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # For --help.
+  app.run(main, with_mode(sys.argv), flags_parser=parse)
+
+
+def with_mode(argv) -> list[str]:
+  """A command whose first word is a mode, with --mode; another as it is."""
+  program, *words = argv
+  if not words:
+    sys.exit(f'usage: iusp {"|".join(MODES)} [flags]; iusp --help lists them')
+  if words[0].startswith('-'):
+    return list(argv)
+  mode, *words = words
+  if mode not in MODES:
+    near = _did_you_mean(mode, MODES)
+    sys.exit(f'error: iusp {mode}: expected one of {", ".join(MODES)}{near}')
+  return [program, f'--mode={mode}', *words]
 
 
 def _replace_config(word: str, name: str, found: str) -> str:

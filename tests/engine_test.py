@@ -61,7 +61,7 @@ def chunks_of(sizes):
     room = self.plan.next_milestone(self._step) - self._step
     return min(size, room, self.source.max_steps)
 
-  return mock.patch.object(engine._Group, '_next_chunk', next_chunk)
+  return mock.patch.object(engine.Group, '_next_chunk', next_chunk)
 
 
 # Chunks ---------------------------------------------------------------------
@@ -96,7 +96,7 @@ def test_chunks_take_about_so_many_seconds_by_the_clock(monkeypatch):
   monkeypatch.setattr(engine, 'time', clock)
   monkeypatch.setattr(engine, 'CHUNK_SECONDS', 2.0)
   seconds = iter([60.0, 0.5, 0.5, 0.5, 0.5, 0.2, 0.2, 0.2, 0.2, 0.2, 5.0, 5.0])
-  made = engine._Group([job(eval_every_epochs=4.0)], make_feed(job()), None)
+  made = engine.Group([job(eval_every_epochs=4.0)], make_feed(job()), None)
   advance = made.advance
 
   def watched(members, shared):
@@ -117,13 +117,13 @@ def test_chunk_steps_is_the_most_of_a_chunk(monkeypatch, whole):
   """And a chunk ends at a validation."""
   monkeypatch.setattr(engine, 'CHUNK_SECONDS', 1e9)
   sizes, found = [], []
-  original = engine._Group._next_chunk
+  original = engine.Group._next_chunk
 
   def watched(self):
     sizes.append(original(self))
     return sizes[-1]
 
-  monkeypatch.setattr(engine._Group, '_next_chunk', watched)
+  monkeypatch.setattr(engine.Group, '_next_chunk', watched)
   for most in (2, 0):
     sizes.clear()
     (member,) = fit([job()], chunk_steps=most)
@@ -141,13 +141,13 @@ def test_step_is_traced_once_for_all_chunks(monkeypatch):
     return lambda *given: traced.append(1) or step(*given)
 
   monkeypatch.setattr(engine, 'make_step', watched)
-  original_log = engine._Group._log
+  original_log = engine.Group._log
 
   def log(self, *args):
     after.append(len(traced))
     return original_log(self, *args)
 
-  monkeypatch.setattr(engine._Group, '_log', log)
+  monkeypatch.setattr(engine.Group, '_log', log)
   fit([job({})])
   assert len(after) > 4
   assert len(set(after)) == 1
@@ -156,12 +156,12 @@ def test_step_is_traced_once_for_all_chunks(monkeypatch):
 # Sources --------------------------------------------------------------------
 
 
-def size_of(feed_job):
-  split = fits.features(feed_job.dataset).get(
-    None if feed_job.teacher else feed_job.recipe.frontend, 'train'
-  )
-  outputs = fits.stored().values() if feed_job.objective.terms else ()
-  return sum(x.nbytes for x in (*split.values(), *outputs))
+def size_of(made):
+  """Bytes of the arrays of the training clips of a job."""
+  config = None if made.teacher else made.recipe.frontend
+  arrays = fits.features(made.dataset).get(config, 'train')
+  outputs = {} if made.teacher else fits.stored(made.objective.targets)
+  return sum(x.nbytes for x in (*arrays.values(), *outputs.values()))
 
 
 def test_stream_and_parts_agree_with_what_is_resident(whole, lines):

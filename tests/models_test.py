@@ -399,7 +399,10 @@ def test_pooling_of_equal_or_huge_frames_has_finite_gradients(pooling):
   @jax.jit
   def run(parameters, frames):
     return jax.value_and_grad(
-      lambda p, x: jnp.square(head.apply({'params': p}, x)).sum(), (0, 1)
+      lambda p, x: sum(
+        jnp.square(logits).sum() for logits in head.apply({'params': p}, x)
+      ),
+      (0, 1),
     )(parameters, frames)
 
   for value in (0.0, -4.6, 1e4, -1e4):
@@ -435,7 +438,7 @@ def test_mean_max_by_definition():
     'params': {'tags': {'kernel': jnp.ones((2, 1)), 'bias': jnp.zeros(1)}}
   }
   value, gradient = jax.value_and_grad(
-    lambda frames: head.apply(variables, frames).sum()
+    lambda frames: head.apply(variables, frames)[0].sum()
   )(frames)
   np.testing.assert_allclose(value, 3 + 4 - 2 - 1)
   # The first of equal frames has the maximum's whole gradient.
@@ -450,8 +453,22 @@ def test_linear_softmax_by_definition():
   kernel = np.asarray(variables['params']['tags']['kernel'], np.float64)
   p = 1 / (1 + np.exp(-np.asarray(frames, np.float64) @ kernel))
   expected = (p**2).sum(1) / p.sum(1)
-  got = jax.nn.sigmoid(head.apply(variables, frames))
+  got = jax.nn.sigmoid(head.apply(variables, frames)[0])
   np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('pooling', layers.POOLINGS)
+def test_a_frame_gets_the_logits_of_a_clip_of_nothing_else(pooling):
+  frames = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 5)), 'f4')
+  head = layers.Head(3, pooling, 0.5)
+  variables = jax.jit(head.init)(jax.random.key(0), frames)
+  keys = jax.random.split(jax.random.key(3), 4)
+  for key in (None, keys):  # Frames have the dropout mask of their clip.
+    found = head.apply(variables, frames, key)[1]
+    assert found.shape == (4, 8, 3)
+    repeated = jnp.repeat(frames[:, 5:6], 7, axis=1)
+    alone = head.apply(variables, repeated, key)[0]
+    np.testing.assert_allclose(found[:, 5], alone, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('pooling', ['mean_max', 'attention'])
@@ -459,7 +476,7 @@ def test_dropout_follows_the_key_of_the_clip(pooling):
   frames = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 5)), 'f4')
   head = layers.Head(4, pooling, 0.5)
   variables = jax.jit(head.init)(jax.random.key(0), frames)
-  run = jax.jit(head.apply)
+  run = jax.jit(lambda *inputs: head.apply(*inputs)[0])
   keys = jax.random.split(jax.random.key(3), 4)
   whole, order = run(variables, frames, keys), jnp.asarray([2, 0, 3, 1])
   np.testing.assert_allclose(
@@ -469,7 +486,7 @@ def test_dropout_follows_the_key_of_the_clip(pooling):
     run(variables, frames[1:2], keys[1:2])[0], whole[1], atol=1e-5
   )
   assert float(abs(run(variables, frames, keys[::-1]) - whole).max()) > 1e-3
-  plain = layers.Head(4, pooling).apply(variables, frames)
+  plain, _ = layers.Head(4, pooling).apply(variables, frames)
   np.testing.assert_allclose(run(variables, frames, None), plain, atol=1e-5)
 
 

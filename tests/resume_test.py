@@ -37,7 +37,7 @@ def whole(tmp_path_factory):
   return fit(group(), workdir), workdir
 
 
-CHUNK = engine._Group, '_next_chunk'
+CHUNK = engine.Group, '_next_chunk'
 VALIDATION = engine.evaluate, 'predict'
 
 

@@ -266,7 +266,7 @@ def test_named_runs_and_the_time_of_a_run_in_two_goes(
   assert f'teacher: cnn, {parameters:,} parameters' in printed
   rows = (tmp_path / 'similarities.txt').read_text().splitlines()
   shown = {row.split()[1] for row in rows[1:-1]}
-  assert shown == {'teacher', 'student', 'run'}
+  assert shown == {'teacher', 'student', tiny_run.name}
   seconds = record['wall_seconds']
   assert seconds['num_processes'] == 2
   assert seconds['all_processes'] > seconds['this_process'] > 0
@@ -302,7 +302,14 @@ def test_baseline_beside_a_student_is_trained_first_and_once(
   assert (tmp_path / 'baseline' / 'results.json').read_bytes() == kept
   own = json.loads(kept)
   assert record['baseline'] == own['student']
-  assert record['baseline_resampled'] == own['resampled']
+  found = record['difference']
+  one, two = (
+    of['best']['test']['coarse']['micro_auprc']
+    for of in (record['student'], own['student'])
+  )
+  assert found['difference'] == pytest.approx(one - two)
+  assert found['low'] <= found['difference'] <= found['high']
+  assert found['num_clips'] == 13
   assert own['identity']['objective'] == {}
   assert record['student'] != record['baseline']
   shown = (tmp_path / 'similarities.txt').read_text()

@@ -150,15 +150,16 @@ def mel_matrix(cfg: FrontendConfig) -> np.ndarray:
 def frame(wave_S: jax.Array, count: int, length: int, hop: int) -> jax.Array:
   """Overlapping frames [count, length]; frame t starts at sample t * hop.
 
-  Zeros stand for samples past the end. Whole slices are gathered: on the CPU
-  several times faster than gathering sample by sample.
+  Zeros stand for samples past the end. A frame is made of neighbouring hops,
+  which are cut without a gather: on the CPU several times faster than one of
+  samples, and every format that a model is exported to has it.
   """
-  missing = (count - 1) * hop + length - wave_S.shape[0]
-  wave_S = jnp.pad(wave_S, (0, max(0, missing)))
-  starts = jnp.arange(count) * hop
-  return jax.vmap(
-    lambda start: jax.lax.dynamic_slice_in_dim(wave_S, start, length)
-  )(starts)
+  pieces = -(-length // hop)
+  total = (count + pieces - 1) * hop
+  wave_S = jnp.pad(wave_S[:total], (0, max(0, total - wave_S.shape[0])))
+  hops = wave_S.reshape(-1, hop)
+  parts = [hops[i : i + count] for i in range(pieces)]
+  return jnp.concatenate(parts, axis=1)[:, :length]
 
 
 def log_mel(wave_BS: jax.Array, cfg: FrontendConfig) -> jax.Array:

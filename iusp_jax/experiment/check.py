@@ -20,9 +20,10 @@ def check(config: Mapping[str, Any]) -> None:
   fields.check(config)
   for part in ('student', 'teacher'):
     _check_recipe(config, part)
+  objective = terms.Objective.from_config(config['objective'])
+  check_teacher_layers(config, objective)
   if scenes := config['dataset']['builder'].get('train_scenes'):
-    distils = bool(terms.Objective.from_config(config['objective']).terms)
-    _check_batches(config, scenes, distils)
+    _check_batches(config, scenes, bool(objective.terms))
   else:
     teacher.check_scenes(config)
 
@@ -66,9 +67,13 @@ def check_recipe(
 
 
 def check_teacher_layers(
-  model: tagger.Tagger, objective: terms.Objective
+  config: Mapping[str, Any], objective: terms.Objective
 ) -> None:
   """Raises ValueError where a target is of a layer that the teacher lacks."""
+  recipe, path = config['teacher'], config['teacher']['checkpoint']
+  if path:
+    recipe = teacher.checkpoint_metadata(path)
+  model = tagger.build(recipe, num_tags=1)
   tagger.check_layers(model, targets.layers(objective.targets))
 
 

@@ -129,7 +129,9 @@ def check_grid(config: Mapping[str, Any]) -> None:
     for name in table['objectives']:
       own = config_of(config, None, student)
       recipe = Recipe.from_config(own['student'])
-      check.check_recipe(recipe, objective(config, student, name))
+      found = objective(config, student, name)
+      check.check_recipe(recipe, found)
+      check.check_teacher_layers(config, found)
   _check_rotations(config)
   _check_ignored(config)
   if table['first_seed'] < table['tune_seeds']:

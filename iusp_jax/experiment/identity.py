@@ -54,6 +54,11 @@ def flat(nested: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return result
 
 
+def came_later(name: str) -> bool:
+  """Whether a field, by its dotted name, is one of `NEUTRAL`."""
+  return any(fnmatch.fnmatchcase(name, pattern) for pattern in NEUTRAL)
+
+
 def fields(identity: Mapping[str, Any]) -> dict[str, Any]:
   """The fields of an identity that count, by their dotted names."""
   return {

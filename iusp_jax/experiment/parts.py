@@ -149,11 +149,22 @@ def recipe(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_same_recipe(path, own, first) -> None:
-  """Raises ValueError naming the fields; one that a part lacks is no other."""
+  """Raises ValueError naming the fields.
+
+  One that a part of an older version lacks is no other; one of
+  `identity.NEUTRAL` is left out where it has its default.
+  """
+  if not (own and first):
+    return
+  own, first = identity.fields(own), identity.fields(first)
+  names = (own.keys() & first.keys()) | {
+    name for name in own.keys() ^ first.keys() if identity.came_later(name)
+  }
   differing = [
-    f'config.{name} {own[name]}, not {first[name]}'
-    for name in sorted(own.keys() & first.keys())
-    if own[name] != first[name]
+    f'config.{name} {own.get(name, "default")}, not '
+    f'{first.get(name, "default")}'
+    for name in sorted(names)
+    if own.get(name) != first.get(name)
   ]
   if differing:
     raise ValueError(

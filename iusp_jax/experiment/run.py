@@ -84,7 +84,6 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
     scores: dict[str, Any] = {}
     found = setup.get_teacher(required=alone or bool(objective.terms))
     if found is not None:
-      check.check_teacher_layers(found.model, objective)
       extra['teacher'], scores = results.measure_trained(
         setup, found, config['bootstrap']
       )
@@ -97,8 +96,10 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
         others[BASELINE] = trained.load(workdir / BASELINE)
         extra[BASELINE] = own.get('student')
       record = _student(config, setup, workdir, extra)
-      if compared:
-        record['difference'] = _difference(setup, workdir, config['bootstrap'])
+      if compared and 'test' in setup.dataset.splits:
+        found = _difference(setup, workdir, config['bootstrap'])
+        if processes.is_primary():
+          record['difference'] = found
     if processes.is_primary():
       shown = {'teacher': setup.teacher, **others}
       if not alone:
@@ -143,8 +144,7 @@ def _student(config, setup: Setup, workdir, extra) -> dict[str, Any]:
 
 def _difference(setup: Setup, workdir, bootstrap: int) -> dict[str, Any]:
   """How much more the student scores than the one without distillation."""
-  split = results.scored_splits(setup.dataset)[-1]
-  scores = []
+  split, scores = 'test', []
   for folder in (workdir, workdir / BASELINE):
     found = trained.load(folder)
     scores_NC = results.predict(setup, found.model, found.variables, split)
@@ -248,7 +248,7 @@ def keep_config(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
       raise ValueError(
         f'process {jax.process_index()} does not see {path}, which process 0 '
         'has written: expected a --workdir and config.cache_dir on storage '
-        'that all processes share; see docs/scaling.md'
+        'that all processes share; see docs/howto/several_hosts.md'
       )
     time.sleep(1.0)
   there = files.read_json(path)
@@ -293,7 +293,7 @@ def log_results(record: Mapping[str, Any], workdir: pathlib.Path) -> None:
       title: record[name]['best']['test']['coarse']
       for name, title in titles.items()
     }
-    table = 'docs/reproduction.md'
+    table = 'docs/findings/table.md'
     logs.log(formatting.comparison(models, record['difference'], table))
   logs.log(f'Results: {workdir}/results.json')
   for name in plots.NAMES:

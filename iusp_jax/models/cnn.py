@@ -99,5 +99,5 @@ class Cnn(nn.Module):
       x_BTFH = layers.InnerLayer(name=layers.block_name(block + 1))(x_BTFH)
     frames_BTD = layers.join_frequency(x_BTFH, self.frequency)
     head = layers.Head(self.num_tags, self.pooling, self.dropout_rate)
-    logits_BC = head(frames_BTD, keys_B if train else None)
-    return TaggerOutput(logits_BC, frames_BTD)
+    logits_BC, logits_BTC = head(frames_BTD, keys_B if train else None)
+    return TaggerOutput(logits_BC, frames_BTD, logits_BTC)

@@ -31,7 +31,8 @@ def count_macs(fn: Callable, *args, **kwargs) -> int:
 
   Matrix products and convolutions are counted (grouped ones by group, zeros
   of the padding included, as is usual); the bodies of scans as often as they
-  run; of a `cond` the dearest branch. Elementwise operations, reductions and
+  run; of a `cond` the dearest branch. What no output depends on is left out,
+  as the compiler leaves it out. Elementwise operations, reductions and
   FFTs are not.
 
   Args:
@@ -46,16 +47,24 @@ def count_macs(fn: Callable, *args, **kwargs) -> int:
   return _count(jax.make_jaxpr(fn)(*args, **kwargs).jaxpr)
 
 
+def clip_logits(model: nn.Module) -> Callable:
+  """The function of variables and log-mel whose MACs are a tagger's.
+
+  Its convolutions have the 'native' lowering, in which a depthwise one is
+  visible as such; the logits of single frames are no part of it.
+  """
+  native = model.clone(lowering='native')
+  return lambda *args: native.apply(*args).logits_BC  # pyright: ignore
+
+
 def count_tagger_macs(model: nn.Module, mel_shape: Sequence[int]) -> int:
   """MACs of a tagger in evaluation on log-mel [B, T, F] of `mel_shape`.
 
-  The model is traced with the 'native' lowering of its convolutions, in which
-  a depthwise convolution is visible as one.
+  See `clip_logits`.
   """
-  native = model.clone(lowering='native')
   mel_BTF = jax.ShapeDtypeStruct(tuple(mel_shape), jnp.float32)
-  variables = jax.eval_shape(native.init, jax.random.key(0), mel_BTF)
-  return count_macs(native.apply, variables, mel_BTF)
+  variables = jax.eval_shape(model.init, jax.random.key(0), mel_BTF)
+  return count_macs(clip_logits(model), variables, mel_BTF)
 
 
 def summary(model: nn.Module, mel_shape: Sequence[int]) -> str:
@@ -79,8 +88,13 @@ def summary(model: nn.Module, mel_shape: Sequence[int]) -> str:
 
 
 def _count(jaxpr) -> int:
-  """MACs of a jaxpr."""
-  return sum(_count_equation(equation) for equation in jaxpr.eqns)
+  """MACs of a jaxpr's equations that its outputs depend on."""
+  needed, total = {v for v in jaxpr.outvars if isinstance(v, core.Var)}, 0
+  for equation in reversed(jaxpr.eqns):
+    if equation.effects or not needed.isdisjoint(equation.outvars):
+      needed.update(v for v in equation.invars if isinstance(v, core.Var))
+      total += _count_equation(equation)
+  return total
 
 
 def _count_equation(equation) -> int:

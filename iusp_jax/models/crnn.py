@@ -83,5 +83,5 @@ class Crnn(nn.Module):
     x_BTD = x_BTFH.reshape(*x_BTFH.shape[:2], -1)
     frames_BTD = layers.Lstm(self.hidden, dtype=self.dtype)(x_BTD)
     head = layers.Head(self.num_tags, self.pooling, self.dropout_rate)
-    logits_BC = head(frames_BTD, keys_B if train else None)
-    return TaggerOutput(logits_BC, frames_BTD)
+    logits_BC, logits_BTC = head(frames_BTD, keys_B if train else None)
+    return TaggerOutput(logits_BC, frames_BTD, logits_BTC)

@@ -21,12 +21,14 @@ class TaggerOutput(NamedTuple):
   Attributes:
     logits_BC: one logit per clip and tag.
     frames_BTD: the last frame embeddings before the pooling over time.
+    frame_logits_BTC: one logit per frame and tag, see `Head`.
     layers: frames [B, T', D'] of the inner layers that `tagger.forward` was
       asked for, by name; what a module itself returns has none.
   """
 
   logits_BC: jax.Array
   frames_BTD: jax.Array
+  frame_logits_BTC: jax.Array
   layers: Mapping[str, jax.Array] = {}
 
 
@@ -338,7 +340,7 @@ def _max_over_time(x_BTD):
 
 
 class Head(nn.Module):
-  """Tag logits of a clip from its frame embeddings; all in float32.
+  """Tag logits of a clip and of its frames from frame embeddings; in float32.
 
   `pooling` over time:
     mean_max        mean plus maximum of the frames, then one dense layer.
@@ -347,6 +349,9 @@ class Head(nn.Module):
                     sum p, as a logit (Wang et al., ICASSP 2019,
                     arXiv 1810.09050).
     attention       frame logits weighted by a softmax over time of each tag.
+
+  The logits of a frame are what a clip of nothing but that frame would get:
+  the dense layer of the frame, for `mean_max` of twice the frame.
   """
 
   num_tags: int
@@ -355,25 +360,27 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, frames_BTD, keys_B=None):
-    """Pools float32 [B, T, D] over time; returns logits [B, C]."""
+    """Pools float32 [B, T, D]; returns logits [B, C] and [B, T, C]."""
     dense = nn.Dense(self.num_tags, name='tags')
     # One mask of features for all frames: what is dropped stays so.
     ones = jnp.ones((frames_BTD.shape[0], frames_BTD.shape[-1]))
     mask_BD = clip_dropout(ones, keys_B, self.dropout_rate)
     if self.pooling in ('mean', 'mean_max'):
-      pooled_BD = frames_BTD.mean(axis=1)
+      pooled_BD, weight = frames_BTD.mean(axis=1), 1.0
       if self.pooling == 'mean_max':
-        pooled_BD = pooled_BD + _max_over_time(frames_BTD)
-      return dense(pooled_BD * mask_BD)
+        pooled_BD, weight = pooled_BD + _max_over_time(frames_BTD), 2.0
+      logits_BC = dense(pooled_BD * mask_BD)
+      return logits_BC, dense(frames_BTD * (weight * mask_BD)[:, None])
     frames_BTD = frames_BTD * mask_BD[:, None]
     logits_BTC = dense(frames_BTD)
     if self.pooling == 'attention':
       weights_BTC = nn.softmax(
         nn.Dense(self.num_tags, name='attention')(frames_BTD), axis=1
       )
-      return (weights_BTC * logits_BTC).sum(axis=1)
+      return (weights_BTC * logits_BTC).sum(axis=1), logits_BTC
     present, absent = nn.log_sigmoid(logits_BTC), nn.log_sigmoid(-logits_BTC)
     # logit(sum p^2 / sum p) = log sum p^2 - log sum p (1 - p).
-    return jax.nn.logsumexp(2 * present, axis=1) - jax.nn.logsumexp(
+    logits_BC = jax.nn.logsumexp(2 * present, axis=1) - jax.nn.logsumexp(
       present + absent, axis=1
     )
+    return logits_BC, logits_BTC

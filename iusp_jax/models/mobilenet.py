@@ -136,8 +136,8 @@ class MobileNet(nn.Module):
     x_BTFH = layers.InnerLayer(name=layers.block_name(self.num_blocks))(x_BTFH)
     frames_BTD = layers.join_frequency(x_BTFH, self.frequency)
     head = layers.Head(self.num_tags, self.pooling, self.dropout_rate)
-    logits_BC = head(frames_BTD, keys_B if train else None)
-    return TaggerOutput(logits_BC, frames_BTD)
+    logits_BC, logits_BTC = head(frames_BTD, keys_B if train else None)
+    return TaggerOutput(logits_BC, frames_BTD, logits_BTC)
 
   def _convolve(self, x_BTFH, features, train, activation=nn.relu6, **fields):
     """Convolution, BatchNorm and activation."""

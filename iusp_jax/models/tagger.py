@@ -24,7 +24,7 @@ class Tagger:
   """A model with the front end it was made for.
 
   Attributes:
-    module: gives `TaggerOutput(logits_BC, frames_BTD)` for a log-mel.
+    module: gives a `TaggerOutput` for a log-mel.
     frontend: turns waveforms into that log-mel.
     num_tags: number of logits.
   """
@@ -53,8 +53,9 @@ class Tagger:
     """Multiply-accumulates of the model for one clip, front end excluded."""
     num_frames = frontend.num_frames(num_samples, self.frontend)
     mel_BTF = jnp.zeros((1, num_frames, self.frontend.num_mel_bands))
-    native = self.module.clone(lowering='native')
-    return cost.count_macs(native.apply, self.shapes(num_samples), mel_BTF)
+    return cost.count_macs(
+      cost.clip_logits(self.module), self.shapes(num_samples), mel_BTF
+    )
 
 
 @functools.cache
@@ -126,6 +127,17 @@ def mask(
   if masks is None or keys_B is None:
     return mel_BTF
   return augment.spec_augment(mel_BTF, keys_B, masks)
+
+
+def frame_reduction(tagger: Tagger) -> int:
+  """Log-mel frames for each frame embedding."""
+  length = 1024  # A multiple of every reduction there is.
+  mel_BTF = jax.ShapeDtypeStruct(
+    (1, length, tagger.frontend.num_mel_bands), jnp.float32
+  )
+  key = jax.random.key(0)
+  output, _ = jax.eval_shape(tagger.module.init_with_output, key, mel_BTF)
+  return length // output.frames_BTD.shape[1]
 
 
 def layer_names(tagger: Tagger) -> tuple[str, ...]:

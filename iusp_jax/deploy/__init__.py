@@ -1,0 +1,1 @@
+"""A trained tagger in use: tagging recordings, and export to devices."""

@@ -1,0 +1,199 @@
+"""The package as `pip install` gives it: a wheel, and the command iusp."""
+
+import os
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from conftest import ROOT
+from deploy_fakes import sound, write_workdir
+
+import iusp_jax
+
+
+def setuptools_settings():
+  content = (ROOT / 'pyproject.toml').read_text()
+  return tomllib.loads(content)['tool']['setuptools']
+
+
+def test_every_package_is_listed():
+  found = {
+    '.'.join(path.parent.relative_to(ROOT).parts)
+    for top in ('iusp_jax', 'tfds_dcase')
+    for path in (ROOT / top).rglob('__init__.py')
+  }
+  listed = setuptools_settings()['packages']
+  assert set(listed) == found | {'iusp_jax.configs'}
+
+
+BUILD = """
+import setuptools, sys
+sys.argv = ['setup', 'build', '--build-lib', sys.argv[1], 'egg_info',
+            '--egg-base', sys.argv[1]]
+setuptools.setup()
+"""
+
+
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory):
+  """A folder with what a wheel holds, as site-packages has it."""
+  site = tmp_path_factory.mktemp('site')
+  built = subprocess.run(
+    [sys.executable, '-c', BUILD, str(site)],
+    cwd=_copy(tmp_path_factory.mktemp('source')),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert built.returncode == 0, built.stderr
+  return site
+
+
+def _copy(folder):
+  """The files of the project that a wheel is built from."""
+  names = subprocess.run(
+    ['git', 'ls-files', '-co', '--exclude-standard'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  ).stdout.splitlines()
+  tops = ('iusp_jax/', 'tfds_dcase/', 'configs/', 'pyproject', 'README', 'LIC')
+  for name in names:
+    if name.startswith(tops) and (ROOT / name).is_file():
+      target = folder / name
+      target.parent.mkdir(parents=True, exist_ok=True)
+      target.write_bytes((ROOT / name).read_bytes())
+  if not names:
+    pytest.skip('not a git checkout: which files are the project is unknown')
+  return folder
+
+
+def iusp(site, folder, *arguments):
+  """The command as its script starts it, in any folder."""
+  script = 'from iusp_jax import command_line; command_line.start()'
+  environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+  return subprocess.run(
+    [sys.executable, '-c', script, *map(str, arguments)],
+    cwd=folder,
+    env=environment | {'PYTHONPATH': str(site), 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_the_wheel_has_what_the_command_needs(installed):
+  for name in ('configs/base.py', 'configs/tuned.json', 'py.typed'):
+    assert (installed / 'iusp_jax' / name).is_file()
+  assert not (installed / 'configs').exists()
+  for package in setuptools_settings()['packages']:
+    assert (installed / package.replace('.', '/') / '__init__.py').is_file()
+  (entry,) = installed.glob('*-info/entry_points.txt')
+  assert 'iusp = iusp_jax.command_line:start' in entry.read_text()
+
+
+def test_the_version(installed):
+  (metadata,) = installed.glob('*-info/PKG-INFO')
+  assert f'\nVersion: {iusp_jax.__version__}\n' in metadata.read_text()
+
+
+def test_tagging_from_any_folder(installed, tmp_path):
+  import soundfile
+
+  workdir = write_workdir(tmp_path / 'run')
+  soundfile.write(tmp_path / 'a.wav', sound(), 16_000)
+  done = iusp(installed, tmp_path, 'tag', 'a.wav', '--checkpoint', workdir)
+  assert done.returncode == 0, done.stderr
+  assert '1 of 1 recordings tagged' in done.stdout
+
+
+CONFIG = """
+import json, sys
+from iusp_jax import command_line
+command_line.parse(command_line.with_mode(sys.argv))
+config = command_line.config()
+import iusp_jax
+print(json.dumps([command_line.workdir(), config.name, iusp_jax.__file__]))
+"""
+
+
+@pytest.mark.parametrize(
+  'words',
+  [
+    ['train', '--config=iusp:clips,seed=3'],
+    ['train', '--config', 'iusp:clips,seed=3'],
+    ['--mode=train', '--config=configs/iusp.py:clips,seed=3'],
+  ],
+)
+def test_configs_are_found_by_name(installed, tmp_path, words):
+  environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+  done = subprocess.run(
+    [sys.executable, '-c', CONFIG, *words],
+    cwd=tmp_path,
+    env=environment | {'PYTHONPATH': str(installed)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  expected = installed / 'iusp_jax' / '__init__.py'
+  assert done.stdout == (f'["runs/iusp-clips-seed=3", "iusp", "{expected}"]\n')
+
+
+@pytest.mark.parametrize(
+  ('words', 'message'),
+  [
+    (['tga', 'a.wav'], "did you mean 'tag'?"),
+    ([], 'usage: iusp train|'),
+    (['train', '--config=isup'], "did you mean 'iusp'?"),
+    (['train', '--config=mine.py'], 'mine.py: no such file'),
+    (['tag', 'a.wav'], '--checkpoint is missing'),
+  ],
+)
+def test_what_is_wrong_with_a_command(installed, tmp_path, words, message):
+  done = iusp(installed, tmp_path, *words)
+  assert done.returncode == 1
+  assert message in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.slow
+def test_pip_installs_the_command(tmp_path):
+  """Without the dependencies, which this interpreter has."""
+  source = _copy(tmp_path / 'source')
+  target = tmp_path / 'site'
+  done = subprocess.run(
+    [
+      sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target',
+      str(target), str(source),
+    ],
+    capture_output=True,
+    text=True,
+    check=False,
+  )  # fmt: skip
+  if 'setuptools' in done.stderr and 'find' in done.stderr:
+    pytest.skip('pip cannot download setuptools, which builds the package')
+  assert done.returncode == 0, done.stderr
+  helped = subprocess.run(
+    [sys.executable, str(target / 'bin' / 'iusp'), '--help'],
+    cwd=tmp_path,
+    env=os.environ | {'PYTHONPATH': str(target)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert '--checkpoint' in helped.stdout, helped.stderr
+
+
+def test_a_config_by_name_in_a_checkout():
+  done = subprocess.run(
+    [sys.executable, '-c', CONFIG, 'train', '--config=kd'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith('["runs/kd", "kd"')
