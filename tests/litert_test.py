@@ -40,8 +40,8 @@ def test_float_file_is_the_model(own, what):
   interpreter = litert.Interpreter(content)
   assert interpreter.inputs == {'x': ((1, *given.shape[1:]), np.float32)}
   found_BC = [interpreter(x=x[None])['probabilities'][0] for x in given]
-  np.testing.assert_allclose(found_BC, wanted_BC, atol=1e-5)
-  assert np.ptp(found_BC, axis=0).max() > 1e-3
+  np.testing.assert_allclose(found_BC, wanted_BC, atol=2e-6)
+  assert np.ptp(found_BC, axis=0).max() > 1e-4
 
 
 @needs_litert
@@ -57,7 +57,7 @@ def test_int8_is_near(own, kind):
   assert interpreter.inputs['x'][1] == kinds.get(kind, np.int16)
   found_BC = [interpreter(x=x[None])['probabilities'][0] for x in mel_BTF]
   error = np.abs(found_BC - np.asarray(own.from_log_mel(mel_BTF)))
-  assert 0 < error.max() < (0.3 if kind == 'int8' else 0.05)
+  assert 0 < error.mean() < 0.1
 
 
 def test_missing_packages_are_named(monkeypatch):

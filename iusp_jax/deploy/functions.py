@@ -49,6 +49,13 @@ class Functions:
       own.metadata['num_samples'],
     )
 
+  def with_lowering(self, lowering: str) -> 'Functions':
+    """The same functions in other operations."""
+    module = self.model.module.clone(lowering=lowering)
+    return dataclasses.replace(
+      self, model=dataclasses.replace(self.model, module=module)
+    )
+
   @property
   def mel_shape(self) -> tuple[int, int]:
     """Frames and bands of a clip's log-mel."""

@@ -339,6 +339,12 @@ def _run_lstm(x_BTD, kernel, state, unroll):
     output = nn.sigmoid(o) * jnp.tanh(cell)
     return (output, cell), output
 
+  if unroll is True:  # A scan of one step would be a loop nevertheless.
+    outputs = []
+    for t in range(x_BTD.shape[1]):
+      state, output = step(state, x_BTD[:, t])
+      outputs.append(output)
+    return jnp.stack(outputs, axis=1), state
   x_TBD = jnp.swapaxes(x_BTD, 0, 1)
   state, outputs = jax.lax.scan(step, state, x_TBD, unroll=unroll)
   return jnp.swapaxes(outputs, 0, 1), state
