@@ -15,6 +15,7 @@ from iusp_jax.data import preparation
 from iusp_jax.experiment import grid, teacher
 from iusp_jax.experiment.setup import Setup
 from iusp_jax.models import tagger, trained
+from iusp_jax.runtime import files
 
 load_dataset = functools.cache(dataset)  # By level; nothing changes them.
 
@@ -38,8 +39,8 @@ def save_teacher(folder: pathlib.Path, level='coarse', made=None, **changes):
     {'best': variables, 'last': variables},
     {'best': 3, 'last': 3},
   )
-  row = {'step': 3, 'train/loss': 1.0}
-  (folder / 'metrics.jsonl').write_text(json.dumps(row) + '\n')
+  text = json.dumps({'step': 3, 'train/loss': 1.0}) + '\n'
+  files.write_atomically(folder / 'metrics.jsonl', text)
   return folder
 
 

@@ -128,8 +128,7 @@ def experiments(folder):
 
   from iusp_jax.experiment import run, table, tuning
 
-  if processes.is_primary():
-    experiments.save_teacher(folder / 'teacher')
+  experiments.save_teacher(folder / 'teacher')
   processes.barrier()
   of_table = {'table.objectives': ('iusp_sp',), 'table.seeds': 5}
   of_tuning = {'table.objectives': ('kd',), 'table.tune_seeds': 1}

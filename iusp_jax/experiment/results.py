@@ -113,22 +113,23 @@ def write(
     if processes.is_primary():
       record = _record(setup, member, run, own) | dict(extra)
       record['frame_distance'] = distance
-      _write_files(setup, member, run, own, record)
+    _write_files(setup, member, run, own)
     records.append(record)
     processes.barrier()
   return records
 
 
-def _write_files(setup, member, run, scores, record) -> None:
-  """All but `results.json`."""
+def _write_files(setup, member, run, scores) -> None:
+  """All but `results.json`; by all processes, as checkpoints are."""
   workdir = run.workdir
   files.write_atomically(config_path(workdir), files.to_json(run.config))
   text = ''.join(json.dumps(row) + '\n' for row in member.rows)
   files.write_atomically(workdir / 'metrics.jsonl', text)
   if not member.diverged:
+    own = complete_identity(run.identity, setup)
     of = {
       **member.job.recipe.plain(),
-      **{k: record['identity'][k] for k in ('seed', 'objective', 'teacher')},
+      **{k: own[k] for k in ('seed', 'objective', 'teacher')},
       'dataset': setup.dataset.fingerprint(),
     }
     teacher.save_member(

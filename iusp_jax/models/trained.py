@@ -54,6 +54,8 @@ def save(
 ) -> None:
   """Writes `model.json` and `checkpoints/best`, `checkpoints/last`.
 
+  All processes of a run call this together; process 0 writes.
+
   Args:
     workdir: of the run.
     metadata: see `Trained`.
