@@ -29,6 +29,8 @@ AUGMENT = {
   'num_mel_masks': 1,
 }
 PLENTY = sys.maxsize
+# Twelve steps, a validation after every sixth.
+PLAN = {'epochs': 4.0, 'eval_every_epochs': 2.0}
 
 
 class Small(nn.Module):
@@ -113,6 +115,12 @@ def make_job(weights=None, seed=5, data=None, teacher=None, **fields):
   model = frozen()[0] if teacher else None
   made = make_recipe(**fields)
   return Job(f'seed {seed}', made, of, data or fake(), seed, model)
+
+
+def augmented_job(**fields):
+  """With all that draws random numbers, and the teacher in every step."""
+  fields = {'augment': AUGMENT, 'ema_decay': 0.9, **PLAN, **fields}
+  return make_job(WEIGHTS, teacher=True, **fields)
 
 
 @functools.cache

@@ -1,9 +1,11 @@
 """One run on several processes and devices: the same result anywhere."""
 
+import argparse
 import json
 import signal
 import time
 
+import hosts_worker
 import numpy as np
 import pytest
 from experiments import assert_same_scores
@@ -108,11 +110,14 @@ def two(make_once):
 
 @pytest.fixture(scope='module')
 def one(make_once, two):
-  """The same on one process."""
-  jobs = ['predict', 'all+augmented']
-  return make_once(
-    'hosts_one', lambda folder: run(folder, jobs, 1, 1, model=two / 'model')
-  )
+  """The same in this process."""
+  flags = argparse.Namespace(epochs=10.0, every=10.0, stop_after=0)
+
+  def fill(folder):
+    hosts_worker.predict(folder, two / 'model')
+    hosts_worker.fit(folder, 'all+augmented', flags)
+
+  return make_once('hosts_one', fill)
 
 
 def test_two_processes_train_and_predict_as_one_does(two, one):

@@ -277,6 +277,19 @@ def test_shapes(name, frames):
 
 
 @pytest.mark.parametrize('name', SMALL)
+def test_unrolled_is_native_without_loops(name):
+  model, mel = make(name), spectrogram()
+  variables = random_variables(model)
+  found, loops = [], []
+  for lowering in ('native', 'unrolled'):
+    run = jax.jit(model.clone(lowering=lowering).apply)
+    loops.append('while' in run.lower(variables, mel).as_text())
+    found.append(run(variables, mel))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *found)
+  assert loops == [name == 'crnn', False]
+
+
+@pytest.mark.parametrize('name', SMALL)
 def test_lowerings_agree(name):
   mel = spectrogram()
   model = make(name)

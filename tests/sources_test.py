@@ -332,7 +332,7 @@ def test_record_that_cannot_be_read_is_named():
       return super().__getitem__(index)
 
   broken = dataclasses.replace(split, source=Broken(split.source))
-  message = "record 5 of split 'train' cannot be read"
+  message = "record 5 of split 'train' in the prepared data set cannot be"
   with pytest.raises(ValueError, match=message):
     sources.features(broken, None)
   source = sources.Stream(broken, {}, order((3,), 24), devices.Layout(1))

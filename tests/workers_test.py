@@ -116,6 +116,13 @@ def test_command_is_as_it_was_typed(command):
   assert workers.command()[1:] == ['--mode=table', '--jobs=2']
 
 
+def test_jobs_of_a_run_on_several_processes_are_refused(monkeypatch):
+  monkeypatch.setattr(workers.jax, 'process_count', lambda: 2)
+  with pytest.raises(ValueError, match=r'--jobs is 2 and --num_processes 2'):
+    workers.check(2, epath.Path('runs/a'))
+  workers.check(1, epath.Path('runs/a'))
+
+
 @pytest.mark.parametrize(
   ('jobs', 'workdir', 'backend', 'message'),
   [

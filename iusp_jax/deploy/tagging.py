@@ -105,7 +105,7 @@ def present_tags(
     thresholds_C: of the tags.
     top_k: where it is not 0, so many tags whatever the thresholds.
   """
-  order = np.argsort(-probabilities_C, kind='stable').tolist()
+  order: list[int] = np.argsort(-probabilities_C, kind='stable').tolist()
   if top_k:
     return [names[c] for c in order[:top_k]]
   return [names[c] for c in order if probabilities_C[c] >= thresholds_C[c]]

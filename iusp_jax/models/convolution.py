@@ -1,7 +1,7 @@
 """Convolution and pooling with the lowering that the platform likes.
 
 A convolution keeps its usual kernel [height, width, in, out] and its meaning,
-and is computed in one of two ways:
+and is computed in one of these ways:
 
   'native'  by XLA's convolution and pooling, gradients included;
   'cpu'     as is fastest on a CPU: the kernel's gradient as matrix products
@@ -11,9 +11,11 @@ and is computed in one of two ways:
             depthwise convolution as a sum of shifted products (10 times), max
             pooling as a maximum of shifted slices that remembers which one it
             took;
+  'unrolled'  as 'native', and an LSTM's loop is written out step by step, for
+            formats that have no loops;
   'auto'    'cpu' where JAX runs on the CPU, else 'native'.
 
-The two agree to rounding; `benchmarks/convolution.py` times them. 'cpu' has
+They agree to rounding; `benchmarks/convolution.py` times them. 'cpu' has
 reverse-mode gradients only. To count operations or to export, ask for
 'native': `model.clone(lowering='native')`.
 
@@ -31,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-LOWERINGS = ('auto', 'native', 'cpu')
+LOWERINGS = ('auto', 'native', 'unrolled', 'cpu')
 
 IN_CACHE = 800_000  # Bytes that a CPU works on at a time.
 
@@ -42,7 +44,7 @@ def use_native(lowering: str) -> bool:
     raise ValueError(f'lowering is {lowering!r}; expected one of {LOWERINGS}.')
   if lowering == 'auto':
     return jax.default_backend() != 'cpu'
-  return lowering == 'native'
+  return lowering in ('native', 'unrolled')
 
 
 def same_padding(length: int, size: int, stride: int) -> tuple[int, int]:

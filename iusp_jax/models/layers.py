@@ -291,6 +291,7 @@ class Lstm(nn.Module):
 
   hidden: int
   dtype: Any = jnp.float32
+  lowering: str = 'auto'
 
   @nn.compact
   def __call__(self, x_BTD):
@@ -304,22 +305,49 @@ class Lstm(nn.Module):
     )
     bias = self.param('bias', _forget_bias, (4 * hidden,))
     x_BTD = inputs(x_BTD).astype(jnp.float32) + bias[None, None]
-    x_TBD = jnp.swapaxes(x_BTD, 0, 1)
+    zeros = jnp.zeros((x_BTD.shape[0], hidden))
+    unroll = self.lowering == 'unrolled' or _scan_unroll()
     kernel = kernel.astype(self.dtype)
+    return _run_lstm(x_BTD, kernel, (zeros, zeros), unroll)[0]
 
-    def step(carry, x_BD):
-      output, cell = carry
-      gates = x_BD + (output.astype(self.dtype) @ kernel).astype(jnp.float32)
-      i, f, g, o = jnp.split(gates, 4, axis=-1)
-      cell = nn.sigmoid(f) * cell + nn.sigmoid(i) * jnp.tanh(g)
-      output = nn.sigmoid(o) * jnp.tanh(cell)
-      return (output, cell), output
 
-    zeros = jnp.zeros((x_TBD.shape[1], hidden))
-    _, outputs = jax.lax.scan(
-      step, (zeros, zeros), x_TBD, unroll=_scan_unroll()
-    )
-    return jnp.swapaxes(outputs, 0, 1)
+def continue_lstm(parameters, x_BTD, state):
+  """An LSTM that goes on from a state, for sound that comes in parts.
+
+  Args:
+    parameters: of an `Lstm`.
+    x_BTD: its next inputs.
+    state: last output and cell, [B, hidden] each; zeros at the start.
+
+  Returns:
+    The outputs [B, T, hidden], and the next state.
+  """
+  x_BTD = x_BTD @ parameters['inputs']['kernel']
+  x_BTD = x_BTD + parameters['bias'][None, None]
+  return _run_lstm(x_BTD, parameters['recurrent'], state, unroll=True)
+
+
+def _run_lstm(x_BTD, kernel, state, unroll):
+  """Outputs and last state, from inputs times their weights [B, T, 4 D]."""
+
+  def step(carry, x_BD):
+    output, cell = carry
+    output = output.astype(kernel.dtype)
+    gates = x_BD + (output @ kernel).astype(jnp.float32)
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
+    cell = nn.sigmoid(f) * cell + nn.sigmoid(i) * jnp.tanh(g)
+    output = nn.sigmoid(o) * jnp.tanh(cell)
+    return (output, cell), output
+
+  if unroll is True:  # A scan of one step would be a loop nevertheless.
+    outputs = []
+    for t in range(x_BTD.shape[1]):
+      state, output = step(state, x_BTD[:, t])
+      outputs.append(output)
+    return jnp.stack(outputs, axis=1), state
+  x_TBD = jnp.swapaxes(x_BTD, 0, 1)
+  state, outputs = jax.lax.scan(step, state, x_TBD, unroll=unroll)
+  return jnp.swapaxes(outputs, 0, 1), state
 
 
 def _forget_bias(key, shape):

@@ -1,0 +1,175 @@
+"""LiteRT (.tflite) files from JAX functions, in float and in int8.
+
+Three packages that are no dependencies of this one, in the extra `export`:
+`litert-converter` turns StableHLO into a file, `ai-edge-quantizer` makes int8
+of it, `ai-edge-litert` runs it. None needs TensorFlow or PyTorch. They are
+imported where they are used.
+
+The converter has no loops: functions have to be written out (the lowering
+'unrolled' of the models).
+"""
+
+import contextlib
+import importlib
+import io
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+SIGNATURE = 'serving_default'
+INSTALL = "pip install 'iusp-jax[export]'"
+# From the smallest and fastest on an integer-only device to the most exact.
+INT8 = {
+  'int8': 'static_wi8_ai8',
+  'int8 weights, int16 activations': 'static_wi8_ai16',
+  'int8 weights': 'weight_only_wi8_afp32',
+}
+
+
+class MissingPackageError(ValueError):
+  """A package of the extra `export` is not installed."""
+
+
+def _require(module: str) -> Any:
+  try:
+    return importlib.import_module(module)
+  except ImportError as error:
+    raise MissingPackageError(
+      f'LiteRT files need {module.partition(".")[0].replace("_", "-")} '
+      f'({error}): {INSTALL}, on Linux x86-64 or macOS arm64 with Python 3.11 '
+      'to 3.13; there are no wheels for other systems'
+    ) from error
+
+
+def why_missing() -> str:
+  """Why LiteRT files cannot be written here; empty where they can."""
+  try:
+    for module in (
+      'litert_converter.converter_api_ext',
+      'ai_edge_litert.interpreter',
+      'ai_edge_quantizer.quantizer',
+    ):
+      _require(module)
+  except MissingPackageError as error:
+    return str(error)
+  return ''
+
+
+def convert(
+  function: Callable[..., Mapping[str, Any]], examples: Mapping[str, Any]
+) -> bytes:
+  """A `.tflite` file of a JAX function.
+
+  Args:
+    function: takes arrays by name, and gives arrays by name.
+    examples: arrays of the right shapes and types, by name.
+  """
+  api = _require('litert_converter.converter_api_ext')
+  ir = _require('litert_converter.mlir.ir')
+  passes = _require('litert_converter.mlir.passmanager')
+  names = list(examples)
+  outputs: list[str] = []
+
+  def flat(*arrays):
+    found = function(**dict(zip(names, arrays, strict=True)))
+    outputs[:] = list(found)
+    return tuple(found.values())
+
+  lowered = jax.jit(flat).lower(*examples.values())
+  text = str(lowered.compiler_ir('stablehlo'))
+  context = ir.Context()
+  api.prepare_mlir_context(context)
+  with context, ir.Location.unknown():
+    module = ir.Module.parse(text)
+    api.set_signature(module.operation, SIGNATURE, names, outputs)
+    api.run_convert_to_tfl_passes(
+      module, passes.PassManager(), api.ConvertToTFLConfig()
+    )
+    return api.export_flatbuffer_to_bytes(module.operation)
+
+
+def quantize(
+  content: bytes, kind: str, samples: Sequence[Mapping[str, np.ndarray]]
+) -> bytes:
+  """An int8 version of a float file.
+
+  Args:
+    content: of the float file.
+    kind: of `INT8`.
+    samples: inputs that show the ranges of the activations.
+  """
+  quantizer = _require('ai_edge_quantizer.quantizer')
+  recipe = _require('ai_edge_quantizer.recipe')
+  with _quiet():
+    own = quantizer.Quantizer(bytearray(content))
+    own.load_quantization_recipe(getattr(recipe, INT8[kind])())
+    ranges = None
+    if INT8[kind].startswith('static'):
+      ranges = own.calibrate({SIGNATURE: [dict(sample) for sample in samples]})
+    return bytes(own.quantize(ranges).quantized_model)
+
+
+class Interpreter:
+  """Runs a `.tflite` file; integer inputs and outputs are taken as float.
+
+  Attributes:
+    inputs: shape and type of each input, by name.
+  """
+
+  def __init__(self, content: bytes):
+    module = _require('ai_edge_litert.interpreter')
+    self._interpreter = module.Interpreter(model_content=content, num_threads=1)
+    self._interpreter.allocate_tensors()
+    self._run = self._interpreter.get_signature_runner(SIGNATURE)
+    self._in = self._run.get_input_details()
+    self._out = self._run.get_output_details()
+    self.inputs = {
+      name: (tuple(of['shape']), np.dtype(of['dtype']))
+      for name, of in self._in.items()
+    }
+
+  def __call__(self, **arrays) -> dict[str, np.ndarray]:
+    """Outputs by name, float32."""
+    found = self._run(
+      **{name: _to(array, self._in[name]) for name, array in arrays.items()}
+    )
+    return {name: _from(x, self._out[name]) for name, x in found.items()}
+
+  def num_bytes(self) -> int:
+    """What the tensors take while it runs, weights excluded."""
+    return sum(
+      int(np.prod(of['shape'])) * np.dtype(of['dtype']).itemsize
+      for of in self._interpreter.get_tensor_details()
+    )
+
+
+def _to(array, details) -> np.ndarray:
+  scale, zero = details['quantization']
+  if not scale:
+    return np.asarray(array, details['dtype'])
+  limits = np.iinfo(details['dtype'])
+  whole = np.rint(np.asarray(array) / scale) + zero
+  return np.clip(whole, limits.min, limits.max).astype(details['dtype'])
+
+
+def _from(array, details) -> np.ndarray:
+  scale, zero = details['quantization']
+  if not scale:
+    return np.asarray(array)
+  return (np.asarray(array, np.float32) - zero) * np.float32(scale)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Without the quantizer's own lines, progress bars and warnings."""
+  nothing = io.StringIO()
+  with (
+    contextlib.redirect_stdout(nothing),
+    contextlib.redirect_stderr(nothing),
+    warnings.catch_warnings(),
+  ):
+    warnings.simplefilter('ignore')
+    yield
