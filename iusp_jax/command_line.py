@@ -287,13 +287,11 @@ def _find_config(argv) -> list[str]:
       found = f'{place}{colon}{arguments}'
       return [_replace_config(word, name, found) for word in argv]
   legal = sorted(
-    file.stem if by_name else str(file)
+    file.stem if by_name else str(file.relative_to(ROOT))
     for file in ROOT.glob('configs/*.py')
     if file.stem != '__init__'
   )
   here = pathlib.Path.cwd()
-  if here == ROOT:
-    legal = [name.removeprefix(f'{ROOT}/') for name in legal]
   raise ValueError(
     f'--config={path}: no such file'
     + (f' in {here} or {ROOT}' if here != ROOT else '')
