@@ -15,11 +15,11 @@ _USE = """\
 ## Use
 
 Probabilities are calibrated; a tag is present from its threshold on. Waveforms
-are float32 in [-1, 1], mono, {rate} Hz, {samples} samples ({seconds:g} s); a
-shorter sound is padded with zeros at the end. A log-mel is made of one as
-`config.json` (`frontend`) and `frontend.h` describe: {frames} frames of {bands}
-bands. `golden.npz` has waveforms, their log-mel and the probabilities that an
-implementation has to give.
+are float32 in [-1, 1], mono, {rate} Hz, {samples} samples ({seconds:g} s);
+a shorter sound is padded with zeros at the end. A log-mel is made of one as
+`config.json` (`frontend`) and `frontend.h` describe: {frames} frames of
+{bands} bands. `golden.npz` has waveforms, their log-mel and the probabilities
+that an implementation has to give.
 
 LiteRT (`pip install ai-edge-litert`):
 
@@ -150,6 +150,7 @@ def _thresholds(loaded) -> str:
   for name, temperature, threshold in zip(
     loaded.names, own.temperatures_C, own.thresholds_C, strict=True
   ):
-    mark = ' (too few positives)' if name in own.uncalibrated else ''
+    few = own.fitted_on and name in own.uncalibrated
+    mark = ' (too few positives)' if few else ''
     lines.append(f'| {name}{mark} | {temperature:.3f} | {threshold:.3f} |')
   return rule + '\n\n' + '\n'.join(lines)

@@ -17,7 +17,9 @@ from iusp_jax.runtime import files
 from iusp_jax.training import evaluate
 from tfds_dcase import audio
 
-RANGES = 200  # Training clips that show the ranges of activations.
+# Training clips that show the ranges of activations: a minute for an LSTM that
+# is written out, whose operations are looked at one by one.
+RANGES = 64
 VALIDATE = 1000  # Clips, at most, on which an int8 version is chosen.
 TEST = 300  # Clips, at most, on which errors and scores are taken.
 _NOISE = 128

@@ -52,8 +52,8 @@ _BOOTSTRAP = 300
 _PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 
 
-class _Differs(Exception):
-  """An artefact that does not compute what the model computes."""
+class _NotWritten(Exception):
+  """Why an artefact is not written, such as that it differs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _try(given: _Given, name: str, make: Callable[[_Given, str], None]) -> None:
   try:
     make(given, name)
     logs.log(f'export: {name} ({time.monotonic() - started:.0f} s)')
-  except _Differs as error:
+  except _NotWritten as error:
     given.refused.append({'file': name, 'reason': str(error)})
   # A converter's own errors, of many types: the others are still wanted.
   except (ValueError, RuntimeError, NotImplementedError) as error:
@@ -256,7 +256,10 @@ def _stablehlo(given: _Given, name: str) -> None:
   exported = jax.export.export(
     jax.jit(given.own.from_wave), platforms=_PLATFORMS
   )(shape)
-  content = bytes(exported.serialize())
+  try:
+    content = bytes(exported.serialize())
+  except ImportError as error:
+    raise _NotWritten(f'{error}: {litert.INSTALL}') from error
   call = jax.jit(jax.export.deserialize(bytearray(content)).call)
   scores = _run_each(_waves(given), lambda wave_S: call(wave_S[None])[0])
   _keep(given, name, content, scores, 'JAX export: waveforms in, any batch')
@@ -301,7 +304,7 @@ def _litert_int8(given: _Given, name: str, max_loss: float) -> None:
   """The first kind of int8 that loses little enough on validate."""
   found = given.found
   if found.dataset is None:
-    raise _Differs(
+    raise _NotWritten(
       f'int8 needs the clips that the model was trained on: {found.reason}'
     )
   content, tried = _convert_log_mel(given), []
@@ -320,7 +323,7 @@ def _litert_int8(given: _Given, name: str, max_loss: float) -> None:
       return
     tried.append((kind, loss))
   losses = ', '.join(f'{kind} {loss:.4f}' for kind, loss in tried)
-  raise _Differs(
+  raise _NotWritten(
     f'every kind loses more than --max_int8_loss={max_loss} of micro-AUPRC on '
     f'validate: {losses}'
   )
@@ -387,7 +390,7 @@ def _write(
   given: _Given, name, content, error, what, note='', limit=MAX_ERROR, own=None
 ) -> None:
   if not np.isfinite(error).all() or error.max() > limit:
-    raise _Differs(
+    raise _NotWritten(
       f'a probability is off by {error.max():.2g} on {given.found.tested}, '
       f'expected at most {limit:g}'
     )
