@@ -13,8 +13,9 @@ Arguments follow the file name, separated by commas, in any order:
   seed=N         of the student: initial values, order, dropout
   student=NAME   one of STUDENTS below
 
-Not run by itself: as it stands it is the student without a teacher, whose
-scores are in baseline.py. The teacher's are in teacher.py.
+As it stands it is the student without a teacher, whose scores are in
+baseline.py; `--config.objective.<term>_weight=1` adds a term. The scores of the
+teacher are in teacher.py.
 """
 
 import difflib
@@ -38,7 +39,7 @@ DATASETS = {
 
 # The paper's student is one convolution and one LSTM on 20 bands; the number
 # is the hidden width. The others are our additions: 3 to 84 thousand
-# parameters, 1 to 13 million multiply-accumulates a clip (every run says its
+# parameters, 1 to 13 million multiply-accumulates a clip (every run logs its
 # own). The MobileNets leave out the three widest stages, which fit no device of
 # that kind, have one block a stage and expand by 3; their first convolution
 # takes all the strides in time.
@@ -81,7 +82,14 @@ def distilled(name: str, arg: str) -> Config:
   config, options = get_config(arg), parse(arg)
   config.name = name
   config.objective.update(weights(name, options['dataset'], options['student']))
+  if name in TUNED.get(options['dataset'], {}).get(options['student'], {}):
+    config.tuned_with = tuned_with(options['dataset'])
   return config
+
+
+def tuned_with(dataset_name: str) -> str:
+  """The teacher that the weights of a data set were tuned with."""
+  return TUNED.get('teachers', {}).get(dataset_name, '')
 
 
 def get_config(arg: str = '') -> Config:
@@ -100,6 +108,7 @@ def get_config(arg: str = '') -> Config:
   config.dataset = dataset(options['dataset'])
   config.student = recipe(STUDENTS[options['student']], num_mel_bands=20)
   config.objective = objective()
+  config.tuned_with = ''  # Teacher that the weights are for, by --mode=tune.
   config.teacher = teacher(options['dataset'])
   if options['demo']:
     make_demo(config)

@@ -4,7 +4,7 @@ r"""The student alone: cross-entropy with the tags, no teacher.
     --config.dataset.manual_dir=DIR
 
 crnn_64, test micro-AUPRC: street scenes .720 ± .008 (8 seeds), ESC-10
-scenes .639 ± .016 (2 rotations, 5 seeds each); docs/reproduction.md. One run
+scenes .639 ± .016 (2 rotations, 5 seeds each); docs/findings/table.md. One run
 takes about 4 minutes on 2 cores.
 """
 

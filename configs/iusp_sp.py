@@ -4,7 +4,7 @@ r"""IUSP and SP together (our addition to the paper's comparison).
     --config.dataset.manual_dir=DIR
 
 crnn_64, test micro-AUPRC: street scenes .741 ± .005 (8 seeds), ESC-10
-scenes .662 ± .019 (2 rotations, 5 seeds each); docs/reproduction.md. One run
+scenes .662 ± .019 (2 rotations, 5 seeds each); docs/findings/table.md. One run
 takes about 4 minutes on 2 cores once the teacher is there.
 """
 

@@ -4,7 +4,7 @@ r"""Logit distillation (our addition to the paper's comparison).
     --config.dataset.manual_dir=DIR
 
 crnn_64, test micro-AUPRC: street scenes .740 ± .007 (8 seeds), ESC-10
-scenes .682 ± .019 (2 rotations, 5 seeds each); docs/reproduction.md. One run
+scenes .682 ± .019 (2 rotations, 5 seeds each); docs/findings/table.md. One run
 takes about 4 minutes on 2 cores once the teacher is there.
 """
 

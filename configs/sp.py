@@ -4,7 +4,7 @@ r"""SP: keeps the teacher's similarities between the clips of a batch.
     --config.dataset.manual_dir=DIR
 
 crnn_64, test micro-AUPRC: street scenes .723 ± .009 (8 seeds), ESC-10
-scenes .643 ± .018 (2 rotations, 5 seeds each); docs/reproduction.md. One run
+scenes .643 ± .018 (2 rotations, 5 seeds each); docs/findings/table.md. One run
 takes about 4 minutes on 2 cores once the teacher is there.
 """
 

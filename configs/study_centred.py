@@ -1,7 +1,7 @@
 r"""Study: IUSP on frames less their clip's mean.
 
-After a ReLU all frames are positive, and what they share makes most of a
-teacher's similarities. Taken off, similarities say how the clip changes. A
+After a ReLU all frames are positive, and what they have in common dominates a
+teacher's similarities. Without it, similarities show how the clip changes. A
 table of its own, with weights tuned as for the others:
 
   python run.py --mode=tune --config=configs/study_centred.py:clips \
@@ -9,7 +9,7 @@ table of its own, with weights tuned as for the others:
   python run.py --mode=table --config=configs/study_centred.py:clips \
     --config.dataset.manual_dir=DIR --workdir=runs/study-centred
 
-docs/reproduction.md has what was found.
+docs/findings/table.md has the results.
 """
 
 from configs import table

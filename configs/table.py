@@ -46,6 +46,7 @@ def get_config(arg: str = ''):
   config.table.tuned = ConfigDict(  # Which of these are from --mode=tune.
     {student: tuple(found) for student, found in tuned.items()}
   )
+  config.tuned_with = base.tuned_with(options['dataset'])
   # Tuning: each term's weight is a multiple of the one at which its gradient
   # is as long as that of the tags, after an epoch without distillation.
   config.table.tune_ratios = (0.1, 0.3, 1.0, 3.0, 10.0)

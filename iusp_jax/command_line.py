@@ -111,7 +111,7 @@ def main(argv) -> None:
   """
   if len(argv) > 1 and MODE.value not in _WITH_NAMES:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
-  from iusp_jax.runtime import logs, parent, preemption
+  from iusp_jax.runtime import logs, memory, parent, preemption
 
   parent.watch()
   logs.relay('tfds_dcase')
@@ -132,6 +132,15 @@ def main(argv) -> None:
     if flags.FLAGS.verbosity > 0:  # --verbosity=1 shows where it came from.
       raise
     sys.exit(f'error: {error}')
+  except (MemoryError, RuntimeError) as error:
+    reason = memory.is_exhausted(error)
+    if not reason or flags.FLAGS.verbosity > 0:
+      raise
+    sys.exit(
+      f'error: not enough memory ({reason}): end other programs, lower '
+      "config.student.training.batch_size (or the teacher's), or set "
+      'accumulate_steps'
+    )
 
 
 def _report(argv) -> None:
@@ -172,6 +181,7 @@ def _train() -> None:
     environment,
     files,
     hosts,
+    memory,
     preemption,
   )
   from tfds_dcase import interrupt
@@ -180,6 +190,7 @@ def _train() -> None:
   with hosts.joined(MODE.value, **values(HOSTS)):
     devices.check_backend()
     environment.check()
+    memory.check()
     found = config()
     fields.check(identity.plain(found))
     devices.keep_compiled(files.resolve(found.cache_dir))

@@ -1,94 +1,44 @@
 """Batches in parts, and bfloat16."""
 
-import dataclasses
 import functools
-import pathlib
 
-import flax.linen as nn
+import fits
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from fakes import TINY, fake, recipe
+from fits import fit, make_feed, make_job
 
 from configs import sp
-from iusp_jax import models
-from iusp_jax.data import datasets
-from iusp_jax.experiment import experiment
+from iusp_jax.data import sources
+from iusp_jax.experiment import check, feeds, identity
 from iusp_jax.models import tagger
-from iusp_jax.objectives import similarity
-from iusp_jax.runtime import checkpoint, devices, metrics_log
-from iusp_jax.training import optim, step, train
+from iusp_jax.objectives import similarity, terms
+from iusp_jax.training import engine, step
+from iusp_jax.training.recipe import Recipe
+
+PLAN = {'epochs': 10 / 3, 'eval_every_epochs': 10.0}  # Ten steps.
 
 
-# As small as a model can be: compiling it is most of a test's time.
-class Plain(nn.Module):
-  """A model without BatchNorm."""
-
-  num_tags: int
-
-  @nn.compact
-  def __call__(self, mel_BTF, train=False, keys_B=None):
-    frames_BTD = jnp.tanh(nn.Dense(6)(mel_BTF[:, ::8]))
-    logits_BTC = nn.Dense(self.num_tags)(frames_BTD)
-    return models.TaggerOutput(logits_BTC.mean(1), frames_BTD, logits_BTC)
-
-
-@functools.cache
-def frozen():
-  model = tagger.build(recipe(TINY, bands=8), len(fake().tags))
-  return step.Teacher(model, model.initialise(3, 16_000))
-
-
-def states(parts, num_devices=2, plain=True, num_steps=10, **weights):
-  """Losses and parameters after the steps, from the train step alone."""
-  none = {f'{term}_weight': 0.0 for term in step.DISTILLATION_TERMS}
-  weights = none | weights
-  job = step.Job(
-    name='student',
-    recipe=recipe(TINY, bands=8, accumulate_steps=parts),
-    objective=weights | {'kd_temperature': 2.0},
-    dataset=fake(),
-    seed=5,
-    workdir=pathlib.Path(),
-    teacher=frozen() if any(weights.values()) else None,
+def fit_in_parts(parts, weights=None, batch_norm=True, **fields):
+  made = make_job(
+    weights,
+    model={'batch_norm': batch_norm},
+    accumulate_steps=parts,
+    **PLAN | fields,
   )
-  student = tagger.build(job.recipe, len(fake().tags), devices.AXIS)
-  if plain:
-    student = dataclasses.replace(student, module=Plain(len(fake().tags)))
-  rates = optim.schedule(job.recipe['training'], num_steps, 3.0)
-  optimizer = optim.optimizer(job.recipe['training'], rates)
-  mapped = jax.pmap(
-    step.make_step(student, optimizer, job),
-    axis_name=devices.AXIS,
-    devices=jax.devices()[:num_devices],
-  )
-
-  def copy(tree):
-    shape = (num_devices,)
-    return jax.tree.map(lambda x: np.broadcast_to(x, shape + np.shape(x)), tree)
-
-  state = copy(step.initial_state(student, optimizer, job))
-  variables = copy(frozen().variables) if job.teacher else {}
-  settings = copy(job.settings())
-  stream = datasets.train_stream(fake().splits['train'], 8, 5)
-  rows = []
-  for _ in range(num_steps):
-    batch = {
-      k: v.reshape(num_devices, -1, *v.shape[1:])
-      for k, v in next(stream).items()
-    }
-    state, outputs = mapped(state, variables, settings, batch)
-    rows.append([float(outputs[name][0]) for name in sorted(outputs)])
-  return rows, jax.tree.map(lambda x: np.asarray(x[0]), state)
+  return fit([made])[0]
 
 
 def assert_alike(one, two, tolerance):
-  np.testing.assert_allclose(one[0], two[0], tolerance)
-  for own, other in zip(
-    jax.tree.leaves(one[1].params), jax.tree.leaves(two[1].params), strict=True
-  ):
-    np.testing.assert_allclose(own, other, 10 * tolerance, 10 * tolerance)
+  fits.assert_same_losses(one, two, tolerance, tolerance)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(
+      x, y, 10 * tolerance, 10 * tolerance
+    ),
+    one.last,
+    two.last,
+  )
 
 
 def test_parts_add_up_to_the_batch():
@@ -97,33 +47,40 @@ def test_parts_add_up_to_the_batch():
   The fake data has masked tags in unequal numbers, so that a mean of the
   parts' means would differ.
   """
-  weights = {'kd_weight': 1.0, 'iusp_weight': 10.0}
-  whole = states(1, **weights)
-  assert_alike(states(4, **weights), whole, 1e-5)
+  weights = {'kd': 1.0, 'iusp': 10.0}
+  whole = fit_in_parts(1, weights, batch_norm=False)
+  assert_alike(fit_in_parts(4, weights, batch_norm=False), whole, 1e-5)
 
 
 def test_parts_are_the_same_on_any_number_of_devices():
   """With BatchNorm: the same clips are in a part, wherever they are."""
-  one, two = states(2, 1, plain=False), states(2, 2, plain=False)
-  assert_alike(one, two, 1e-4)
-  np.testing.assert_allclose(
-    *(jax.tree.leaves(end[1].batch_stats)[0] for end in (one, two)), 1e-4, 1e-6
-  )
+  two = fit_in_parts(2)
+  with fits.num_devices(1):
+    assert_alike(fit_in_parts(2), two, 1e-4)
+
+
+def test_members_take_parts_as_runs_do():
+  """Whole batches on a device of their own."""
+  jobs = [make_job(seed=k, accumulate_steps=2, **PLAN) for k in (5, 6)]
+  assert_alike(fit(jobs)[0], fit_in_parts(2), 1e-4)
 
 
 def test_batch_norm_takes_each_part_by_itself():
   """The averages after one step, by the rule for two batches of 4."""
-  _, state = states(2, 1, plain=False, num_steps=1)
-  batch = next(datasets.train_stream(fake().splits['train'], 8, 5))
-  model = tagger.build(recipe(TINY, bands=8), len(fake().tags))
-  mel_BTF = np.asarray(tagger.log_mel(model, batch['wave']))
-  expected = np.zeros(8)
+  made = make_job(accumulate_steps=2, **PLAN)
+  arrays = fits.features(made.dataset).get(made.recipe.frontend, 'train')
+  mel_BTF = arrays['mel'][sources.Order(24, 8, (5,)).clips([0])['own'][0, 0]]
+  expected = np.zeros(16)
   for part in (mel_BTF[::2], mel_BTF[1::2]):
-    expected = 0.9 * expected + 0.1 * part.mean((0, 1))
-  found = state.batch_stats['input_norm']['mean']
-  np.testing.assert_allclose(found, expected, 1e-4)
-  whole = states(1, 1, plain=False, num_steps=1)[1]
-  assert not np.allclose(whole.batch_stats['input_norm']['mean'], found, 1e-2)
+    expected = 0.9 * expected + 0.1 * part[:, ::8].mean((0, 1))
+  with fits.num_devices(1):
+    found, whole = (
+      engine.train_without_validation(one, make_feed(one), 1)
+      for one in (made, make_job(**PLAN))
+    )
+  mean = found['batch_stats']['norm']['mean']
+  np.testing.assert_allclose(mean, expected, 1e-4)
+  assert not np.allclose(whole['batch_stats']['norm']['mean'], mean, 1e-2)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +99,7 @@ def test_parts_and_dtypes_that_cannot_be_are_refused_at_the_start(
   with config.unlocked():
     config.student.training.update(fields)
   with pytest.raises(ValueError, match=message):
-    experiment.check(config)
+    check.check(identity.plain(config))
 
 
 # bfloat16.
@@ -197,9 +154,9 @@ def test_bfloat16_keeps_what_must_be_exact_in_float32(architecture):
   assert 'bf16' not in plain
 
 
-def test_bfloat16_trains_like_float32(tmp_path):
+def test_bfloat16_trains_like_float32():
   """Loss near that of float32 at the start; it falls; all saved in float32."""
-  losses = {}
+  found = {}
   for dtype in ('float32', 'bfloat16'):
     made = recipe(
       TINY,
@@ -211,15 +168,12 @@ def test_bfloat16_trains_like_float32(tmp_path):
       ema_decay=0.5,
       learning_rate=3e-2,
     )
-    workdir = tmp_path / dtype
-    workdir.mkdir()
-    train.fit(step.Job('student', made, {}, fake(), 5, workdir))
-    rows = metrics_log.read_metrics(workdir / 'metrics.jsonl')
-    losses[dtype] = [r['train/loss'] for r in rows if 'train/loss' in r]
-    restored = checkpoint.restore_newest(workdir / 'checkpoints' / 'last')
-    assert restored is not None
-    assert dtypes(restored[1]) == {'float32', 'int32'}
-  exact, rough = losses['float32'], losses['bfloat16']
-  assert rough != exact
+    none = terms.Objective()
+    job = step.Job('student', Recipe.from_config(made), none, fake(), 5)
+    (member,) = engine.fit([job], feeds.Features(fake()).feed(job), None)
+    found[dtype] = fits.losses(member)['loss']
+    assert dtypes((member.best, member.last)) == {'float32'}
+  exact, rough = found['float32'], found['bfloat16']
+  assert (rough != exact).any()
   np.testing.assert_allclose(rough[:3], exact[:3], 2e-2)
   assert np.mean(rough[-6:]) < 0.8 * np.mean(rough[:6])

@@ -131,7 +131,8 @@ SMOKE = '--config=configs/iusp.py:smoke'
     (
       ['--config=configs/isup.py', '--config.seed=1'],
       [
-        '--config=configs/isup.py: no such file: expected one of configs/base',
+        '--config=configs/isup.py: no such file',
+        ': expected one of configs/base',
         "did you mean 'configs/iusp.py'?",
       ],
     ),

@@ -74,7 +74,7 @@ def test_first_step_with_nan_or_infinity_is_reported(monkeypatch):
   outputs['loss'][0, 2:] = np.nan
   outputs['loss'][1, 4] = np.inf
   outputs['gradient_norm'][2, 7] = np.inf
-  group = engine._Group(jobs, make_feed(jobs[0]), None, 'mask')
+  group = engine.Group(jobs, make_feed(jobs[0]), None, 'mask')
   done = [0]
 
   def advance(members, shared):
@@ -85,7 +85,9 @@ def test_first_step_with_nan_or_infinity_is_reported(monkeypatch):
 
   group.advance = advance
   shape = 4, 11, len(jobs[0].dataset.tags)
-  monkeypatch.setattr(engine.evaluate, 'predict', lambda *_: np.zeros(shape))
+  monkeypatch.setattr(
+    engine.evaluate, 'predict', lambda *_, **__: np.zeros(shape)
+  )
   members = group.run(set(), None, 0)
   assert [member.diverged for member in members] == [
     'the loss of step 3 is nan, its gradient_norm 1.0',
@@ -104,8 +106,8 @@ def test_first_step_with_nan_or_infinity_is_reported(monkeypatch):
 def test_member_whose_predictions_are_not_finite_diverges(monkeypatch):
   original = engine.evaluate.predict
 
-  def spoil(*args):
-    scores_MNC = original(*args)
+  def spoil(*args, **named):
+    scores_MNC = original(*args, **named)
     scores_MNC[0, 3] = np.nan
     return scores_MNC
 
@@ -203,7 +205,7 @@ def skips_of(rows):
   return [row for row in rows if 'train/skipped_batch' in row]
 
 
-CHUNK = engine._Group, '_next_chunk'
+CHUNK = engine.Group, '_next_chunk'
 
 
 @pytest.mark.parametrize('stream', [False, True])
@@ -242,14 +244,14 @@ def test_roll_back_is_training_without_the_batch(tmp_path, monkeypatch, stream):
 
 def stop_at(monkeypatch, made, workdir, at, **named):
   """Fits until a request to stop that comes with the `at`-th chunk."""
-  calls, original = [], engine._Group._next_chunk
+  calls, original = [], engine.Group._next_chunk
 
   def counted(self):
     calls.append(1)
     return original(self)
 
   with monkeypatch.context() as patch:
-    patch.setattr(engine._Group, '_next_chunk', counted)
+    patch.setattr(engine.Group, '_next_chunk', counted)
     patch.setattr(preemption, 'requested', lambda: len(calls) >= at)
     with pytest.raises(preemption.Preempted):
       fit([made], workdir, **named)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hosts_world import ROOT
 
-from iusp_jax.runtime import files, metrics_log, wall_time
+from iusp_jax.runtime import files, metrics_log, processes, wall_time
 
 
 @pytest.mark.parametrize(
@@ -224,3 +224,32 @@ def test_damaged_wall_time_ends_no_run(content, tmp_path, capsys):
     assert seconds()['num_processes'] == 1
   assert f'{path}: damaged' in capsys.readouterr().out
   assert len(json.loads(path.read_text())) == 1
+
+
+def test_lock_that_is_held_is_reported_to_all_processes(tmp_path, monkeypatch):
+  """Process 0 alone asks for it; the others would wait for ever."""
+  with files.lock(tmp_path, ''):
+    asked = []
+
+    def by_primary(call):
+      asked.append(call())
+      return asked[-1]
+
+    monkeypatch.setattr(processes, 'by_primary', by_primary)
+    for _ in range(2):
+      with (
+        pytest.raises(files.Busy, match='another run is at it'),
+        files.lock_for_all_processes(tmp_path, 'another run is at it', False),
+      ):
+        pytest.fail('it is held')
+    assert len(asked) == 2
+    # Another process gets the answer, and asks for no lock of its own.
+    monkeypatch.setattr(processes, 'by_primary', lambda call: 'is busy')
+    with (
+      pytest.raises(files.Busy, match='is busy'),
+      files.lock_for_all_processes(tmp_path, 'another run is at it', False),
+    ):
+      pytest.fail('it is held')
+  monkeypatch.setattr(processes, 'by_primary', lambda call: call())
+  with files.lock_for_all_processes(tmp_path, '', False):
+    pass

@@ -21,7 +21,7 @@ from iusp_jax.runtime import checkpoint
 from iusp_jax.training import engine, evaluate, step
 from iusp_jax.training.recipe import Recipe
 
-WEIGHTS = {'kd': 1.0, 'sp': 30.0, 'iusp': 100.0, 'iusp_centred': 10.0}
+WEIGHTS = {name: term.weight for name, term in terms.TERMS.items()}
 AUGMENT = {
   'mixup_alpha': 0.5,
   'time_roll_seconds': 0.3,
@@ -29,6 +29,8 @@ AUGMENT = {
   'num_mel_masks': 1,
 }
 PLENTY = sys.maxsize
+# Twelve steps, a validation after every sixth.
+PLAN = {'epochs': 4.0, 'eval_every_epochs': 2.0}
 
 
 class Small(nn.Module):
@@ -62,8 +64,8 @@ class Small(nn.Module):
         keys_B
       )
       pooled_BD = jnp.where(kept_BD, pooled_BD / keep, 0.0)
-    logits_BC = nn.Dense(self.num_tags, name='tags')(pooled_BD)
-    return models.TaggerOutput(logits_BC, frames_BTD)
+    dense = nn.Dense(self.num_tags, name='tags')
+    return models.TaggerOutput(dense(pooled_BD), frames_BTD, dense(frames_BTD))
 
 
 class Job(step.Job):
@@ -115,8 +117,14 @@ def make_job(weights=None, seed=5, data=None, teacher=None, **fields):
   return Job(f'seed {seed}', made, of, data or fake(), seed, model)
 
 
+def augmented_job(**fields):
+  """With all that draws random numbers, and the teacher in every step."""
+  fields = {'augment': AUGMENT, 'ema_decay': 0.9, **PLAN, **fields}
+  return make_job(WEIGHTS, teacher=True, **fields)
+
+
 @functools.cache
-def stored(names=('logits', 'frame_gram', 'batch_gram')):
+def stored(names):
   """Outputs of `frozen` for the training clips, all in one piece."""
   model, variables = frozen()
   waves = sources.features(fake().splits['train'], None)['wave']
@@ -137,12 +145,7 @@ def features(data):
 
 
 def make_feed(job):
-  outputs = {}
-  if job.teacher is None:
-    names = job.objective.targets
-    outputs = {
-      sources.TARGET + name: stored()[sources.TARGET + name] for name in names
-    }
+  outputs = {} if job.teacher else stored(job.objective.targets)
   variables = frozen()[1] if job.teacher else {}
   return features(job.dataset).feed(job, outputs, variables)
 

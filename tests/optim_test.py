@@ -6,19 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import fake, recipe
+from fakes import recipe
 
-from iusp_jax.data import datasets
 from iusp_jax.models import tagger
-from iusp_jax.runtime import devices
-from iusp_jax.training import optim, step
+from iusp_jax.training import optim
+from iusp_jax.training.recipe import Recipe
 
 PEAK = 0.02
 
 
+def training(**fields):
+  """Of a recipe: as `Training`, whose other fields do not count here."""
+  return Recipe.from_config(recipe(**fields)).training
+
+
 def schedule(num_steps=40, warmup_epochs=2.0, steps_per_epoch=4.0):
-  training = {'learning_rate': PEAK, 'warmup_epochs': warmup_epochs}
-  return optim.schedule(training, num_steps, steps_per_epoch)
+  made = training(learning_rate=PEAK, warmup_epochs=warmup_epochs)
+  return optim.schedule(made, optim.Plan(num_steps, 1, steps_per_epoch))
 
 
 @pytest.mark.parametrize(
@@ -59,13 +63,20 @@ def test_warm_up_that_is_longer_than_the_run_ends_before_it():
   ],
 )
 def test_plan_counts_epochs_in_steps(epochs, every, num_clips, expected):
-  training = {'batch_size': 8, 'epochs': epochs, 'eval_every_epochs': every}
-  plan = optim.Plan.of(training, num_clips)
+  made = training(batch_size=8, epochs=epochs, eval_every_epochs=every)
+  plan = optim.Plan.of(made, num_clips)
   assert (
     plan.num_steps,
     plan.eval_every_steps,
     plan.steps_per_epoch,
   ) == expected
+
+
+@pytest.mark.parametrize(
+  ('step', 'expected'), [(0, 3), (2, 3), (3, 6), (11, 12), (13, 14)]
+)
+def test_milestones_are_validations_and_the_end(step, expected):
+  assert optim.Plan(14, 3, 3.0).next_milestone(step) == expected
 
 
 def adamw(params, gradients, rates, clip, decay, decaying):
@@ -99,11 +110,13 @@ def test_steps_are_those_of_adamw_after_clipping(clip, num_steps):
     {k: size * rng.normal(size=shape) for k, shape in shapes.items()}
     for size in (3.0, 0.05, 0.3)
   ][:num_steps]
-  rates = [0.01, 0.02, 0.005][:num_steps]
-  training = {'clip_norm': clip, 'weight_decay': 0.1}
-  optimizer = optim.optimizer(
-    training, lambda count: jnp.asarray([0.01, 0.02, 0.005])[count]
+  # The rates of the first steps: the first of a warm-up would be 0.
+  made = training(
+    clip_norm=clip, weight_decay=0.1, learning_rate=PEAK, warmup_epochs=0.0
   )
+  plan = optim.Plan(4, 1, 3.0)
+  rates = [PEAK * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(num_steps)]
+  optimizer = optim.optimizer(made, plan)
 
   def to_float32(tree):
     return {k: np.asarray(x, np.float32) for k, x in tree.items()}
@@ -129,8 +142,10 @@ def test_only_matrices_and_kernels_decay(architecture):
   made = recipe({'architecture': architecture, **sizes[architecture]})
   shapes = tagger.build(made, 4).shapes(16_000)['params']
   params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
-  training = {'clip_norm': 1.0, 'weight_decay': 0.1}
-  optimizer = optim.optimizer(training, lambda count: 0.5)
+  rates = {'learning_rate': 0.5, 'warmup_epochs': 0.0}
+  optimizer = optim.optimizer(
+    training(clip_norm=1.0, weight_decay=0.1, **rates), optim.Plan(4, 1, 3.0)
+  )
 
   @jax.jit
   def change(params):
@@ -146,33 +161,3 @@ def test_only_matrices_and_kernels_decay(architecture):
     decays = {'kernel': True, 'recurrent': True, 'bias': False, 'scale': False}
     np.testing.assert_allclose(change, -0.05 * decays[name], 1e-6, err_msg=name)
   assert {'kernel', 'bias', 'scale'} <= seen
-
-
-def test_moving_average_after_two_steps():
-  """decay^2 of the first, then what each step adds; the statistics as well."""
-  made = recipe(ema_decay=0.9, warmup_epochs=0.0)
-  job = step.Job('student', made, {}, fake(), 5, None)
-  model = tagger.build(made, len(job.dataset.tags), devices.AXIS)
-  rates = optim.schedule(made['training'], 4, 3.0)
-  optimizer = optim.optimizer(made['training'], rates)
-  mapped = devices.pmap(step.make_step(model, optimizer, job))
-  state = step.initial_state(model, optimizer, job)
-  own = [{'params': state.params, 'batch_stats': state.batch_stats}]
-  stream = datasets.train_stream(job.dataset.splits['train'], 8, 5)
-  state, settings = devices.replicate((state, job.settings()))
-  for _ in range(2):
-    state, _ = mapped(state, {}, settings, devices.shard(next(stream)))
-    now = devices.unreplicate(state)
-    own.append({'params': now.params, 'batch_stats': now.batch_stats})
-  expected = jax.tree.map(
-    lambda *x: np.tensordot([0.81, 0.09, 0.1], np.stack(x, dtype=float), 1),
-    *own,
-  )
-  average = devices.unreplicate(state).variables()
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-7), average, expected
-  )
-  # Far enough from the first and the last for any other weights to be seen.
-  for other in (own[0], own[2]):
-    apart = jax.tree.map(lambda a, b: abs(a - b).max(), average, other)
-    assert max(jax.tree.leaves(apart)) > 1e-3

@@ -13,6 +13,8 @@ PREPARES = """
 import sys
 from configs import base
 from iusp_jax.experiment import identity, setup, teacher
+from iusp_jax.runtime import logs
+logs.relay('tfds_dcase')
 config = base.get_config('smoke')
 config.dataset.data_dir = sys.argv[1]
 config.teacher.train_scenes = 60
@@ -37,7 +39,7 @@ def test_data_sets_are_prepared_once_by_processes_that_start_together(tmp_path):
   ]
   printed = [process.communicate()[0] for process in processes]
   assert [process.returncode for process in processes] == [0] * 3, printed
-  assert ''.join(printed).count('Downloading and preparing') == 2, printed
+  assert ''.join(printed).count(': prepares it in ') == 2, printed
   assert sum('waiting' in text for text in printed) >= 1
   for text in printed:
     assert '60 scenes for the teacher' in text

@@ -1,9 +1,11 @@
 """What every builder does with a recording that is bad, odd or far too long."""
 
+import hashlib
 import importlib.util
 import os
 import pathlib
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -200,6 +202,26 @@ def test_a_folder_is_named_by_its_own_path_where_links_lead_there_too(tmp_path):
   found = [p.relative_to(tmp_path).as_posix() for p in files.below(tmp_path)]
   assert found == ['b/x.wav']
   assert recordings.find_sound_files(tmp_path) == ['b/x.wav']
+
+
+def test_a_checksum_is_computed_once_but_for_files_just_written(
+  tmp_path, monkeypatch
+):
+  path = tmp_path / 'a.wav'
+  path.write_bytes(b'one')
+  first = files.digest(path)
+  path.write_bytes(b'two')  # within the same tick, perhaps
+  second = files.digest(path)
+  assert first != second
+  now = time.time()
+  monkeypatch.setattr(time, 'time', lambda: now + 60)
+  assert files.digest(path) == second
+  monkeypatch.setattr(hashlib, 'sha256', None)  # not computed again
+  assert files.digest(path) == second
+  monkeypatch.undo()
+  time.sleep(0.02)
+  path.write_bytes(b'one')
+  assert files.digest(path) == first
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):

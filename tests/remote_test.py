@@ -10,12 +10,13 @@ import fsspec
 import numpy as np
 import pytest
 from etils.epath import backend
+from experiments import run_config
 from fakes import dataset
 from fsspec.implementations import dirfs, local
 
-from configs import iusp
+from configs import baseline, iusp
 from iusp_jax.data import sources
-from iusp_jax.experiment import identity, results, setup, teacher
+from iusp_jax.experiment import identity, results, run, setup, teacher
 from iusp_jax.reporting import figures
 from iusp_jax.runtime import checkpoint, files, metrics_log
 from iusp_jax.scoring import predictions
@@ -141,3 +142,14 @@ def test_caches_keep_the_address(bucket):
   config.teacher.checkpoint = RUN
   with pytest.raises(ValueError, match='gs://bucket/some/run holds no trained'):
     teacher.get_or_train(identity.plain(config), None)  # pyright: ignore
+
+
+def test_run_with_a_remote_cache_stores_nothing_of_its_teacher(
+  bucket, tiny, on_fakes, tmp_path
+):
+  """Outputs are mapped into memory, which an object store cannot give."""
+  config = run_config(tiny, baseline, cache_dir='gs://bucket/cache')
+  record = run.run(config, tmp_path / 'run')
+  assert record['teacher']['best']
+  assert record['frame_distance'] is None
+  assert not (bucket / 'cache').exists()

@@ -6,7 +6,7 @@ import fits
 import jax
 import numpy as np
 import pytest
-from fits import WEIGHTS, bits, fit, make_job
+from fits import bits, fit, make_job
 
 from iusp_jax.runtime import checkpoint, metrics_log, preemption
 from iusp_jax.training import engine, optim, step
@@ -37,7 +37,7 @@ def whole(tmp_path_factory):
   return fit(group(), workdir), workdir
 
 
-CHUNK = engine._Group, '_next_chunk'
+CHUNK = engine.Group, '_next_chunk'
 VALIDATION = engine.evaluate, 'predict'
 
 
@@ -136,15 +136,14 @@ def test_metrics_of_a_run_that_is_stopped_are_those_of_the_whole(
   tmp_path, monkeypatch
 ):
   """With augmentation, a moving average and every term; also cut off."""
-  made = job(WEIGHTS, teacher=True, augment=fits.AUGMENT, ema_decay=0.9)
-  texts, ends = [], []
+  made, texts, ends = fits.augmented_job(), [], []
   for name in ('whole', 'parts'):
     workdir = tmp_path / name
     workdir.mkdir()
     if name == 'parts':
-      stop_at(monkeypatch, [made], workdir, CHUNK, 5, metrics_dir=workdir)
+      stop_at(monkeypatch, [made], workdir, CHUNK, 8, metrics_dir=workdir)
       with (workdir / 'metrics.jsonl').open('a') as file:
-        file.write('{"step": 6, "train/loss": 1.0}\n{"step": 7, "tr')
+        file.write('{"step": 9, "train/loss": 1.0}\n{"step": 10, "tr')
     (member,) = fit([made], workdir, metrics_dir=workdir)
     texts.append((workdir / 'metrics.jsonl').read_text())
     ends.append(bits(member))

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from run_test import command, run
+from commands import command, finish
 from sonyc_ust_world import wav
 
 from iusp_jax.scoring import metrics
@@ -46,8 +46,7 @@ def test_whole_path_on_the_real_annotations(tmp_path, sonyc_dir):
     '--config.teacher.training.eval_every_epochs=0.5',
   ]
   config = 'configs/iusp.py:sonyc_ust,smoke'
-  done = run(command(tmp_path, *flags, config=config))
-  assert done.returncode == 0, done.stdout + done.stderr
+  finish(command(tmp_path, *flags, config=config))
   results = json.loads((tmp_path / 'run' / 'results.json').read_text())
   assert results['dataset']['sizes'] == {'train': 2351, 'validate': 443}
   scores = results['student']['best']['validate']
@@ -59,7 +58,7 @@ def test_whole_path_on_the_real_annotations(tmp_path, sonyc_dir):
   with path.open() as file:
     columns = set(next(csv.reader(file)))
   assert set(taxonomy.COARSE) | set(taxonomy.FINE) <= columns
-  again = run(
+  finish(
     [
       *command(tmp_path)[:2],
       '--mode=score',
@@ -68,7 +67,6 @@ def test_whole_path_on_the_real_annotations(tmp_path, sonyc_dir):
       f'--output={tmp_path}/score.json',
     ]
   )
-  assert again.returncode == 0, again.stderr
   official = json.loads((tmp_path / 'score.json').read_text())
   np.testing.assert_allclose(
     official['coarse_micro_auprc'], scores['coarse']['micro_auprc'], atol=1e-3

@@ -4,6 +4,7 @@ Each fault was reported by people who do this job; what is right is stated by
 the test's name.
 """
 
+import contextlib
 import io
 import os
 import signal
@@ -297,6 +298,24 @@ def test_a_damaged_sample_rate_is_bad():
     data[24:28] = struct.pack('<I', rate)
     with pytest.raises(ValueError, match=f'sample rate of {rate} Hz'):
       audio.read(bytes(data))
+
+
+@pytest.mark.parametrize(
+  ('form', 'subtype'), [*TRUNCATED, ('OGG', 'VORBIS'), ('OGG', 'OPUS')]
+)
+def test_damaged_headers_are_bad_recordings_or_sound(form, subtype):
+  """Whatever stands in a header: a recording, or an error with a reason."""
+  rng = np.random.default_rng(0)
+  rate = 8000 if subtype in ('GSM610', 'ALAW') else RATE
+  data = encode(tone(0.3, rate), rate, format=form, subtype=subtype)
+  for _ in range(60):
+    damaged = bytearray(data)
+    for place in rng.integers(0, min(120, len(data)), rng.integers(1, 6)):
+      damaged[place] = rng.choice([0, 1, 127, 128, 255, rng.integers(256)])
+    with contextlib.suppress(audio.BadRecordingError):
+      wave_S = audio.read(bytes(damaged))
+      assert np.isfinite(wave_S).all()
+      assert np.abs(wave_S).max() < 2
 
 
 # --- Scale, offset, channels ------------------------------------------------

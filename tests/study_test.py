@@ -14,10 +14,10 @@ def test_the_paper_s_table_has_the_five_objectives():
 @pytest.mark.parametrize('arg', ['', 'clips', 'smoke', 'student=cnn_8'])
 def test_centred_study_trains_the_centred_term(arg):
   config = study_centred.get_config(arg)
-  grid.check(config)
+  grid.check_grid(config)
   for student in config.table.students:
-    assert grid.terms(config, student, 'iusp_centred') == ('iusp_centred',)
-    assert grid.terms(config, student, 'iusp') == ('iusp',)
+    for name in ('iusp_centred', 'iusp'):
+      assert grid.objective(config, student, name).terms == (name,)
   names = {cell.objective for group in grid.groups(config) for cell in group}
   assert names == {'baseline', 'iusp', 'iusp_centred'}
   if arg == 'student=cnn_8':

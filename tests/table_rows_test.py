@@ -280,7 +280,7 @@ class TestFiles:
     read = json.loads((tmp_path / 'table.json').read_text())
     titles = [shown['title'] for shown in read['objectives']]
     assert titles == ['no KD', 'KD', 'SP', 'IUSP', 'SP + IUSP']
-    # As docs/reproduction.md has them.
+    # As measured with that version.
     for part in ('.721 ± .007', '+.013', '[+.005, +.023]', '.008', '.328'):
       assert part in text
 

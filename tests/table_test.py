@@ -188,18 +188,6 @@ def test_cell_of_other_data_or_another_teacher_is_refused(
     grid.check_cells([one], other)
 
 
-def test_cut_record_of_a_cell_names_the_file(tiny, grown, on_fakes):
-  path = grown / 'cells' / 'tiny-iusp-seed100' / 'results.json'
-  path.write_bytes(path.read_bytes()[:99])
-  for act in (
-    lambda: table.run(one_cell_config(tiny), grown),
-    lambda: table.report([grown], None),
-  ):
-    with pytest.raises(ValueError, match='cut short') as error:
-      act()
-    assert str(path) in str(error.value)
-
-
 def test_field_that_came_later_changes_no_fingerprint(
   tiny, tiny_run, tiny_table, on_fakes, monkeypatch, capsys
 ):

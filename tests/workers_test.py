@@ -58,7 +58,8 @@ def test_shares_are_equal_where_cores_are_left_over(command, monkeypatch):
   monkeypatch.setattr(os, 'sched_setaffinity', lambda _, c: given.append(c))
   command('')
   assert workers.run(2) == [0, 0]
-  assert given == [[0, 1], [2, 5], [0, 1, 2, 5, 7]]
+  every = [0, 1, 2, 5, 7]
+  assert [sorted(c) for c in given] == [[0, 1], every, [2, 5], every]
 
 
 def test_process_that_fails_is_told_of(command, capsys):
@@ -113,6 +114,13 @@ def test_process_of_a_table_starts_no_others(command):
 def test_command_is_as_it_was_typed(command):
   command('', '--mode=table', '--jobs=2', '--jobs=0')
   assert workers.command()[1:] == ['--mode=table', '--jobs=2']
+
+
+def test_jobs_of_a_run_on_several_processes_are_refused(monkeypatch):
+  monkeypatch.setattr(workers.jax, 'process_count', lambda: 2)
+  with pytest.raises(ValueError, match=r'--jobs is 2 and --num_processes 2'):
+    workers.check(2, epath.Path('runs/a'))
+  workers.check(1, epath.Path('runs/a'))
 
 
 @pytest.mark.parametrize(

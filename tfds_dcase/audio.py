@@ -86,6 +86,16 @@ class _Sequential(soundfile.SoundFile):
     return False
 
 
+class _Bytes(io.BytesIO):
+  """Bytes as a file; a place before its start, of a damaged header, is none."""
+
+  def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+    try:
+      return super().seek(offset, whence)
+    except (ValueError, OverflowError):
+      return self.tell()
+
+
 class _Joined(io.RawIOBase):
   """Some bytes, then a part of a file, as one file."""
 
@@ -105,7 +115,7 @@ class _Joined(io.RawIOBase):
 
   def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
     base = (0, self._position, self._size)[whence]
-    self._position = base + offset
+    self._position = max(0, base + offset)
     return self._position
 
   def readinto(self, buffer) -> int:
@@ -329,7 +339,7 @@ def _most(opened, limit) -> int:
 def _open(source) -> Iterator[_Opened]:
   """Opens a path or bytes, its header compared with what is there."""
   if isinstance(source, bytes | bytearray | memoryview):
-    with _opened('', io.BytesIO(source), len(source)) as opened:
+    with _opened('', _Bytes(source), len(source)) as opened:
       yield opened
     return
   name = os.fspath(source)

@@ -5,11 +5,14 @@ import hashlib
 import os
 import pathlib
 import stat
+import time
 from collections.abc import Iterator, Sequence
 
 from tfds_dcase import interrupt
 
 _CHUNK = 1 << 20  # bytes
+_TICK_SECONDS = 3.0
+_digests: dict[tuple[int, int, int, int], str] = {}
 _KINDS = (
   (stat.S_ISDIR, 'a folder'),
   (stat.S_ISFIFO, 'a pipe (FIFO)'),
@@ -81,17 +84,30 @@ def _fail(error: OSError):
 
 
 def digest(path) -> str:
-  """A checksum of the whole content; '' for what cannot be read."""
+  """A checksum of the whole content; '' for what cannot be read.
+
+  Computed once a process, as long as the file is not touched.
+  """
   if why_unusable(path) is not None:
     return ''
-  checksum = hashlib.sha256()
   try:
     with open(path, 'rb', buffering=0) as file:
+      state = os.fstat(file.fileno())
+      key = (state.st_dev, state.st_ino, state.st_size, state.st_ctime_ns)
+      if key in _digests:
+        return _digests[key]
+      checksum = hashlib.sha256()
       while chunk := file.read(_CHUNK):
+        interrupt.check()
         checksum.update(chunk)
   except OSError:
     return ''
-  return checksum.hexdigest()[:16]
+  result = checksum.hexdigest()[:16]
+  # Clocks of file systems tick slowly: what has just been written may be
+  # written again in the same tick.
+  if time.time() - state.st_ctime > _TICK_SECONDS:
+    _digests[key] = result
+  return result
 
 
 def digests(paths: Sequence) -> list[str]:

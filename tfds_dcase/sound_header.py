@@ -64,6 +64,14 @@ def look(file) -> Header:
   return Header() if stream is None else _of_stream(stream)
 
 
+def _at(file, position: int, count: int, size: int) -> bytes:
+  """Bytes of a file of `size`; a damaged one may point anywhere."""
+  if position >= size:
+    return b''
+  file.seek(position)
+  return file.read(count)
+
+
 def _of_stream(stream: mpeg.Stream) -> Header:
   """The header of an MPEG stream, whose unit is frames."""
   note = None
@@ -114,8 +122,7 @@ def _riff(file, start: int, size: int) -> Header:
   (whole,) = struct.unpack(endian + 'I', head[4:])
   position, tag, large = start + 12, 0, None
   for _ in range(_MOST_CHUNKS):
-    file.seek(position)
-    head = file.read(8)
+    head = _at(file, position, 8, size)
     if len(head) < 8:
       return _sized(whole + 8, size - start)
     (length,) = struct.unpack(endian + 'I', head[4:])
@@ -151,8 +158,7 @@ def _w64(file, start: int, size: int) -> Header:
   """Sony Wave64: names of 16 bytes and 64-bit sizes that count the head."""
   position = start + 40
   for _ in range(_MOST_CHUNKS):
-    file.seek(position)
-    head = file.read(24)
+    head = _at(file, position, 24, size)
     if len(head) < 24:
       return Header()
     (length,) = struct.unpack('<Q', head[16:])
@@ -166,8 +172,7 @@ def _form(file, start: int, size: int) -> Header:
   """AIFF, AIFF-C and 8SVX: as RIFF, but big-endian."""
   position = start + 12
   for _ in range(_MOST_CHUNKS):
-    file.seek(position)
-    head = file.read(8)
+    head = _at(file, position, 8, size)
     if len(head) < 8:
       return Header()
     (length,) = struct.unpack('>I', head[4:])
@@ -198,8 +203,7 @@ def _caf(file, start: int, size: int) -> Header:
   """Core Audio: names of four letters, 64-bit sizes, -1 for 'to the end'."""
   position = start + 8
   for _ in range(_MOST_CHUNKS):
-    file.seek(position)
-    head = file.read(12)
+    head = _at(file, position, 12, size)
     if len(head) < 12:
       # libsndfile refuses it without a reason: all others have 'data'.
       return Header(problem='truncated: it ends before its sound begins')

@@ -3,8 +3,9 @@
   python docs/reference/generate.py
 
 `config.md` has every field of configs/base.py and configs/table.py with its
-default and the comment that stands beside it there, `flags.md` the flags of
-run.py. tests/docs_test.py holds the committed pages against the code.
+default, its legal values and the comment that stands beside it there,
+`flags.md` the flags of run.py. tests/docs_test.py holds the committed pages
+against the code.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from ml_collections import ConfigDict  # noqa: E402
 
 from configs import base, table  # noqa: E402
 from iusp_jax import command_line, models  # noqa: E402
+from iusp_jax.experiment import fields  # noqa: E402
 from iusp_jax.objectives import terms  # noqa: E402
 
 _HEAD = (
@@ -80,12 +82,17 @@ def code(value: Any) -> str:
   return f'`{value!r}`'
 
 
+def legal(field: str) -> str:
+  """The values that a field may have, in words."""
+  return str(fields.range_of(field) or '')
+
+
 def config_page() -> str:
   """All fields of a config."""
   config: Any = base.get_config('')
   of_run = comments(base.get_config)
   own = [
-    [f'`{name}`', code(value), of_run[name]]
+    [f'`{name}`', code(value), legal(name), of_run[name]]
     for name, value in leaves(config)
     if '.' not in name
   ]
@@ -97,7 +104,7 @@ def config_page() -> str:
     'sets and arguments change some of them. An unknown field or value ends '
     'the command before any work, with what is expected.',
     '## Arguments after the colon\n\n```' + _arguments() + '```',
-    '## The run\n\n' + grid(['field', 'default', ''], own),
+    '## The run\n\n' + grid(['field', 'default', 'legal', ''], own),
     '## `dataset`\n\n' + _dataset(),
     '## `student` and `teacher`\n\n' + _recipes(config),
     '## `student.model` and `teacher.model`\n\n' + _models(),
@@ -111,7 +118,7 @@ def _arguments() -> str:
   """From the docstring of configs/base.py."""
   text = inspect.getdoc(base) or ''
   start = text.index('  --config=')
-  return '\n' + text[start : text.index('\n\nNot run by itself')] + '\n'
+  return '\n' + text[start : text.index('\n\nAs it stands')] + '\n'
 
 
 def _dataset() -> str:
@@ -123,10 +130,15 @@ def _dataset() -> str:
       if field.startswith('builder.'):
         row[1] += f', `{argument}`' if row[1] else f'`{argument}`'
   rows = [
-    [f'`dataset.{field}`', default, of or 'all', said[field]]
+    [
+      f'`dataset.{field}`',
+      default,
+      legal(f'dataset.{field}'),
+      said[field] + (f' Of {of}.' if of else ''),
+    ]
     for field, (default, of) in found.items()
   ]
-  return grid(['field', 'default', 'data sets', ''], rows)
+  return grid(['field', 'default', 'legal', ''], rows)
 
 
 def _recipes(config) -> str:
@@ -134,19 +146,30 @@ def _recipes(config) -> str:
   student, teacher = dict(leaves(config.student)), dict(leaves(config.teacher))
   both = [name for name in student if not name.startswith('model.')]
   shared = [
-    [f'`{name}`', code(student[name]), code(teacher[name]), of_recipe[name]]
+    [
+      f'`{name}`',
+      code(student[name]),
+      code(teacher[name]),
+      legal(f'student.{name}'),
+      of_recipe[name],
+    ]
     for name in both
   ]
   alone = [
-    [f'`teacher.{name}`', code(value), of_teacher[name]]
+    [
+      f'`teacher.{name}`',
+      code(value),
+      legal(f'teacher.{name}'),
+      of_teacher[name],
+    ]
     for name, value in teacher.items()
     if '.' not in name
   ]
   return '\n'.join(
     [
       'All of these fields are below `student` and below `teacher`:\n',
-      grid(['field', 'student', 'teacher', ''], shared),
-      grid(['field', 'default', ''], alone),
+      grid(['field', 'student', 'teacher', 'legal', ''], shared),
+      grid(['field', 'default', 'legal', ''], alone),
       *_other_defaults(teacher),
     ]
   )
@@ -213,7 +236,7 @@ def _objective() -> str:
   return (
     f'{said} The weights of the single runs and tables are in '
     f'`configs/tuned.json` and, where nothing was tuned, the defaults below. '
-    f'Schedules: {schedules}.\n\n'
+    f'Schedules: {schedules}. A weight is {legal("objective.kd_weight")}.\n\n'
     + grid(['term', 'title', 'weight untuned', 'settings'], rows)
   )
 
@@ -228,8 +251,8 @@ def _table() -> str:
     default = code(value)
     if isinstance(value, ConfigDict):
       default = 'see `configs/table.py`'
-    rows.append([f'`{name}`', default, said[name]])
-  return grid(['field', 'default', ''], rows)
+    rows.append([f'`{name}`', default, legal(name), said[name]])
+  return grid(['field', 'default', 'legal', ''], rows)
 
 
 def flags_page() -> str:
@@ -243,7 +266,7 @@ def flags_page() -> str:
     rows.append([f'`--{flag.name}`', default, flag.help])
   text = (
     'Where the help begins with a mode, the flag is for '
-    '`--mode` of that name. `python run.py --help` shows the same.'
+    '`--mode` of that name. `--help` shows the same.'
   )
   return f'{_HEAD}# Flags of `run.py`\n\n{text}\n\n' + grid(
     ['flag', 'default', ''], rows

@@ -190,11 +190,11 @@ def targets(
   assert unknown is not None
   flagged = np.zeros(len(taxonomy.COARSE), np.float32)
   flagged[taxonomy.COARSE_OF_UNKNOWN] = unknown > 0
-  known = (1.0 - flagged[taxonomy.COARSE_OF_FINE]) * (fine >= 0)
-  tags, mask = fine, known
+  labelled_fine = (1.0 - flagged[taxonomy.COARSE_OF_FINE]) * (fine >= 0)
+  tags, mask = fine, labelled_fine
   if level == 'both':
     tags = np.concatenate([coarse, fine])
-    mask = np.concatenate([labelled, known])
+    mask = np.concatenate([labelled, labelled_fine])
   return np.maximum(tags, 0), mask.astype(np.float32)
 
 
@@ -209,7 +209,7 @@ def _levels(example, aggregation):
     )
   votes_AQ = np.asarray(example['votes'])
   columns = np.asarray(annotations.aggregate(votes_AQ, aggregation))
-  # Annotators agree on a coarse class if each hears some tag of it, be they
+  # Annotators agree on a coarse class if each marks some tag of it, be they
   # different ones.
   coarse_AC = annotations.coarse_from_fine(votes_AQ)
   coarse = np.asarray(annotations.aggregate(coarse_AC, aggregation))
@@ -225,9 +225,12 @@ def _read(split: Split, index: int) -> Mapping[str, Any]:
   try:
     return split.source[int(index)]
   except Exception as error:  # The reader, the decoder: types of their own.
+    info = getattr(split.source, 'dataset_info', None)
+    folder = info.data_dir if info else 'the prepared data set'
     raise ValueError(
-      f'record {index} of split {split.name!r} cannot be read ({error}): '
-      'delete the prepared data set, so that it is built again'
+      f'record {index} of split {split.name!r} in {folder} cannot be read '
+      f'({str(error).strip() or type(error).__name__}): delete {folder}, and '
+      'the same command prepares it again'
     ) from error
 
 

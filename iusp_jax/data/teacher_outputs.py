@@ -60,11 +60,13 @@ class Folder:
     Raises:
       OSError: where a file cannot be written; finished ones are kept.
     """
-    missing = processes.by_primary(lambda: self._missing(names))
+    missing = processes.by_primary(lambda: self._missing(names))[0]
     if missing:
       busy = 'another run stores teacher outputs'
       with files.lock_for_all_processes(self.path, busy, name=self.place):
-        missing = processes.by_primary(lambda: self._missing(names))
+        missing, problems = processes.by_primary(lambda: self._missing(names))
+        for problem in problems:
+          logs.log(f'teacher: {problem}; it is made anew')
         if missing:
           logs.log(
             f'teacher: stores {", ".join(missing)} of {len(self.split)} '
@@ -81,15 +83,15 @@ class Folder:
     """Of a target's file."""
     return self.precision if name.startswith('frame_gram') else 'float32'
 
-  def _missing(self, names: Sequence[str]) -> list[str]:
-    found = []
-    for name in names:
-      problem = verify(self.file(name))
-      if problem:
-        logs.log(f'teacher: {problem}; it is made anew')
-      if problem or not self.file(name).exists():
-        found.append(name)
-    return found
+  def _missing(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Targets that are not there or damaged, and what is wrong with these."""
+    problems = {name: verify(self.file(name)) for name in names}
+    missing = [
+      name
+      for name, problem in problems.items()
+      if problem or not self.file(name).exists()
+    ]
+    return missing, [problem for problem in problems.values() if problem]
 
 
 _verified: set[tuple[str, float]] = set()  # Files, when they were written.
@@ -113,7 +115,7 @@ def verify(path: pathlib.Path) -> str:
       return (
         f'{path} is damaged: its checksum is not the one it was written with'
       )
-  except (OSError, ValueError, KeyError) as error:
+  except (OSError, ValueError, KeyError, TypeError) as error:
     return f'{path} cannot be checked ({type(error).__name__}: {error})'
   _verified.add(key)
   return ''

@@ -8,6 +8,7 @@ from iusp_jax.data import datasets
 from iusp_jax.experiment import fields, teacher
 from iusp_jax.models import tagger
 from iusp_jax.objectives import targets, terms
+from iusp_jax.runtime import logs
 from iusp_jax.training import accumulate
 from iusp_jax.training.recipe import Recipe
 
@@ -19,6 +20,12 @@ def check(config: Mapping[str, Any]) -> None:
   fields.check(config)
   for part in ('student', 'teacher'):
     _check_recipe(config, part)
+  objective = terms.Objective.from_config(config['objective'])
+  check_teacher_layers(config, objective)
+  if scenes := config['dataset']['builder'].get('train_scenes'):
+    _check_batches(config, scenes, bool(objective.terms))
+  else:
+    teacher.check_scenes(config)
 
 
 def _check_recipe(config: Mapping[str, Any], part: str) -> None:
@@ -60,9 +67,13 @@ def check_recipe(
 
 
 def check_teacher_layers(
-  model: tagger.Tagger, objective: terms.Objective
+  config: Mapping[str, Any], objective: terms.Objective
 ) -> None:
   """Raises ValueError where a target is of a layer that the teacher lacks."""
+  recipe, path = config['teacher'], config['teacher']['checkpoint']
+  if path:
+    recipe = teacher.checkpoint_metadata(path)
+  model = tagger.build(recipe, num_tags=1)
   tagger.check_layers(model, targets.layers(objective.targets))
 
 
@@ -79,7 +90,10 @@ def check_batches(
   Raises:
     ValueError: naming the field, or `config.teacher.train_scenes`.
   """
-  num_clips = len(dataset.splits['train'])
+  _check_batches(config, len(dataset.splits['train']), distils)
+
+
+def _check_batches(config, num_clips: int, distils: bool) -> None:
   clips = {'student': num_clips} if config['fit'] == 'student' else {}
   if not config['teacher']['checkpoint']:
     teacher.check_scenes(config)
@@ -92,3 +106,22 @@ def check_batches(
         f'config.{part}.training.batch_size is {found}: expected at most '
         f'{num_clips}, the clips that the {part} is trained on'
       )
+
+
+def log_conflicts(config: Mapping[str, Any]) -> None:
+  """Logs a warning where weights were tuned with another teacher.
+
+  To be called for students that are distilled.
+
+  Args:
+    config: plain, of a run or a table.
+  """
+  expected, found = config['tuned_with'], teacher.name(config)
+  if found.endswith('/'):  # Its scenes are not known.
+    expected = expected.partition('/')[0] + '/'
+  if config['tuned_with'] and expected != found:
+    logs.log(
+      f'warning: the weights for {config["dataset"]["name"]} in '
+      'configs/tuned.json were tuned with another teacher than '
+      'config.teacher: others may be better, see --mode=tune'
+    )

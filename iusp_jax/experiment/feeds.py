@@ -19,6 +19,7 @@ class Features:
   def __init__(self, dataset: datasets.Dataset):
     self._dataset = dataset
     self._kept: dict = {}
+    self._warned: set[int] = set()  # Batch sizes.
 
   def feed(
     self,
@@ -48,8 +49,25 @@ class Features:
       logs.log(f'clips are read from the disk in every step, since {reason}')
       return sources.Stream(split, outputs, order, layout)
     arrays = {**self.get(config, 'train'), **outputs}
+    self._log_rare_tags(arrays['tags'], order.batch_size)
     budget = memory.device_budget()
     return sources.Resident(arrays, order, layout, budget, max_steps)
+
+  def _log_rare_tags(self, tags_NC: np.ndarray, batch_size: int) -> None:
+    """Warns once of tags that most batches have no clip of."""
+    count_C = (tags_NC > 0).sum(axis=0)
+    rare = [
+      f'{tag!r} {count}'
+      for tag, count in zip(self._dataset.tags, count_C, strict=True)
+      if 0 < count < batch_size
+    ]
+    if rare and batch_size not in self._warned:
+      logs.log(
+        f'warning: tags with fewer clips in train than a batch has, '
+        f'{batch_size}: {", ".join(rare)}; many batches have none of them, see '
+        'training.batch_size'
+      )
+    self._warned.add(batch_size)
 
   def _too_large(self, config, split) -> str:
     needed = sources.feature_bytes(self._dataset, config) * len(split)

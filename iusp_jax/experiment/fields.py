@@ -178,6 +178,7 @@ _WEIGHT = Number(0, _LARGE)
 def _recipe(part: str) -> dict[str, Range]:
   """Of `config.student` or `config.teacher`."""
   fields: dict[str, Range] = {
+    'model.architecture': Choice(tuple(models.ARCHITECTURES)),
     'model.*': Model(),
     'frontend.sample_rate': whole(16_000, 16_000, 'Hz, as data are stored'),
     'frontend.window_seconds': Number(0.001, 1.0, 's'),
@@ -228,6 +229,7 @@ RANGES: dict[str, Range] = {
   'profile_steps': whole(0, 100_000, 'steps'),
   'compare_with': Text("another run's workdir", 'for none'),
   'train_baseline': Flag(),
+  'tuned_with': Text('the name of a teacher in configs/tuned.json', 'for none'),
   'dataset.name': Choice(tuple(datasets.BUILDERS)),
   'dataset.data_dir': Text('a folder'),
   'dataset.manual_dir': Text('the folder of your recordings', 'for none'),
@@ -259,6 +261,7 @@ RANGES: dict[str, Range] = {
   'table.seeds': whole(1, 10_000, 'seeds'),
   'table.first_seed': _SEED,
   'table.rotations': Several(Several(_FOLD, least=2, most=2)),
+  'table.models.*.architecture': Choice(tuple(models.ARCHITECTURES)),
   'table.models.*.*': Model(),
   **{
     f'table.weights.*.*.{name}_weight': _WEIGHT
@@ -285,8 +288,6 @@ def check(config: Mapping[str, Any]) -> None:
     config: plain, of configs/base.py or configs/table.py.
   """
   there = identity.flat(config)
-  for field in _required() - there.keys():
-    raise ValueError(f'config.{field} is missing: expected {RANGES[field]}')
   for field, value in there.items():
     found = range_of(field)
     if found is None:
@@ -294,6 +295,8 @@ def check(config: Mapping[str, Any]) -> None:
     elif not found.accepts(value):
       hint = _hint(found, value)
       raise ValueError(f'config.{field} is {value!r}: expected {found}{hint}')
+  for field in sorted(_required() - there.keys()):
+    raise ValueError(f'config.{field} is missing: expected {RANGES[field]}')
   for part in ('student', 'teacher'):
     _check_model(f'config.{part}.model', config[part]['model'])
   for name, model in config.get('table', {}).get('models', {}).items():

@@ -118,7 +118,7 @@ def run_of(
 
 
 def check_grid(config: Mapping[str, Any]) -> None:
-  """Facts about the grid, before any work is done.
+  """Checks the grid before any work is done.
 
   Raises:
     ValueError: naming the field, the value and what is expected.
@@ -129,7 +129,9 @@ def check_grid(config: Mapping[str, Any]) -> None:
     for name in table['objectives']:
       own = config_of(config, None, student)
       recipe = Recipe.from_config(own['student'])
-      check.check_recipe(recipe, objective(config, student, name))
+      found = objective(config, student, name)
+      check.check_recipe(recipe, found)
+      check.check_teacher_layers(config, found)
   _check_rotations(config)
   _check_ignored(config)
   if table['first_seed'] < table['tune_seeds']:
@@ -217,7 +219,7 @@ def _check_ignored(config: Mapping[str, Any]) -> None:
 
 
 def check_dataset(config: Mapping[str, Any], dataset: datasets.Dataset) -> None:
-  """Facts about grid and data, before a teacher is trained.
+  """Checks grid and data before a teacher is trained.
 
   Raises:
     ValueError: naming the data set, and what is expected.
@@ -257,7 +259,9 @@ def check_cells(
     ValueError: naming the cell and the fields in which it differs.
   """
   for run in runs:
-    record = processes.by_primary(lambda run=run: results.read(run.workdir))
+    record = processes.by_primary(
+      lambda run=run: results.read_if_whole(run.workdir)
+    )
     if record is None:
       continue
     if setup is None:
@@ -306,5 +310,5 @@ def folder(workdir: pathlib.Path, cell: Cell) -> pathlib.Path:
 
 
 def done(workdir: pathlib.Path, cell: Cell) -> bool:
-  """Whether a cell has its record."""
-  return results.path_of(folder(workdir, cell)).exists()
+  """Whether a cell has its record; one that is cut short is none."""
+  return results.read_if_whole(folder(workdir, cell)) is not None

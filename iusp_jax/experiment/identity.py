@@ -54,6 +54,11 @@ def flat(nested: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return result
 
 
+def came_later(name: str) -> bool:
+  """Whether a field, by its dotted name, is one of `NEUTRAL`."""
+  return any(fnmatch.fnmatchcase(name, pattern) for pattern in NEUTRAL)
+
+
 def fields(identity: Mapping[str, Any]) -> dict[str, Any]:
   """The fields of an identity that count, by their dotted names."""
   return {
@@ -104,7 +109,9 @@ def of_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
   own = config['teacher']
   stored = {'store': 'float32' if own['store'] == 'auto' else own['store']}
   if own['checkpoint']:
-    return stored | {'checkpoint': own['checkpoint']}
+    # Of a config that `teacher.identified` has not seen: as it is spelled.
+    model = own.get('checkpoint_model', own['checkpoint'])
+    return stored | {'checkpoint': model}
   recipe = {k: own[k] for k in ('model', 'frontend', 'training', 'augment')}
   return (
     stored
@@ -114,6 +121,21 @@ def of_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
       'train_scenes': own['train_scenes'],
     }
   )
+
+
+def teacher_name(of: Mapping[str, Any]) -> str:
+  """Names what a teacher is made by, in `tuned_with`.
+
+  Args:
+    of: `teacher` of a config, or what `model.json` holds, which does not say
+      how many scenes there were.
+
+  Returns:
+    A fingerprint of the recipe, `/`, and scenes where they are known.
+  """
+  names = ('model', 'frontend', 'training', 'augment', 'seed')
+  recipe = fingerprint({name: of[name] for name in names})
+  return f'{recipe}/{of.get("train_scenes", "")}'
 
 
 def of_student(

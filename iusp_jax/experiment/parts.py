@@ -84,7 +84,7 @@ def collect(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
   """
   table: dict[str, Any] = {}
   found = [_read_part(path) for path in paths]
-  known: dict[str, Any] = {}
+  recipes: dict[str, Any] = {}
   cells: dict[tuple, dict] = {}
   teachers: dict[str, dict] = {}
   models: dict[str, dict] = {}
@@ -95,8 +95,8 @@ def collect(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
           f'{path} has {field} {part[field]}, {paths[0]} has {table[field]}: '
           'expected parts of one table'
         )
-    _check_same_recipe(path, part.get('recipe') or {}, known)
-    known |= part.get('recipe') or {}
+    _check_same_recipe(path, part.get('recipe') or {}, recipes)
+    recipes |= part.get('recipe') or {}
     for found_teacher in part['teachers']:
       rotation = found_teacher['rotation']
       first = teachers.setdefault(rotation, found_teacher)
@@ -111,7 +111,7 @@ def collect(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
   means = [of['repetitiveness'] for of in teachers.values()]
   return table | {
     **_origin(found),
-    'recipe': known,
+    'recipe': recipes,
     'cells': list(cells.values()),
     'teachers': list(teachers.values()),
     'repetitiveness': {
@@ -148,12 +148,23 @@ def recipe(config: Mapping[str, Any]) -> dict[str, Any]:
   return {name: found[name] for name in found.keys() - {*folds}}
 
 
-def _check_same_recipe(path, own, known) -> None:
-  """Raises ValueError naming the fields; one that a part lacks is no other."""
+def _check_same_recipe(path, own, first) -> None:
+  """Raises ValueError naming the fields.
+
+  One that a part of an older version lacks is no other; one of
+  `identity.NEUTRAL` is left out where it has its default.
+  """
+  if not (own and first):
+    return
+  own, first = identity.fields(own), identity.fields(first)
+  names = (own.keys() & first.keys()) | {
+    name for name in own.keys() ^ first.keys() if identity.came_later(name)
+  }
   differing = [
-    f'config.{name} {own[name]}, not {known[name]}'
-    for name in sorted(own.keys() & known.keys())
-    if own[name] != known[name]
+    f'config.{name} {own.get(name, "default")}, not '
+    f'{first.get(name, "default")}'
+    for name in sorted(names)
+    if own.get(name) != first.get(name)
   ]
   if differing:
     raise ValueError(
@@ -162,7 +173,7 @@ def _check_same_recipe(path, own, known) -> None:
     )
 
 
-def _check_same_teacher(path, own, known) -> None:
+def _check_same_teacher(path, own, first) -> None:
   """Raises ValueError for another teacher or other data of a rotation.
 
   An older part does not say which arrays and which data.
@@ -172,10 +183,10 @@ def _check_same_teacher(path, own, known) -> None:
     ('weights', 'trained arrays of the teacher'),
     ('dataset', 'data set'),
   ):
-    if field in own and own[field] != known.get(field, own[field]):
+    if field in own and own[field] != first.get(field, own[field]):
       raise ValueError(
         f'{path} has the {what} {own[field]}, a part before it '
-        f'{known[field]}: their students cannot be compared; machines that '
+        f'{first[field]}: their students cannot be compared; machines that '
         'share a table need the same config.cache_dir/teachers'
       )
 
@@ -184,21 +195,21 @@ def _check_same_model(path, cell, models) -> None:
   """Raises ValueError where two students are of one name only."""
   fields = ('model', 'parameters', 'macs')
   own = {name: cell[name] for name in fields if name in cell}
-  known = models.setdefault(cell['student'], {})
-  for name in own.keys() & known.keys():
-    if own[name] != known[name]:
+  first = models.setdefault(cell['student'], {})
+  for name in own.keys() & first.keys():
+    if own[name] != first[name]:
       raise ValueError(
         f'{path} has a {cell["student"]} with {name} {own[name]}, a part '
-        f'before it with {known[name]}: expected one student of a name; '
+        f'before it with {first[name]}: expected one student of a name; '
         'report the parts apart'
       )
-  known |= own
+  first |= own
 
 
-def _check_same_weights(path, cell, known) -> None:
+def _check_same_weights(path, cell, first) -> None:
   """Raises ValueError where two finished cells are of one name only."""
-  both = all(one.get('status') == 'done' for one in (cell, known))
-  own, earlier = cell.get('weights'), known.get('weights')
+  both = all(one.get('status') == 'done' for one in (cell, first))
+  own, earlier = cell.get('weights'), first.get('weights')
   if both and None not in (own, earlier) and own != earlier:
     raise ValueError(
       f'{path} has {cell["student"]} {cell["objective"]} seed {cell["seed"]} '
@@ -242,7 +253,7 @@ def _read_part(path: pathlib.Path) -> dict[str, Any]:
     return part
   for number, key in enumerate(part['cells']):
     name = key.pop('name')
-    record = results.read(path / 'cells' / name)
+    record = results.read_if_whole(path / 'cells' / name)
     part['cells'][number] = key | _cell(record)
   part['teachers'] = [
     files.read_json(file) for file in sorted(path.glob('teachers/*.json'))

@@ -39,7 +39,8 @@ def draw(
   )
   draw_tags(dataset, record, workdir)
   panels = similarity_panels(dataset, shown)
-  similarity_plot.plot_similarities(panels, workdir / NAMES[2])
+  titles = {'baseline': 'no KD'} if 'baseline' in record else {}
+  similarity_plot.plot_similarities(panels, workdir / NAMES[2], titles)
 
 
 def draw_tags(dataset, record, workdir) -> None:

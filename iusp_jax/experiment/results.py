@@ -21,7 +21,7 @@ from iusp_jax.experiment import identity, teacher
 from iusp_jax.experiment.setup import Setup
 from iusp_jax.models import tagger, trained
 from iusp_jax.objectives import losses
-from iusp_jax.runtime import devices, environment, files, processes
+from iusp_jax.runtime import devices, environment, files, logs, processes
 from iusp_jax.scoring import metrics, score_file
 from iusp_jax.training import engine, evaluate, step
 
@@ -57,6 +57,19 @@ def read(workdir: pathlib.Path) -> dict[str, Any] | None:
   """
   path = path_of(workdir)
   return files.read_json(path) if path.exists() else None
+
+
+def read_if_whole(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """The record of a finished run; None, and a line, where it is damaged.
+
+  For runs that are made again as if they had not been finished.
+  """
+  try:
+    return read(workdir)
+  except ValueError as error:
+    reason = str(error).rpartition(';')[0]  # Without its remedy.
+    logs.log(f'{reason}; counts as not finished')
+    return None
 
 
 def scored_splits(dataset: datasets.Dataset) -> list[str]:

@@ -1,6 +1,5 @@
 """One run: teacher, student, scores, and all that a run leaves behind."""
 
-import json
 import pathlib
 import time
 from collections.abc import Mapping
@@ -53,6 +52,7 @@ def run(
   """
   started, config = time.monotonic(), identity.plain(config)
   check.check(config)
+  config = teacher.identified(config)
   logs.log(devices.describe(), everywhere=True)
   busy = 'another run works in this --workdir'
   name = f'--workdir is {workdir}'
@@ -61,10 +61,10 @@ def run(
     record = processes.by_primary(lambda: results.read(workdir))
     if record is not None:
       logs.log(f'This run is complete; delete {workdir} to repeat it.')
-      announce(record, workdir)
+      log_results(record, workdir)
       return record
     record = _run(config, workdir, started, continue_anyway)
-  announce(record, workdir)
+  log_results(record, workdir)
   return record
 
 
@@ -74,6 +74,8 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
   alone = config['fit'] == 'teacher'
   setup = Setup(config)
   check.check_batches(config, setup.dataset, bool(objective.terms))
+  if objective.terms and not alone:
+    check.log_conflicts(config)
   others = named_runs(config, setup.dataset)
   keep_config(config, workdir)
   environment.record(workdir, continue_anyway)
@@ -82,7 +84,6 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
     scores: dict[str, Any] = {}
     found = setup.get_teacher(required=alone or bool(objective.terms))
     if found is not None:
-      check.check_teacher_layers(found.model, objective)
       extra['teacher'], scores = results.measure_trained(
         setup, found, config['bootstrap']
       )
@@ -95,12 +96,15 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
         others[BASELINE] = trained.load(workdir / BASELINE)
         extra[BASELINE] = own.get('student')
       record = _student(config, setup, workdir, extra)
-      if compared:
-        record['difference'] = _difference(setup, workdir, config['bootstrap'])
+      if compared and 'test' in setup.dataset.splits:
+        found = _difference(setup, workdir, config['bootstrap'])
+        if processes.is_primary():
+          record['difference'] = found
     if processes.is_primary():
-      shown = {'teacher': setup.teacher}
-      shown['student'] = None if alone else trained.load(workdir)
-      shown = {k: v for k, v in (shown | others).items() if v is not None}
+      shown = {'teacher': setup.teacher, **others}
+      if not alone:
+        shown['student'] = trained.load(workdir)
+      shown = {k: v for k, v in shown.items() if v is not None}
       plots.draw(setup.dataset, shown, record, workdir)
       record['wall_seconds'] = spent()
       results.finish(workdir, record)
@@ -140,8 +144,7 @@ def _student(config, setup: Setup, workdir, extra) -> dict[str, Any]:
 
 def _difference(setup: Setup, workdir, bootstrap: int) -> dict[str, Any]:
   """How much more the student scores than the one without distillation."""
-  split = results.scored_splits(setup.dataset)[-1]
-  scores = []
+  split, scores = 'test', []
   for folder in (workdir, workdir / BASELINE):
     found = trained.load(folder)
     scores_NC = results.predict(setup, found.model, found.variables, split)
@@ -245,10 +248,10 @@ def keep_config(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
       raise ValueError(
         f'process {jax.process_index()} does not see {path}, which process 0 '
         'has written: expected a --workdir and config.cache_dir on storage '
-        'that all processes share; see docs/scaling.md'
+        'that all processes share; see docs/howto/several_hosts.md'
       )
     time.sleep(1.0)
-  there = json.loads(path.read_text())
+  there = files.read_json(path)
   own = run_identity(config)
   if differing := identity.differences(run_identity(there), own):
     raise ValueError(
@@ -280,7 +283,7 @@ def named_runs(
     ) from error
 
 
-def announce(record: Mapping[str, Any], workdir: pathlib.Path) -> None:
+def log_results(record: Mapping[str, Any], workdir: pathlib.Path) -> None:
   """Logs the table of scores, and where everything is."""
   logs.log(formatting.score_table(record))
   if 'difference' in record:
@@ -290,7 +293,7 @@ def announce(record: Mapping[str, Any], workdir: pathlib.Path) -> None:
       title: record[name]['best']['test']['coarse']
       for name, title in titles.items()
     }
-    table = 'docs/reproduction.md'
+    table = 'docs/findings/table.md'
     logs.log(formatting.comparison(models, record['difference'], table))
   logs.log(f'Results: {workdir}/results.json')
   for name in plots.NAMES:

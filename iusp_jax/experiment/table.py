@@ -59,6 +59,7 @@ def run(
   config = identity.plain(config)
   check.check(config)
   grid.check_grid(config)
+  config = teacher.identified(config)
   number, count = grid.parse_shard(shard)
   workers.check(jobs, workdir)
   if jobs:
@@ -96,6 +97,8 @@ def run(
 
 
 def _log_plan(config: Any, num_groups: int, num_todo: int) -> None:
+  if any(config['table']['tuned'].values()):
+    check.log_conflicts(config)
   if names := grid.untuned(config):
     logs.log(
       f'table: weights of {", ".join(names)} were not tuned for '

@@ -15,7 +15,7 @@ from iusp_jax.data import datasets, preparation
 from iusp_jax.experiment import feeds, identity
 from iusp_jax.models import trained
 from iusp_jax.objectives import terms
-from iusp_jax.runtime import checkpoint, files, logs, processes, wall_time
+from iusp_jax.runtime import files, logs, processes, wall_time
 from iusp_jax.training import engine, step
 from iusp_jax.training.recipe import Recipe
 from tfds_dcase import sonyc_ust
@@ -108,6 +108,31 @@ def checkpoint_metadata(path: str) -> dict[str, Any]:
   """
   with _naming_checkpoint(path):
     return trained.read_metadata(files.resolve(path))
+
+
+def identified(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A plain config that says which model `teacher.checkpoint` names.
+
+  In `teacher.checkpoint_model`, by which configs are compared: the same model
+  in another place, or under another spelling of its path, is no other teacher.
+
+  Raises:
+    ValueError: where the path holds no trained model.
+  """
+  own = dict(config['teacher'])
+  if path := own['checkpoint']:
+    with _naming_checkpoint(path):
+      found = trained.load(files.resolve(path))
+    own['checkpoint_model'] = f'{found.fingerprint} {found.weights()}'
+  return {**config, 'teacher': own}
+
+
+def name(config: Mapping[str, Any]) -> str:
+  """What the teacher of a config is made by, see `identity.teacher_name`."""
+  own = config['teacher']
+  if own['checkpoint']:
+    own = checkpoint_metadata(own['checkpoint'])
+  return identity.teacher_name(own)
 
 
 @contextlib.contextmanager
@@ -214,7 +239,7 @@ def _load_cached(workdir, dataset, of) -> trained.Trained:
   """A teacher of the cache, which must be what its folder's name says."""
   try:
     found = load(workdir, dataset)
-  except (checkpoint.DamagedCheckpoint, KeyError) as error:
+  except (ValueError, KeyError, TypeError) as error:
     raise ValueError(
       f'the teacher in {workdir} is damaged ({error}): delete {workdir}, and '
       'the same command trains it again'

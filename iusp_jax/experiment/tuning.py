@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from iusp_jax.data import sources
-from iusp_jax.experiment import check, grid, identity
+from iusp_jax.data import datasets, sources
+from iusp_jax.experiment import check, grid, identity, teacher
 from iusp_jax.experiment.setup import Setup
 from iusp_jax.models import tagger
-from iusp_jax.objectives import losses, terms
+from iusp_jax.objectives import losses, targets, terms
 from iusp_jax.reporting import formatting
 from iusp_jax.runtime import devices, files, logs, processes
 from iusp_jax.training import engine, optim, step
@@ -45,6 +45,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   config = identity.plain(config)
   check.check(config)
   grid.check_grid(config)
+  config = teacher.identified(config)
   logs.log(devices.describe(), everywhere=True)
   setup: Setup | None = None
   tuned, failures = {}, []
@@ -81,7 +82,9 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   logs.log(formatting.align(lines))
   name = config['dataset']['name']
   path = workdir / 'tuned.json'
-  files.write_atomically(path, files.to_json({name: tuned}))
+  teachers = {name: teacher.name(config)}
+  text = files.to_json({name: tuned, 'teachers': teachers})
+  files.write_atomically(path, text)
   logs.log(f'Weights: {path}; configs/tuned.json holds those in use')
   if failures:
     raise FloatingPointError('; '.join(failures))
@@ -263,24 +266,31 @@ def gradient_units(
   batches = _batches(setup, job, order.clips(numbers)['own'][0])
   norms = jax.jit(functools.partial(_gradient_norms, job))
   found = [norms(variables, batch) for batch in batches]
-  mean = {name: np.mean([row[name] for row in found]) for name in found[0]}
-  return {
-    name: float(mean['tagging'] / max(mean[name], 1e-12)) for name in names
-  }
+  mean = {n: float(np.mean([row[n] for row in found])) for n in found[0]}
+  # Weights follow from it, so that processes must have the same bits.
+  mean = processes.by_primary(lambda: mean)
+  return {name: mean['tagging'] / max(mean[name], 1e-12) for name in names}
 
 
 def _batches(setup: Setup, job: step.Job, clips_KB: np.ndarray):
-  """Batches of these clips, with the teacher's stored outputs."""
-  arrays = dict(setup.features.get(job.recipe.frontend, 'train'))
-  stored = setup.outputs('train', job.objective.targets)
-  arrays |= {sources.TARGET + name: x for name, x in stored.items()}
+  """Batches of these clips, with the teacher's outputs for them."""
+  assert setup.teacher is not None
+  model, names = setup.teacher.model, job.objective.targets
+  student, split = job.student(), setup.dataset.splits['train']
   for clips_B in clips_KB:
-    few = {
-      key: x[clips_B][:, clips_B] if sources.is_pairwise(key) else x[clips_B]
-      for key, x in arrays.items()
-    }
-    own = jnp.arange(len(clips_B))
-    yield sources.take(jax.device_put(few), {'own': own, 'columns': own})
+    found = [datasets.read_clip(split, k) for k in clips_B]
+    batch = {key: np.stack([clip[key] for clip in found]) for key in found[0]}
+    wave_BS = jnp.asarray(batch.pop('wave'))
+    mel_BTF = tagger.log_mel(model, wave_BS)
+    output = tagger.apply(
+      model, setup.teacher.variables, mel_BTF, targets.layers(names)
+    )
+    frames = {targets.FRAMES: output.frames_BTD, **output.layers}
+    of_teacher = targets.compute(
+      names, output.logits_BC, frames, lambda array: array
+    )
+    batch |= {sources.TARGET + name: x for name, x in of_teacher.items()}
+    yield batch | {'mel': tagger.log_mel(student, wave_BS)}
 
 
 def _gradient_norms(job: step.Job, variables, batch):

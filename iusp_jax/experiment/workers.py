@@ -21,6 +21,11 @@ def check(jobs: int, workdir: pathlib.Path) -> None:
   """Raises ValueError where there cannot be so many processes."""
   if jobs <= 1:
     return
+  if jax.process_count() > 1:
+    raise ValueError(
+      f'--jobs is {jobs} and --num_processes {jax.process_count()}: the '
+      'processes of a run train every group together; expected --jobs=1'
+    )
   backend = jax.default_backend()
   num_cores = cores.num_schedulable_cores()
   if backend != 'cpu':
@@ -88,7 +93,7 @@ def _start(jobs: int, processes: list[subprocess.Popen]) -> None:
 
 
 def _wait(processes: list[subprocess.Popen]) -> list[int]:
-  """Exit codes of all; says at once where one has failed."""
+  """Exit codes of all; logs at once where one has failed."""
   codes: dict[int, int] = {}
   while len(codes) < len(processes):
     preemption.check()

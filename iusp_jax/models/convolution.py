@@ -231,7 +231,7 @@ def _fold_frequency(x_BTFH, kernel, strides, padding):
   height, width, _, outputs = kernel.shape
   low, high = padding[1]
   bands_out = (bands + low + high - width) // strides[1] + 1
-  # Which band the tap j of an output band g meets.
+  # Which band the tap j of an output band g covers.
   met = np.arange(width)[:, None] + strides[1] * np.arange(bands_out) - low
   taps_jfg = met[:, None] == np.arange(bands)[:, None]
   taps_jfg = jnp.asarray(taps_jfg, kernel.dtype)

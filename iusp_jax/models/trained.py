@@ -12,6 +12,7 @@ from iusp_jax.runtime import checkpoint, files
 
 METADATA = 'model.json'
 CHECKPOINTS = ('best', 'last')
+_FIELDS = {'model', 'frontend', 'tags', 'num_samples', 'dataset', 'fingerprint'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,17 @@ def read_metadata(workdir: pathlib.Path) -> dict[str, Any]:
       f'{workdir} holds no trained model: expected a workdir of a finished '
       f'run, with {METADATA} and checkpoints{hint}'
     )
-  return files.read_json(path)
+  metadata = files.read_json(path, _remedy(workdir))
+  if not isinstance(metadata, dict) or not metadata.keys() >= _FIELDS:
+    raise ValueError(
+      f'{path} lacks some of the fields {", ".join(sorted(_FIELDS))}: it is '
+      f'damaged or of another version; {_remedy(workdir)}'
+    )
+  return metadata
+
+
+def _remedy(workdir) -> str:
+  return f'delete {workdir} and run the command that made it again'
 
 
 def load(workdir: pathlib.Path, which: str = 'best') -> Trained:

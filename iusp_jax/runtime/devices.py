@@ -12,6 +12,7 @@ import functools
 import hashlib
 import pathlib
 import platform
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -74,6 +75,11 @@ def keep_compiled(cache_dir: Any) -> None:
   name = hashlib.sha256(kind.encode()).hexdigest()[:12]
   jax.config.update('jax_compilation_cache_dir', f'{cache_dir}/compiled/{name}')
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+  # What a full disk or a kill has cut short is compiled again; the run itself
+  # says where a disk is full.
+  warnings.filterwarnings(
+    'ignore', r'Error (reading|writing) persistent compilation cache'
+  )
 
 
 def check_batch_size(batch_size: int, num_parts: int = 1) -> None:

@@ -213,9 +213,20 @@ def _try_lock(file):
 def lock_for_all_processes(
   folder: pathlib.Path, busy: str, wait: bool = True, name: str = ''
 ) -> Iterator[None]:
-  """`lock` for all processes of this run together; process 0 holds it."""
-  own = lock(folder, busy, wait, name)
-  with own if processes.is_primary() else contextlib.nullcontext():
-    processes.barrier()
+  """`lock` for all processes of this run together; process 0 holds it.
+
+  Where another run holds it and `wait` is off, all raise Busy.
+  """
+  with contextlib.ExitStack() as stack:
+
+    def take() -> str:
+      try:
+        stack.enter_context(lock(folder, busy, wait, name))
+      except Busy as error:
+        return str(error)
+      return ''
+
+    if problem := processes.by_primary(take):
+      raise Busy(problem)
     yield
     processes.barrier()

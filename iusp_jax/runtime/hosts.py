@@ -3,7 +3,8 @@
 Every process runs the same command. `joined` finds out which of how many it
 is, waits for the others (`peers.py`) and starts JAX's distributed runtime. A
 process that stops by an error ends the others with its message; one that was
-killed ends them by JAX's heartbeat: none waits for ever. See docs/scaling.md.
+killed ends them by JAX's heartbeat: none waits for ever. See
+docs/howto/several_hosts.md.
 """
 
 import atexit
@@ -24,6 +25,7 @@ from iusp_jax.runtime import (
   processes,
 )
 
+MODES = ('train', 'table', 'tune')  # That train.
 # After so long without a sign of life of a process, JAX aborts all others,
 # with exit code 134.
 HEARTBEAT_SECONDS = 10
@@ -44,7 +46,7 @@ def joined(
   """Within it, this process is one of a run; without arguments, the only one.
 
   Args:
-    mode: of run.py; only 'train' is for several processes.
+    mode: of run.py; one of `MODES`, where there are several processes.
     multihost: find the rest out from the TPU pod, Slurm or Open MPI.
     coordinator: `host:port` of process 0, instead.
     num_processes: of the run, with `coordinator`.
@@ -57,10 +59,10 @@ def joined(
     preemption.Preempted: for a request to stop while it waits.
   """
   check(coordinator, num_processes, process_id, start_timeout)
-  if mode != 'train' and (multihost or coordinator):
+  if mode not in MODES and (multihost or coordinator):
     raise ValueError(
       f'--mode={mode} is the work of one process: leave out --multihost and '
-      '--coordinator; parts of a table run apart, as in --shard=0/4'
+      '--coordinator'
     )
   if not (multihost or coordinator):
     yield

@@ -1,9 +1,9 @@
-"""How much memory features and stored teacher outputs may take."""
+"""How much memory there is, and may be taken by what is kept in memory."""
 
 import pathlib
+import resource
 import sys
 
-import jax
 import psutil
 
 # Where a container says how much it may use: cgroup version 2, then 1.
@@ -11,6 +11,30 @@ _LIMITS = (
   '/sys/fs/cgroup/memory.max',
   '/sys/fs/cgroup/memory/memory.limit_in_bytes',
 )
+
+
+# Address space that the smallest run takes: JAX's threads wait for ever for
+# memory that they do not get.
+_ADDRESS_SPACE = 5_000_000_000
+
+
+def check() -> None:
+  """Raises ValueError where the system allows too little address space."""
+  limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+  if 0 <= limit < _ADDRESS_SPACE:
+    raise ValueError(
+      f'the limit on memory is {limit / 1e9:.1f} GB of address space: expected '
+      f'at least {_ADDRESS_SPACE / 1e9:.0f} GB; raise it with ulimit -v'
+    )
+
+
+def is_exhausted(error: BaseException) -> str:
+  """What an error says of memory that ran out; empty for another one."""
+  text = str(error).partition('\n')[0]
+  if isinstance(error, MemoryError):
+    return text or 'MemoryError'
+  signs = ('RESOURCE_EXHAUSTED', "can't start new thread", 'Out of memory')
+  return text if any(sign in text for sign in signs) else ''
 
 
 def host_budget() -> int:
@@ -27,5 +51,7 @@ def host_budget() -> int:
 
 def device_budget() -> int:
   """Bytes of a device: half of its memory; on a CPU the host's is meant."""
+  import jax
+
   stats = jax.local_devices()[0].memory_stats() or {}
   return stats.get('bytes_limit', 2 * sys.maxsize) // 2

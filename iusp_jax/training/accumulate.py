@@ -41,7 +41,7 @@ def over_parts(part: Callable, batch_stats: Any, batch: Any, num_parts: int):
 
   Args:
     part: from statistics and a part of the batch to new statistics and
-      anything to sum, shares of one whole.
+      anything to sum, parts of one whole.
     batch_stats: BatchNorm's, handed from part to part.
     batch: this device's.
     num_parts: 1 for the batch as it is.
