@@ -82,6 +82,13 @@ TAG = (
   flags.DEFINE_float('start', 0.0, 'tag: where to begin in a file, s.'),
   flags.DEFINE_float('seconds', 0.0, 'tag: how much of a file; 0: all, s.'),
 )
+EXPORT = (
+  CHECKPOINT,
+  OUTPUT,
+  flags.DEFINE_float(
+    'max_int8_loss', 0.01, 'export: of micro-AUPRC on validate.'
+  ),
+)
 HOSTS = (
   flags.DEFINE_bool('multihost', False, 'On every host of a TPU pod, Slurm…'),
   flags.DEFINE_string(
@@ -154,9 +161,12 @@ def _report(argv) -> None:
 
 def _deploy(argv) -> None:
   """The modes that use a trained model."""
-  from iusp_jax.deploy import tag_files
+  from iusp_jax.deploy import export, tag_files
 
   try:
+    if MODE.value == 'export':
+      export.run(**values(EXPORT))
+      return
     if tag_files.run(names=argv[1:], **values(TAG)):
       sys.exit(1)
   except KeyboardInterrupt:

@@ -12,10 +12,12 @@ from iusp_jax.models import tagger, trained
 TAGS = ('engine', 'dog', 'siren', 'bird_song')
 
 
-def write_workdir(folder, name='crnn', seed=0, num_samples=NUM_SAMPLES):
+def write_workdir(
+  folder, name='crnn', seed=0, num_samples=NUM_SAMPLES, tags=TAGS
+):
   """A run's workdir whose model has numbers of a trained one's size."""
   made = recipe({'architecture': name, **SMALL[name]}, bands=16)
-  model = tagger.build(made, len(TAGS))
+  model = tagger.build(made, len(tags))
   variables = jax.tree_util.tree_map_with_path(
     functools.partial(_fill, np.random.default_rng(seed)),
     model.shapes(num_samples),
@@ -25,7 +27,7 @@ def write_workdir(folder, name='crnn', seed=0, num_samples=NUM_SAMPLES):
     'seed': seed,
     'dataset': {'name': 'fake/1'},
     'fingerprint': f'{seed:012x}',
-    'tags': list(TAGS),
+    'tags': list(tags),
     'num_samples': num_samples,
   }
   both = dict.fromkeys(trained.CHECKPOINTS, variables)

@@ -147,6 +147,12 @@ def mel_matrix(cfg: FrontendConfig) -> np.ndarray:
   return weights
 
 
+def window(cfg: FrontendConfig) -> np.ndarray:
+  """The periodic Hann window of a frame, float64 [window_samples]."""
+  length = cfg.window_samples
+  return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
+
+
 def frame(wave_S: jax.Array, count: int, length: int, hop: int) -> jax.Array:
   """Overlapping frames [count, length]; frame t starts at sample t * hop.
 
@@ -190,10 +196,9 @@ def log_mel(wave_BS: jax.Array, cfg: FrontendConfig) -> jax.Array:
       f'wave_BS has dtype {wave_BS.dtype}; expected int16, or float in [-1, 1].'
     )
   batch, samples = wave_BS.shape
-  count, window = num_frames(samples, cfg), cfg.window_samples
-  hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
+  count, length = num_frames(samples, cfg), cfg.window_samples
   # Frames of the FFT's length; zeros of the window hide what is too much.
-  hann = np.pad(hann / full_scale, (0, cfg.fft_length - window))
+  hann = np.pad(window(cfg) / full_scale, (0, cfg.fft_length - length))
   weights = jnp.asarray(mel_matrix(cfg), jnp.float32)
 
   def one(wave_S):

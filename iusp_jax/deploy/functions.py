@@ -5,6 +5,8 @@ trained in.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -79,6 +81,12 @@ class Functions:
     """Calibrated, of logits [..., C]."""
     ones = (1,) * (logits.ndim - 1)
     return jax.nn.sigmoid(logits / self.temperatures_C.reshape(*ones, -1))
+
+
+@functools.cache
+def compile_log_mel(model: tagger.Tagger) -> Callable:
+  """A compiled function of waves [B, S]: their log-mel."""
+  return jax.jit(functools.partial(tagger.log_mel, model))
 
 
 def flatten(variables: tagger.Variables) -> dict[str, np.ndarray]:

@@ -191,6 +191,26 @@ def to_litert(step: Stream) -> bytes:
   return litert.convert(run, {'log_mel': mel_BTF, **state})
 
 
+def run_litert(
+  step: Stream, run: litert.Interpreter, mel_TF: np.ndarray
+) -> np.ndarray:
+  """Probabilities [T, C] of a clip's frames by the file of `to_litert`."""
+  first, size = step.look_ahead, step.mel_frames
+  state: dict[str, Any] = dict(step.start(mel_TF[:first]))
+  found = []
+  while first + size <= len(mel_TF):
+    output = run(log_mel=mel_TF[None, first : first + size], **state)
+    found.append(output['probabilities'][0])
+    state = {name: output[f'next_{name}'] for name in state}
+    first += size
+  if not found:
+    raise ValueError(
+      f'a clip has {len(mel_TF)} log-mel frames: expected at least '
+      f'{first + size}, those of a step'
+    )
+  return np.concatenate(found)
+
+
 def convolved(model: tagger.Tagger, variables, mel_BTF) -> jax.Array:
   """What comes before an LSTM, or the frame embeddings: [B, T, D]."""
   if not isinstance(model.module, crnn.Crnn):
