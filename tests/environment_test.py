@@ -1,6 +1,7 @@
 """What a run records of its machine, and what it refuses to continue under."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -18,6 +19,8 @@ def git(folder, *words):
 
 @pytest.fixture
 def repository(tmp_path):
+  if shutil.which('git') is None:
+    pytest.skip('git is not on the PATH')
   git(tmp_path, 'init', '-q')
   git(tmp_path, 'commit', '-q', '--allow-empty', '-m', 'first')
   return tmp_path
