@@ -99,7 +99,7 @@ def predict(folder, model):
   import fits
 
   tagger, variables = fits.frozen()
-  if not model.exists():
+  if not processes.by_primary(model.exists):
     checkpoint.save(model, 1, variables, {}, keep=1)
   restored = checkpoint.restore_newest(model)
   assert restored is not None

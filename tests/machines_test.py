@@ -213,6 +213,8 @@ def test_small_disk_is_one_line_and_the_same_command_continues(smoke, tmp_path):
   assert found['student']['best'] == expected['student']['best']
 
 
+# Of `preexec_fn`: JAX warns of forks in a process with threads.
+@pytest.mark.filterwarnings('ignore')
 def test_too_little_address_space_is_one_line(tmp_path):
   done = execute(
     command(tmp_path, f'--workdir={tmp_path}/run'),

@@ -554,7 +554,7 @@ def test_cell_that_is_being_written_is_not_drawn(
   for name in ('baseline', 'sp'):
     folder = grid.folder(tmp_path, cells_of(config, name)[0])
     (folder / 'checkpoints').mkdir(parents=True)
-  results.path_of(folder).touch()  # Of SP alone.
+  results.path_of(folder).write_text('{}')  # Of SP alone.
   drawn = {}
   monkeypatch.setattr(teacher, 'load', lambda *_: None)
 
@@ -613,7 +613,7 @@ def test_panels_of_a_killed_table_lack_a_run(tiny, tmp_path):
   for name in wanted:
     folder = grid.folder(tmp_path, cells_of(config, name)[0])
     (folder / 'checkpoints').mkdir(parents=True)
-    results.path_of(folder).touch()
+    results.path_of(folder).write_text('{}')
   assert not kept(('teacher', 'baseline'))
   assert kept(('teacher', *wanted))
 

@@ -129,11 +129,13 @@ def check_grid(config: Mapping[str, Any]) -> None:
     for name in table['objectives']:
       own = config_of(config, None, student)
       recipe = Recipe.from_config(own['student'])
-      found = objective(config, student, name)
-      check.check_recipe(recipe, found)
-      check.check_teacher_layers(config, found)
+      check.check_recipe(recipe, objective(config, student, name))
   _check_rotations(config)
   _check_ignored(config)
+  for student in table['students']:
+    for name in table['objectives']:
+      found = objective(config, student, name)
+      check.check_teacher_layers(config, found)
   if table['first_seed'] < table['tune_seeds']:
     raise ValueError(
       f'config.table.first_seed is {table["first_seed"]}, within the '
