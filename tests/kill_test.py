@@ -38,7 +38,7 @@ CONFIGS = {
   'table': [
     '--mode=table',
     '--config=configs/table.py:smoke',
-    '--config.table.objectives=baseline,iusp',
+    "--config.table.objectives=('baseline','iusp')",
   ],
 }
 
@@ -317,7 +317,7 @@ def test_request_to_stop_saves_ends_with_its_code_and_continues(runs):
     assert 'SIGTERM: saves and stops' in process.printed
     assert 'Traceback' not in process.printed
 
-  stop('Downloading and preparing', 0.2)
+  stop('prepares it in', 0.2)
   stop(rows(TEACHER, 1))
   step = newest(runs, 'stopped', TEACHER)
   assert step >= 1
