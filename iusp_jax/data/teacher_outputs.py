@@ -142,25 +142,28 @@ def build(folder: Folder, names: Sequence[str], batch_size: int = 32) -> None:
   partial = {}
   try:
     _write(folder, outputs, partial)
+    for name in names:
+      _finish(folder, name, *partial[name])
   except BaseException:
-    for array, path in partial.values():
-      del array
+    for _, path in partial.values():
       path.unlink(missing_ok=True)
     raise
-  for name in names:
-    path = partial[name][1]
-    metadata = {
-      'format': FORMAT,
-      'target': name,
-      'shape': list(partial[name][0].shape),
-      'dtype': folder.dtype(name),
-      'sha256': checksum(path),
-      'teacher': folder.teacher.fingerprint,
-    }
-    target = folder.file(name)
-    files.write_atomically(target.with_suffix('.json'), files.to_json(metadata))
-    path.rename(target)
   processes.barrier()
+
+
+def _finish(folder, name, array, path) -> None:
+  """Gives a whole file its name, after its metadata."""
+  metadata = {
+    'format': FORMAT,
+    'target': name,
+    'shape': list(array.shape),
+    'dtype': folder.dtype(name),
+    'sha256': checksum(path),
+    'teacher': folder.teacher.fingerprint,
+  }
+  target = folder.file(name)
+  files.write_atomically(target.with_suffix('.json'), files.to_json(metadata))
+  path.rename(target)
 
 
 def _outputs(folder, names, batch_size) -> Iterator[dict[str, np.ndarray]]:
