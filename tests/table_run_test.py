@@ -13,7 +13,7 @@ def test_table_is_tuned_run_and_reported(smoke, tmp_path):
   table = command(
     folder,
     '--config.bootstrap=9',
-    '--config.table.objectives=baseline,kd,iusp_sp',
+    "--config.table.objectives=('baseline','kd','iusp_sp')",
     config='configs/table.py:smoke',
   )
   finish([*table, '--mode=tune', f'--workdir={tmp_path}/tune'])
