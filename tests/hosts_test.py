@@ -389,11 +389,11 @@ def test_command_gives_the_scores_of_one_process(tmp_path):
     for k, text in enumerate(said):
       first = f'process {k} of {processes}, backend cpu'
       assert text.splitlines()[0].startswith(first)
-    assert 'preparing dataset' in said[0]
+    assert 'prepares it in' in said[0]
     for text in said[1:]:
       assert 'compiled' not in text
       assert 'Results' not in text
-      assert 'preparing dataset' not in text
+      assert 'prepares it in' not in text
     found[processes] = json.loads((folder / 'run/results.json').read_text())
     left = {path.name for path in (folder / 'run').iterdir()}
     assert {'config.json', 'predictions_test.csv', 'similarities.png'} <= left
