@@ -74,7 +74,7 @@ def with_value(field, value):
 
 
 def refused(field, value):
-  """What is said against a value; empty where it is accepted."""
+  """The error for a value; empty where it is accepted."""
   config = with_value(field, value)
   try:
     fields.check(config)

@@ -1,4 +1,4 @@
-"""LiteRT files: conversion, int8, and what is said where they cannot be had."""
+"""LiteRT files: conversion, int8, and the error where LiteRT is missing."""
 
 import importlib
 

@@ -11,9 +11,11 @@ from iusp_jax.experiment import results
 from iusp_jax.models import tagger, trained
 from iusp_jax.objectives import similarity
 from iusp_jax.reporting import plots, similarity_plot
+from iusp_jax.reporting.table import objectives
 from iusp_jax.runtime import metrics_log
 from iusp_jax.training import evaluate
 
+_MODELS = ('teacher', 'baseline', 'student')
 NAMES = ('learning_curves.png', 'tag_scores.png', 'similarities.png')
 
 
@@ -39,8 +41,20 @@ def draw(
   )
   draw_tags(dataset, record, workdir)
   panels = similarity_panels(dataset, shown)
-  titles = {'baseline': 'no KD'} if 'baseline' in record else {}
-  similarity_plot.plot_similarities(panels, workdir / NAMES[2], titles)
+  similarity_plot.plot_similarities(panels, workdir / NAMES[2], titles(record))
+
+
+def titles(record: Mapping[str, Any]) -> dict[str, str]:
+  """What the models of a run are called, by name, in order.
+
+  Two students are called by their objectives, as in a table.
+  """
+  named = {name: name for name in _MODELS if record.get(name)}
+  if 'baseline' in named:
+    weights = {'baseline': {}, 'student': record['weights']}
+    found = objectives.from_weights(weights)
+    named |= {name: of.title for name, of in found.items()}
+  return named
 
 
 def draw_tags(dataset, record, workdir) -> None:
@@ -49,15 +63,14 @@ def draw_tags(dataset, record, workdir) -> None:
   truth = datasets.truth(dataset.splits[split])['coarse']
   support = dict(zip(dataset.coarse, truth.sum(0).tolist(), strict=True))
   by_model = {}
-  for name in ('teacher', 'baseline', 'student'):
-    if name in record:
-      scores = record[name]['best'][split]['coarse']
-      by_model[name] = {
-        tag: None if k in scores['undefined'] else value
-        for k, (tag, value) in enumerate(
-          zip(dataset.coarse, scores['class_auprc'], strict=True)
-        )
-      }
+  for name, title in titles(record).items():
+    scores = record[name]['best'][split]['coarse']
+    by_model[title] = {
+      tag: None if k in scores['undefined'] else value
+      for k, (tag, value) in enumerate(
+        zip(dataset.coarse, scores['class_auprc'], strict=True)
+      )
+    }
   plots.plot_tag_scores(by_model, support, workdir / NAMES[1])
 
 

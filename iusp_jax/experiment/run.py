@@ -285,16 +285,14 @@ def named_runs(
 
 def log_results(record: Mapping[str, Any], workdir: pathlib.Path) -> None:
   """Logs the table of scores, and where everything is."""
-  logs.log(formatting.score_table(record))
+  models = {title: record[name] for name, title in plots.titles(record).items()}
+  logs.log(formatting.score_table(models))
   if 'difference' in record:
-    title = ' + '.join(terms.TERMS[name].title for name in record['weights'])
-    titles = {'teacher': 'teacher', BASELINE: 'no KD', 'student': title}
-    models = {
-      title: record[name]['best']['test']['coarse']
-      for name, title in titles.items()
+    scores = {
+      title: model['best']['test']['coarse'] for title, model in models.items()
     }
     table = 'docs/findings/table.md'
-    logs.log(formatting.comparison(models, record['difference'], table))
+    logs.log(formatting.comparison(scores, record['difference'], table))
   logs.log(f'Results: {workdir}/results.json')
   for name in plots.NAMES:
     logs.log(f'Plot: {workdir}/{name}')

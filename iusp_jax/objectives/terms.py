@@ -89,19 +89,19 @@ def _sp(x: Inputs) -> jax.Array:
   )
 
 
-def _iusp(x: Inputs, centred: bool = False) -> jax.Array:
+def _frames(x: Inputs) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The student's frames, the teacher's Gram matrices, the coarser's mask."""
   student_BTD, teacher_BTT = x.frames['frames'], x.targets['frame_gram']
   num_frames = min(student_BTD.shape[1], teacher_BTT.shape[1])
-  mask_BT = x.frame_mask(num_frames)
-  return losses.iusp_per_clip(student_BTD, teacher_BTT, mask_BT, centred)
+  return student_BTD, teacher_BTT, x.frame_mask(num_frames)
+
+
+def _iusp(x: Inputs, centred: bool = False) -> jax.Array:
+  return losses.iusp_per_clip(*_frames(x), centred)
 
 
 def _attention_transfer(x: Inputs) -> jax.Array:
-  student_BTD, teacher_BTT = x.frames['frames'], x.targets['frame_gram']
-  num_frames = min(student_BTD.shape[1], teacher_BTT.shape[1])
-  return losses.attention_transfer_per_clip(
-    student_BTD, teacher_BTT, x.frame_mask(num_frames)
-  )
+  return losses.attention_transfer_per_clip(*_frames(x))
 
 
 # In the order of a table. Okabe and Ito's colours.

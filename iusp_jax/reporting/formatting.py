@@ -27,7 +27,7 @@ def score_table(results: Mapping[str, Any]) -> str:
   """The scores of a run as text.
 
   Args:
-    results: by model ('teacher', 'student', …): `best` and `last`, each split
+    results: by model, the teacher's rows go first: `best` and `last`, split
       by split, level by level, scores by name (`micro_auprc`, …, with
       `micro_auprc_ci` [low, high] where there are intervals); `parameters` and
       `macs`.
@@ -39,7 +39,7 @@ def score_table(results: Mapping[str, Any]) -> str:
   """
   models = [
     (name, results[name])
-    for name in sorted(results, key=lambda name: (name != 'teacher', name))
+    for name in sorted(results, key=lambda name: name != 'teacher')
     if isinstance(results[name], Mapping)
   ]
   rows = [

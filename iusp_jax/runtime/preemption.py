@@ -98,7 +98,7 @@ def stop_instead_of_errors() -> Iterator[None]:
   """
   try:
     yield
-  except Exception as error:
+  except Exception as error:  # Any library's, whose child was ended.
     if not requested() and type(error).__name__ == 'JaxRuntimeError':
       time.sleep(_LATE_SECONDS)
     if not requested():

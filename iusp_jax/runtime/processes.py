@@ -123,7 +123,7 @@ def _wait_for(
   while True:
     try:
       return client.blocking_key_value_get(key, _POLL_MS)
-    except Exception as error:
+    except Exception as error:  # Of the service: one type for all reasons.
       waited = time.monotonic() - started
       if 'DEADLINE_EXCEEDED' not in str(error) or waited > seconds:
         raise

@@ -465,6 +465,12 @@ class Group:
     rows = processes.by_primary(
       lambda: self._score(scores_MNC), interruptible=False
     )
+    self._keep_best(rows, variables)
+    self._save(host_state, validated=True)
+
+  def _keep_best(self, rows: list[dict[str, float]], variables) -> None:
+    """Keeps the members' scores, and the variables of those that gained."""
+    step = self._step
     metric = evaluate.selection_metric(self.jobs[0].dataset)
     for m, (member, row) in enumerate(zip(self.members, rows, strict=True)):
       if member.diverged:
@@ -484,7 +490,6 @@ class Group:
         f'{self.name}: step {step}/{self.plan.num_steps}, {metric} {now:.4f}, '
         f'best {best:.4f}'
       )
-    self._save(host_state, validated=True)
 
   def _score(self, scores_MNC: np.ndarray) -> list[dict[str, float]]:
     """A row of validation scores for every member; {} for a diverged one."""
