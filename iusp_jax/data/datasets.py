@@ -251,6 +251,16 @@ def read_clip(split: Split, index: int) -> dict[str, np.ndarray]:
   }
 
 
+def labels(split: Split) -> tuple[np.ndarray, np.ndarray]:
+  """Tags and mask of every clip of a split, [N, C] each; see `targets`."""
+  pairs = [
+    targets(_read(split, k), split.level, split.aggregation)
+    for k in range(len(split))
+  ]
+  tags, masks = zip(*pairs, strict=True)
+  return np.stack(tags), np.stack(masks)
+
+
 def train_order(num_clips: int, seed: int) -> grain.MapDataset:
   """The endless sequence of clips of a run, reshuffled every epoch."""
   return grain.MapDataset.range(num_clips).seed(seed).shuffle().repeat()

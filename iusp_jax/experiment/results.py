@@ -22,7 +22,7 @@ from iusp_jax.experiment.setup import Setup
 from iusp_jax.models import tagger, trained
 from iusp_jax.objectives import losses
 from iusp_jax.runtime import devices, environment, files, logs, processes
-from iusp_jax.scoring import metrics, score_file
+from iusp_jax.scoring import calibration, metrics, score_file
 from iusp_jax.training import engine, evaluate, step
 
 _CHECKPOINTS = ('best', 'last')
@@ -136,6 +136,22 @@ def _write_files(setup, member, run, scores) -> None:
       member, workdir, teacher.model_metadata(of, setup.dataset)
     )
     write_predictions(setup.dataset, scores['best'], workdir)
+    _write_calibration(setup.dataset, scores['best'], workdir)
+
+
+def _write_calibration(dataset, scores, workdir) -> None:
+  """Temperatures and thresholds for whoever tags with the best checkpoint.
+
+  Scores, predictions and tables stay uncalibrated: a temperature a tag changes
+  the order of scores across tags.
+  """
+  split = 'validate'
+  if split in scores:
+    tags_NC, mask_NC = datasets.labels(dataset.splits[split])
+    found = calibration.fit(
+      scores[split], tags_NC, mask_NC, dataset.tags, split
+    )
+    calibration.save(workdir, found, dataset.tags)
 
 
 def finish(workdir: pathlib.Path, record: Mapping[str, Any]) -> None:
