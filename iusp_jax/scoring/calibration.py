@@ -64,19 +64,19 @@ def fit(
   Args:
     probabilities_NC: of the model as it is, float64.
     tags_NC: 1 where a tag is present.
-    mask_NC: 1 where it is known whether it is.
+    mask_NC: 1 where the tag is labelled.
     names: of the tags.
     split: what the clips are of.
   """
   temperatures_C, thresholds_C = np.ones(len(names)), np.full(len(names), 0.5)
   uncalibrated = []
   for c, name in enumerate(names):
-    known_N = mask_NC[:, c] > 0
-    present_N = tags_NC[known_N, c] > 0.5
+    labelled_N = mask_NC[:, c] > 0
+    present_N = tags_NC[labelled_N, c] > 0.5
     if present_N.sum() < MIN_POSITIVES:
       uncalibrated.append(name)
       continue
-    logits_N = _logit(probabilities_NC[known_N, c])
+    logits_N = _logit(probabilities_NC[labelled_N, c])
     temperatures_C[c] = fit_temperature(logits_N, present_N)
     calibrated_N = 1 / (1 + np.exp(-logits_N / temperatures_C[c]))
     thresholds_C[c] = best_threshold(calibrated_N, present_N)
