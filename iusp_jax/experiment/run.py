@@ -60,6 +60,7 @@ def run(
     check_workdir(config, workdir)
     record = processes.by_primary(lambda: results.read(workdir))
     if record is not None:
+      files.remove_folder(workdir / 'training')  # Killed before it did.
       logs.log(f'This run is complete; delete {workdir} to repeat it.')
       log_results(record, workdir)
       return record

@@ -88,6 +88,8 @@ def run(
   else:
     run_groups(config, todo, setup_of, workdir)
   if jobs:
+    for group in mine:  # Left by a process that was killed at its end.
+      files.remove_folder(group_folder(workdir, group))
     rotation = mine[-1][0].rotation
     if todo or not _has_similarities(config, rotation, workdir):
       keep_similarities(config, setup_of(rotation), rotation, workdir)

@@ -202,6 +202,8 @@ def get_or_train(
   workdir = _cached(config, of)
   if _is_done(workdir):
     logs.log(f'teacher: found {of["fingerprint"]} in {workdir}')
+    with contextlib.suppress(OSError):  # Of a cache that is read-only here.
+      _remove_steps(workdir)
     return _load_cached(workdir, dataset, of)
   busy = 'the teacher is being trained by another run'
   cache = f'config.cache_dir is {config["cache_dir"]}'
@@ -269,6 +271,11 @@ def _train(recipe, of, dataset, workdir, config):
     minutes = spent()['all_processes'] / 60
   save_member(member, workdir, of)
   files.write_atomically(workdir / 'done', f'{minutes:.1f} minutes\n')
+  _remove_steps(workdir)
+
+
+def _remove_steps(workdir):
+  """Of a finished teacher, perhaps one that was killed before it did this."""
   files.remove_folder(workdir / 'training')
 
 

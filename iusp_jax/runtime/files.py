@@ -151,10 +151,11 @@ def remove_folder(path: Any) -> None:
   """Deletes a folder and what is in it, where it is there."""
   if not processes.is_primary() or not path.exists():
     return
-  if is_remote(path):
-    path.rmtree()
-  else:
-    shutil.rmtree(path)
+  with contextlib.suppress(FileNotFoundError):  # Another run does it, too.
+    if is_remote(path):
+      path.rmtree()
+    else:
+      shutil.rmtree(path)
 
 
 class Busy(ValueError):

@@ -296,7 +296,7 @@ class Group:
     settings = self.layout.put(jax.tree.map(lambda *x: np.stack(x), *settings))
     teacher = self.layout.share(self._feed.teacher_variables)
     pending, self._seconds, self._clock = None, None, time.monotonic()
-    self._first_step = self._step
+    self._first_step, self._looked = self._step, -np.inf
     while self._step < self.plan.num_steps and self._alive():
       first = self._step
       count = self._next_chunk()
@@ -315,14 +315,15 @@ class Group:
       if pending is not None:
         self._log(*pending)
       pending = first, count, outputs
-      if self._step == self.plan.next_milestone(first):
+      if is_milestone := self._step == self.plan.next_milestone(first):
         self._log(*pending)
         pending = None
         self._validate_and_save(state)
         self._clock = time.monotonic()
-      elif self._must_stop(count):
-        self._log(*pending)
-        self._save(self.layout.get(state), validated=True)
+      if self._must_stop():
+        if not is_milestone:
+          self._log(*pending)
+          self._save(self.layout.get(state), validated=True)
         raise preemption.Preempted
     self._finish(state)
 
@@ -345,18 +346,22 @@ class Group:
     if self._trace.steps_left:
       count = min(count, self._trace.steps_left)
     if jax.process_count() > 1:  # Their clocks differ.
-      count = processes.by_primary(lambda: count, interruptible=False)
+      count, self._looks = processes.by_primary(
+        lambda: (count, time.monotonic() - self._looked >= CHUNK_SECONDS),
+        interruptible=False,
+      )
     left = self.plan.next_milestone(self._step) - self._step
     count = min(count, left, self.source.max_steps)
     return min(count, self._chunk_steps) if self._chunk_steps else count
 
-  def _must_stop(self, count: int) -> bool:
-    """Whether a notice has come, to this process or, now and then, to any."""
+  def _must_stop(self) -> bool:
+    """Whether a notice has come: to any process, as all look together."""
     if jax.process_count() == 1:
       return preemption.requested()
-    due = self._step // self._training.log_every_steps
-    before = (self._step - count) // self._training.log_every_steps
-    return due > before and devices.any_host(preemption.requested())
+    if not self._looks:
+      return False
+    self._looked = time.monotonic()
+    return devices.any_host(preemption.requested())
 
   def _log(self, first: int, count: int, outputs: Any) -> None:
     """Looks at a chunk's outputs and keeps the rows that are due.
