@@ -186,7 +186,9 @@ def recipe(model: dict, num_mel_bands: int) -> Config:
 def objective() -> Config:
   """What is added to the cross-entropy with the tags.
 
-  For every term of iusp_jax/objectives/terms.py: `<term>_weight`, 0 for none;
+  For every term of iusp_jax/objectives/terms.py: `<term>_weight`, 0 for none,
+  or in its place `<term>_ratio`, at 1 of which the term's gradient is as long
+  as that of the tags (measured once a student, data set and teacher);
   `<term>_schedule` of the weight over training, 'constant', 'ramp' (up, over
   the first 13 %), 'decay' (linearly to 0) or 'off_at_half'; and its settings.
   """

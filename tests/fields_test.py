@@ -26,7 +26,12 @@ def all_configs():
     for module in (base, table_config):
       config = identity.plain(module.get_config(argument))
       found |= dict.fromkeys(identity.flat(config), config)
-  return found
+  # No committed table has ratios, in place of weights.
+  config = identity.plain(table_config.get_config(''))
+  ratios = {name: {f'{name}_ratio': 1.0} for name in terms.TERMS}
+  config['table']['weights'] = {'crnn_64': ratios}
+  new = identity.flat(config).keys() - found.keys()
+  return found | dict.fromkeys(new, config)
 
 
 WITH_FIELD = all_configs()
@@ -46,6 +51,7 @@ ZERO_IS_LEGAL = {
     'augment.max_mel_fraction',
   )),
   *(f'objective.{name}_weight' for name in terms.TERMS),
+  *(f'objective.{name}_ratio' for name in terms.TERMS),
 }  # fmt: skip
 NEGATIVE_IS_LEGAL = {'dataset.builder.detect_half_db'}
 # They have a default, and need none.
@@ -58,8 +64,7 @@ EMPTY_IS_LEGAL = {
 
 
 def zero_is_legal(field):
-  weight = field.startswith('table.weights.') and field.endswith('_weight')
-  return field in ZERO_IS_LEGAL or weight
+  return field in ZERO_IS_LEGAL or field.startswith('table.weights.')
 
 
 def with_value(field, value):

@@ -64,7 +64,7 @@ def test_units_make_gradients_equally_long(tiny, setup):
     for term, gradient in jacobian(variables['params'], batch).items():
       leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(gradient)]
       lengths[term].append(np.sqrt(sum(np.sum(x**2) for x in leaves)))
-  units = tuning.gradient_units(config, setup, 'tiny', names)
+  units = tuning._units(config, setup, 'tiny', names)
   assert set(units) == set(names)
   for term, unit in units.items():
     ratio = np.mean(lengths['tagging']) / np.mean(lengths[term])
@@ -139,7 +139,7 @@ def tuned(monkeypatch):
     }  # fmt: skip
 
   monkeypatch.setattr(tuning, '_setup', lambda *_: object())
-  monkeypatch.setattr(tuning, 'gradient_units', lambda *_: {'kd': 1.0})
+  monkeypatch.setattr(tuning, '_units', lambda *_: {'kd': 1.0})
   monkeypatch.setattr(tuning, 'tune', tune)
   return tried
 
@@ -215,7 +215,7 @@ def test_tuning_trains_and_goes_on(tiny, on_fakes, tmp_path, monkeypatch):
   of = json.loads((tmp_path / 'tuning' / 'tiny-kd.json').read_text())
   best = int(np.argmax(np.mean(of['validate'], 1)))
   value = of['units']['kd'] * of['ratios'][best]
-  assert found['kd']['kd_weight'] == tuning.rounded(value)
+  assert found['kd']['kd_weight'] == terms.rounded(value)
 
 
 def test_weights_are_those_of_process_0(tiny, setup, monkeypatch):
@@ -229,7 +229,7 @@ def test_weights_are_those_of_process_0(tiny, setup, monkeypatch):
     return {'tagging': 2.0, 'kd': 0.5} if is_measured else asked[-1]
 
   monkeypatch.setattr(processes, 'by_primary', by_primary)
-  found = tuning.gradient_units(table_config_of(tiny), setup, 'tiny', ['kd'])
+  found = tuning._units(table_config_of(tiny), setup, 'tiny', ['kd'])
   assert asked[-1].keys() == {'tagging', 'kd'}
   assert found == {'kd': 4.0}
 

@@ -212,7 +212,7 @@ def _objective() -> dict[str, Range]:
   """Of `config.objective`: what each of `TERMS` has."""
   fields: dict[str, Range] = {}
   for name, term in terms.TERMS.items():
-    fields[f'{name}_weight'] = _WEIGHT
+    fields[f'{name}_weight'] = fields[f'{name}_ratio'] = _WEIGHT
     fields[f'{name}_schedule'] = Choice(tuple(terms.SCHEDULES))
     fields |= {f'{name}_{key}': Number(1e-6, 1e6) for key in term.settings}
   return {f'objective.{name}': found for name, found in fields.items()}
@@ -264,8 +264,9 @@ RANGES: dict[str, Range] = {
   'table.models.*.architecture': Choice(tuple(models.ARCHITECTURES)),
   'table.models.*.*': Model(),
   **{
-    f'table.weights.*.*.{name}_weight': _WEIGHT
+    f'table.weights.*.*.{name}_{kind}': _WEIGHT
     for name in terms.TERMS  # Of each objective of each student.
+    for kind in ('weight', 'ratio')
   },
   'table.tuned.*': Several(_NAME),
   'table.tune_ratios': Several(Number(0, _LARGE, above=True), least=1),

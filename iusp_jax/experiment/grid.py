@@ -18,6 +18,8 @@ from iusp_jax.training.recipe import Recipe
 
 Rotation = tuple[int, int]
 
+KINDS = ('weight', 'ratio')  # Of a term's share in an objective.
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
@@ -88,8 +90,8 @@ def config_of(
 def with_weights(
   config: Mapping[str, Any], weights: Mapping[str, float]
 ) -> dict[str, Any]:
-  """All fields of `config.objective`, with these weights and no others."""
-  none = {f'{name}_weight': 0.0 for name in terms.TERMS}
+  """All fields of `config.objective`, with these weights (or ratios) alone."""
+  none = {f'{n}_{kind}': 0.0 for n in terms.TERMS for kind in KINDS}
   return dict(config['objective']) | none | dict(weights)
 
 
@@ -200,8 +202,9 @@ def _check_ignored(config: Mapping[str, Any]) -> None:
     'compare_with': ('', run_by_run),
     'train_baseline': (False, 'the objective baseline'),
   } | {
-    f'objective.{term}_weight': (0.0, 'config.table.weights.STUDENT.OBJECTIVE')
+    f'objective.{term}_{kind}': (0.0, 'config.table.weights.STUDENT.OBJECTIVE')
     for term in terms.TERMS
+    for kind in KINDS
   }
   own = identity.plain(config)
   fields = identity.flat(own)

@@ -15,6 +15,7 @@ from typing import Any
 # does what was done before: with it, a field changes no identity.
 NEUTRAL = {
   'objective.*_schedule': 'constant',
+  'objective.*_ratio': 0.0,
   '*training.accumulate_steps': 1,
   '*training.compute_dtype': 'float32',
   'dataset.builder.snr_db': [-6.0, 12.0],
@@ -149,11 +150,11 @@ def of_student(
     seed: of the student.
   """
   fields_of = config['objective']
-  active = [
-    key.removesuffix('_weight')
+  active = dict.fromkeys(
+    key.rpartition('_')[0]
     for key, value in fields_of.items()
-    if key.endswith('_weight') and value
-  ]
+    if key.endswith(('_weight', '_ratio')) and value
+  )
   objective = {
     key: value
     for key, value in fields_of.items()

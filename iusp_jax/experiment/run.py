@@ -8,7 +8,14 @@ from typing import Any
 import jax
 
 from iusp_jax.data import datasets
-from iusp_jax.experiment import check, identity, plots, results, teacher
+from iusp_jax.experiment import (
+  check,
+  gradient_units,
+  identity,
+  plots,
+  results,
+  teacher,
+)
 from iusp_jax.experiment.setup import Setup, describe_model
 from iusp_jax.models import trained
 from iusp_jax.objectives import terms
@@ -119,6 +126,7 @@ def _student(config, setup: Setup, workdir, extra) -> dict[str, Any]:
   objective = terms.Objective.from_config(config['objective'])
   name = BASELINE if workdir.name == BASELINE else 'student'
   logs.log(f'{name}: {describe_model(config["student"], setup.dataset)}')
+  objective = gradient_units.weigh(setup, recipe, objective)
   started = time.monotonic()
   job = setup.job(name, recipe, objective, config['seed'])
   of = identity.of_student(config, recipe.plain(), config['seed'])
@@ -157,7 +165,7 @@ def _difference(setup: Setup, workdir, bootstrap: int) -> dict[str, Any]:
 def without_terms(config: Mapping[str, Any]) -> dict[str, Any]:
   """A config with every term of its objective off."""
   objective = {
-    key: 0.0 if key.endswith('_weight') else value
+    key: 0.0 if key.endswith(('_weight', '_ratio')) else value
     for key, value in config['objective'].items()
   }
   return {**config, 'objective': objective, 'name': BASELINE}

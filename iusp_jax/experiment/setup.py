@@ -61,6 +61,7 @@ class Setup:
   """The data, teacher and features that runs share.
 
   Attributes:
+    cache_dir: for what later runs find again.
     dataset: to train and score on.
     features: of its clips, in memory.
     teacher: the frozen one, after `get_teacher`; None where there is none.
@@ -74,7 +75,7 @@ class Setup:
         a teacher looks at count.
     """
     self._config = config
-    self._cache_dir = config['cache_dir']
+    self.cache_dir = config['cache_dir']
     self._store = config['teacher']['store']
     self.dataset = load_dataset(config['dataset'])
     self.features = feeds.Features(self.dataset)
@@ -110,13 +111,13 @@ class Setup:
 
   def stores(self) -> bool:
     """Whether outputs of the teacher may be stored at all."""
-    return self._store != 'off' and not files.is_remote(self._cache_dir)
+    return self._store != 'off' and not files.is_remote(self.cache_dir)
 
   def _stores(self, recipe: Recipe, names: Sequence[str]) -> bool:
     if self._store == 'off':
       return False
     count = len(self.dataset.splits['train'])
-    reason = teacher_must_run(recipe, names, self._cache_dir, count)
+    reason = teacher_must_run(recipe, names, self.cache_dir, count)
     if reason and self._store != 'auto':
       raise ValueError(
         f'config.teacher.store is {self._store!r}, but the outputs of the '
@@ -137,11 +138,11 @@ class Setup:
       self.teacher, self.dataset.fingerprint(), f'{split} {precision}'
     )
     folder = teacher_outputs.Folder(
-      files.resolve(self._cache_dir) / 'outputs' / name,
+      files.resolve(self.cache_dir) / 'outputs' / name,
       self.teacher,
       self.dataset.splits[split],
       precision,
-      f'config.cache_dir is {self._cache_dir}',
+      f'config.cache_dir is {self.cache_dir}',
     )
     return folder.get_or_build(names)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from iusp_jax.experiment import (
   check,
+  gradient_units,
   grid,
   identity,
   parts,
@@ -201,6 +202,7 @@ def run_group(
   objective = grid.objective(config, first.student, first.objective)
   runs = [grid.run_of(config, cell, workdir) for cell in cells]
   recipe = Recipe.from_config(runs[0].config['student'])
+  objective = gradient_units.weigh(setup, recipe, objective)
   jobs = [
     setup.job(
       f'{cell.student} {cell.objective} seed {cell.seed}',

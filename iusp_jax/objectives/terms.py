@@ -169,11 +169,13 @@ class Objective:
 
   Attributes:
     weights: by term; only those that are not 0.
+    ratios: by term whose weight is still to be measured, see `with_units`.
     schedules: names of `SCHEDULES` by term.
     settings: by term, values of `Term.settings`.
   """
 
   weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  ratios: Mapping[str, float] = dataclasses.field(default_factory=dict)
   schedules: Mapping[str, str] = dataclasses.field(default_factory=dict)
   settings: Mapping[str, Mapping[str, float]] = dataclasses.field(
     default_factory=dict
@@ -181,10 +183,26 @@ class Objective:
 
   @classmethod
   def from_config(cls, fields: Mapping[str, Any]) -> 'Objective':
-    """From `config.objective`."""
-    active = [name for name in TERMS if fields[f'{name}_weight']]
+    """From `config.objective`.
+
+    Raises:
+      ValueError: where a term has both a weight and a ratio.
+    """
+    given = {
+      kind: {n: float(x) for n in TERMS if (x := fields[f'{n}_{kind}'])}
+      for kind in ('weight', 'ratio')
+    }
+    weights, ratios = given['weight'], given['ratio']
+    for name in weights.keys() & ratios.keys():
+      raise ValueError(
+        f'config.objective.{name}_weight is {weights[name]:g} and '
+        f'config.objective.{name}_ratio is {ratios[name]:g}: expected one of '
+        f'them, the other 0 (--config.objective.{name}_weight=0 for the ratio)'
+      )
+    active = [name for name in TERMS if name in weights | ratios]
     return cls(
-      weights={name: float(fields[f'{name}_weight']) for name in active},
+      weights=weights,
+      ratios=ratios,
       schedules={name: fields[f'{name}_schedule'] for name in active},
       settings={
         name: {key: fields[f'{name}_{key}'] for key in TERMS[name].settings}
@@ -195,7 +213,9 @@ class Objective:
   @property
   def terms(self) -> tuple[str, ...]:
     """The names of the terms, in the order of `TERMS`."""
-    return tuple(name for name in TERMS if name in self.weights)
+    return tuple(
+      name for name in TERMS if name in self.weights or name in self.ratios
+    )
 
   @property
   def targets(self) -> tuple[str, ...]:
@@ -215,7 +235,24 @@ class Objective:
 
   def without_weights(self) -> 'Objective':
     """What students that share one program have in common."""
-    return dataclasses.replace(self, weights=dict.fromkeys(self.weights, 1.0))
+    ones = dict.fromkeys(self.terms, 1.0)
+    return dataclasses.replace(self, weights=ones, ratios={})
+
+  def with_units(self, units: Mapping[str, float]) -> 'Objective':
+    """With weights in place of ratios.
+
+    Args:
+      units: by term, the weight at which its gradient is as long as that of
+        the labels' term.
+    """
+    found = {name: rounded(x * units[name]) for name, x in self.ratios.items()}
+    weights = {**self.weights, **found}
+    return dataclasses.replace(self, weights=weights, ratios={})
+
+
+def rounded(weight: float) -> float:
+  """To two significant digits: a measured weight is no more exact."""
+  return float(f'{weight:.2g}')
 
 
 def config_fields() -> dict[str, Any]:
@@ -223,6 +260,7 @@ def config_fields() -> dict[str, Any]:
   fields: dict[str, Any] = {}
   for name, term in TERMS.items():
     fields[f'{name}_weight'] = 0.0
+    fields[f'{name}_ratio'] = 0.0
     fields[f'{name}_schedule'] = 'constant'
     fields |= {f'{name}_{key}': value for key, value in term.settings.items()}
   return fields
