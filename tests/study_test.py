@@ -12,6 +12,7 @@ def test_the_paper_s_table_has_the_five_objectives():
 
 
 @pytest.mark.parametrize('arg', ['', 'clips', 'smoke', 'student=cnn_8'])
+@pytest.mark.slow
 def test_centred_study_trains_the_centred_term(arg):
   config = study_centred.get_config(arg)
   grid.check_grid(config)

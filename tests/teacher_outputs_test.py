@@ -246,6 +246,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_full_disk_names_the_path(tmp_path):
   """A limit on the size of files stands for a full disk."""
   done = subprocess.run(

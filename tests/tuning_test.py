@@ -17,6 +17,7 @@ from iusp_jax.runtime import processes
 from iusp_jax.training import engine, step
 
 
+@pytest.mark.slow
 def test_units_make_gradients_equally_long(tiny, setup):
   """At ratio 1, the gradient of the weighted term is that of the tags.
 
@@ -186,6 +187,7 @@ def test_tuning_goes_on_with_more_objectives_and_refuses_another_recipe(
     assert 'tiny-kd.json was tuned otherwise' in str(error.value)
 
 
+@pytest.mark.slow
 def test_tuning_trains_and_goes_on(tiny, on_fakes, tmp_path, monkeypatch):
   """Killed in the second objective, it trains only that one again."""
   fields = {
