@@ -19,7 +19,7 @@ def test_a_config_has_all_fields_and_every_term_is_off():
     assert FIELDS[f'{name}_weight'] == 0.0
     assert FIELDS[f'{name}_schedule'] == 'constant'
   settings = sum(len(term.settings) for term in terms.TERMS.values())
-  assert len(FIELDS) == 2 * len(NAMES) + settings
+  assert len(FIELDS) == 3 * len(NAMES) + settings
   assert terms.Objective.from_config(FIELDS) == terms.Objective({}, {}, {})
 
 

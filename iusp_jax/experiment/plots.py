@@ -12,11 +12,17 @@ from iusp_jax.models import tagger, trained
 from iusp_jax.objectives import similarity
 from iusp_jax.reporting import plots, similarity_plot
 from iusp_jax.reporting.table import objectives
-from iusp_jax.runtime import metrics_log
+from iusp_jax.runtime import files, metrics_log
+from iusp_jax.scoring import calibration
 from iusp_jax.training import evaluate
 
 _MODELS = ('teacher', 'baseline', 'student')
-NAMES = ('learning_curves.png', 'tag_scores.png', 'similarities.png')
+NAMES = (
+  'learning_curves.png',
+  'tag_scores.png',
+  'similarities.png',
+  'reliability.png',
+)
 
 
 def draw(
@@ -42,6 +48,12 @@ def draw(
   draw_tags(dataset, record, workdir)
   panels = similarity_panels(dataset, shown)
   similarity_plot.plot_similarities(panels, workdir / NAMES[2], titles(record))
+  path = subject.workdir / calibration.NAME
+  if path.exists():  # Not of a teacher, which nobody tags with.
+    of = files.read_json(path)
+    plots.plot_reliability(
+      of['reliability'], of['fitted_on'], workdir / NAMES[3]
+    )
 
 
 def titles(record: Mapping[str, Any]) -> dict[str, str]:

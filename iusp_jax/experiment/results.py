@@ -146,12 +146,16 @@ def _write_calibration(dataset, scores, workdir) -> None:
   the order of scores across tags.
   """
   split = 'validate'
-  if split in scores:
-    tags_NC, mask_NC = datasets.labels(dataset.splits[split])
-    found = calibration.fit(
-      scores[split], tags_NC, mask_NC, dataset.tags, split
-    )
-    calibration.save(workdir, found, dataset.tags)
+  if split not in scores:
+    return
+  labels = datasets.labels(dataset.splits[split])
+  found = calibration.fit(scores[split], *labels, dataset.tags, split)
+  calibrated_NC = found.probabilities(calibration.logit(scores[split]))
+  measured = {
+    'uncalibrated': calibration.reliability(scores[split], *labels),
+    'calibrated': calibration.reliability(calibrated_NC, *labels),
+  }
+  calibration.save(workdir, found, dataset.tags, measured)
 
 
 def finish(workdir: pathlib.Path, record: Mapping[str, Any]) -> None:
