@@ -324,13 +324,10 @@ def plot_reliability(
       rows += [
         (name, *map(formatting.number, row[:2]), f'{row[2]}') for row in filled
       ]
-      rows.append(
-        (name, 'expected calibration error', f'{of["error"]:.4f}', '')
-      )
     axes.set_xlabel(f'probability of a tag, mean of a bin ({split} split)')
     axes.set_ylabel('fraction of clips with the tag')
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.02)
     axes.grid()
     axes.legend(loc='upper left', frameon=False)
   head = ('probabilities', 'mean', 'present', 'count')
