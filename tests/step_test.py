@@ -12,7 +12,7 @@ from fits import WEIGHTS, bits, fit, make_feed, make_job
 
 from iusp_jax.data import sources
 from iusp_jax.models import tagger
-from iusp_jax.objectives import losses, terms
+from iusp_jax.objectives import losses, targets, terms
 from iusp_jax.runtime import checkpoint
 from iusp_jax.training import engine, evaluate, optim, step
 
@@ -75,7 +75,7 @@ def test_step_agrees_with_the_objectives_of_the_whole_batch():
   )
   model, variables = fits.frozen()
   teacher = model.module.apply(variables, tagger.log_mel(model, batch['wave']))
-  mask_BT = step.frame_mask(batch['length'], 16_000, own.frames_BTD.shape[1])
+  mask_BT = targets.frame_mask(batch['length'], 16_000, own.frames_BTD.shape[1])
   expected = {
     'tagging': losses.tagging_loss(own.logits_BC, batch['tags'], batch['mask']),
     'kd': losses.kd_loss(own.logits_BC, teacher.logits_BC, 2.0),
@@ -90,7 +90,7 @@ def test_step_agrees_with_the_objectives_of_the_whole_batch():
 
 
 def test_frame_mask_marks_the_padding():
-  mask = step.frame_mask(np.array([160, 81, 80, 0]), 160, 4)
+  mask = targets.frame_mask(np.array([160, 81, 80, 0]), 160, 4)
   np.testing.assert_array_equal(
     mask, [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
   )

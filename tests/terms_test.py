@@ -91,6 +91,12 @@ def test_schedules_by_closed_form(name, expected):
 # Targets ---------------------------------------------------------------------
 
 
+def outputs(frames, logits_BC=None, frame_logits_BTC=None, **fields):
+  """What a teacher gives, of clips without padding."""
+  fields = {'inner': (), 'frame_mask': None} | fields
+  return targets.Outputs(logits_BC, frame_logits_BTC, frames, **fields)
+
+
 def test_names_of_targets():
   assert targets.split_name('logits') == ('logits', 'frames')
   assert targets.split_name('frame_gram@block_2') == ('frame_gram', 'block_2')
@@ -102,7 +108,7 @@ def test_names_of_targets():
 
 @pytest.mark.parametrize('name', ['gram', '@block_1', 'Logits', ''])
 def test_unknown_kind_lists_the_legal_ones(name):
-  message = f'target {name!r} is unknown: expected one of logits, frame_gram, '
+  message = f'target {name!r} is unknown: expected one of logits, frame_logits'
   with pytest.raises(ValueError, match=message):
     targets.split_name(name)
   with pytest.raises(ValueError, match=message):
@@ -118,7 +124,7 @@ def test_targets_are_those_of_their_layer():
     'logits', 'frame_gram', 'frame_gram@block_1', 'batch_gram',
     'batch_gram@block_1',
   )  # fmt: skip
-  found = targets.compute(names, logits_BC, frames, lambda x: x)
+  found = targets.compute(names, outputs(frames, logits_BC), lambda x: x, {})
   assert tuple(found) == names
   np.testing.assert_array_equal(found['logits'], logits_BC)
   for layer, suffix in (('frames', ''), ('block_1', '@block_1')):
@@ -139,5 +145,5 @@ def test_pairwise_targets_have_a_column_a_clip_of_the_whole_batch():
   frames = {'frames': draw(1, 4, 5, 6)}
   own = {'frames': frames['frames'][1:3]}
   flat = frames['frames'].reshape(4, -1)
-  found = targets.compute(['batch_gram'], None, own, lambda _: flat)
+  found = targets.compute(['batch_gram'], outputs(own), lambda _: flat, {})
   np.testing.assert_allclose(found['batch_gram'], flat[1:3] @ flat.T, 1e-5)

@@ -7,12 +7,26 @@ from iusp_jax.objectives.losses import (
   tagging_loss,
 )
 from iusp_jax.objectives.similarity import batch_similarity, frame_similarity
+from iusp_jax.objectives.soft_tags import (
+  clip_frame_kd_parts,
+  dist_tags_loss,
+  emphasised_kd_loss,
+  frame_kd_loss,
+  hard_frame_kd_loss,
+  multilevel_kd_parts,
+)
 
 __all__ = [
   'batch_similarity',
+  'clip_frame_kd_parts',
+  'dist_tags_loss',
+  'emphasised_kd_loss',
+  'frame_kd_loss',
   'frame_similarity',
+  'hard_frame_kd_loss',
   'iusp_loss',
   'kd_loss',
+  'multilevel_kd_parts',
   'sp_loss',
   'tagging_loss',
 ]

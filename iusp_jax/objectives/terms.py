@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from iusp_jax.objectives import losses
+from iusp_jax.objectives import losses, soft_tags
 
 
 class Inputs(NamedTuple):
@@ -21,23 +21,30 @@ class Inputs(NamedTuple):
 
   Attributes:
     logits_BC: the student's.
+    frame_logits_BTC: the student's, of its last frames.
     frames: the student's `[B, T, D]` by layer; 'frames' are the last ones.
+    inner: names of the student's inner layers, from the first on; their frames
+      are there where `Term.layers` has `targets.INNER`.
     tags_BC: labels in [0, 1].
     mask_BC: 1 where the label is known.
     targets: the teacher's, by the names in `Term.targets`.
     frame_mask: gives, for a number of frames T, `[B, T]` that is 1 for frames
       of the recording and 0 for padding.
+    clip_seconds: how long a clip is, padding included.
     settings: values of `Term.settings`.
     params: the term's own parameters, see `Term.init`.
     axis_name: the mapped axis that the batch is spread over.
   """
 
   logits_BC: jax.Array
+  frame_logits_BTC: jax.Array
   frames: Mapping[str, jax.Array]
+  inner: tuple[str, ...]
   tags_BC: jax.Array
   mask_BC: jax.Array
   targets: Mapping[str, jax.Array]
   frame_mask: Callable[[int], jax.Array]
+  clip_seconds: float
   settings: Mapping[str, float]
   params: Any
   axis_name: str
@@ -57,11 +64,13 @@ class Term:
     weight: where to start looking for its weight, untuned.
     compares_clips: whether it needs the whole global batch at a time.
     compares_similarities: whether plots about similarities show it.
-    layers: inner layers of the student that it looks at.
+    layers: inner layers of the student that it looks at; `targets.INNER` for
+      all that a model has before its last frames.
     settings: its own hyperparameters and their defaults; config fields
       `objective.<term>_<setting>`, floats greater than 0.
-    init: its own parameters from a key and `Inputs` of shapes, or None. They
-      are trained with the student and are no part of it.
+    init: its own parameters from a key and `Inputs` of shapes, those of the
+      targets included, or None. They are trained with the student and are no
+      part of it.
   """
 
   title: str
@@ -104,7 +113,63 @@ def _attention_transfer(x: Inputs) -> jax.Array:
   return losses.attention_transfer_per_clip(*_frames(x))
 
 
-# In the order of a table. Okabe and Ito's colours.
+def _frame_logits(x: Inputs) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The student's, the teacher's, and the mask of the coarser's frames."""
+  student_BTC, teacher_BTC = x.frame_logits_BTC, x.targets['frame_logits']
+  num_frames = min(student_BTC.shape[1], teacher_BTC.shape[1])
+  return student_BTC, teacher_BTC, x.frame_mask(num_frames)
+
+
+def _frame_kd(x: Inputs) -> jax.Array:
+  student_BTC, teacher_BTC, mask_BT = _frame_logits(x)
+  return soft_tags.frame_kd_per_clip(
+    student_BTC, teacher_BTC, x.settings['temperature'], mask_BT
+  )
+
+
+def _emphasised_kd(x: Inputs) -> jax.Array:
+  return soft_tags.emphasised_kd_per_clip(
+    x.logits_BC,
+    x.targets['logits'],
+    x.tags_BC,
+    x.mask_BC,
+    x.settings['gamma'],
+    x.settings['temperature'],
+  )
+
+
+def _multilevel_kd(x: Inputs) -> jax.Array:
+  instance_B, batch_B, class_B = soft_tags.multilevel_kd_per_clip(
+    x.logits_BC, x.targets['logits'], x.settings['temperature'], x.axis_name
+  )
+  batch_B *= x.settings['batch_factor']
+  return instance_B + batch_B + x.settings['class_factor'] * class_B
+
+
+def _clip_frame_kd(x: Inputs) -> jax.Array:
+  student_BTC, teacher_BTC, mask_BT = _frame_logits(x)
+  intra_B, inter_B = soft_tags.clip_frame_kd_per_clip(
+    x.logits_BC, student_BTC, x.targets['logits'], teacher_BTC, mask_BT
+  )
+  return intra_B + inter_B
+
+
+def _hard_frame_kd(x: Inputs) -> jax.Array:
+  student_BTC, teacher_BTC, mask_BT = _frame_logits(x)
+  rate = teacher_BTC.shape[1] / x.clip_seconds
+  width = max(1, round(x.settings['median_seconds'] * rate))
+  return soft_tags.hard_frame_kd_per_clip(
+    student_BTC, teacher_BTC, width, mask_BT
+  )
+
+
+def _dist_tags(x: Inputs) -> jax.Array:
+  return soft_tags.dist_tags_per_clip(
+    x.logits_BC, x.targets['logits'], x.settings['temperature'], x.axis_name
+  )
+
+
+# In the order of a table. The first five have Okabe and Ito's colours.
 TERMS: dict[str, Term] = {
   'kd': Term(
     title='KD',
@@ -150,6 +215,61 @@ TERMS: dict[str, Term] = {
     targets=('frame_gram',),
     per_clip=_attention_transfer,
     weight=1000.0,
+  ),
+  'frame_kd': Term(
+    title='frame KD',
+    colour='#AA4499',
+    marker='v',
+    targets=('frame_logits',),
+    per_clip=_frame_kd,
+    weight=1.0,
+    settings={'temperature': 1.0},
+  ),
+  'emphasised_kd': Term(
+    title='emphasised KD',
+    colour='#8B4513',
+    marker='<',
+    targets=('logits',),
+    per_clip=_emphasised_kd,
+    weight=1.0,
+    settings={'gamma': 2.0, 'temperature': 1.0},
+  ),
+  'multilevel_kd': Term(
+    title='multi-level KD',
+    colour='#332288',
+    marker='>',
+    targets=('logits',),
+    per_clip=_multilevel_kd,
+    weight=1.0,
+    compares_clips=True,
+    settings={'temperature': 2.0, 'batch_factor': 10.0, 'class_factor': 10.0},
+  ),
+  'clip_frame_kd': Term(
+    title='clip-and-frame KD',
+    colour='#661100',
+    marker='d',
+    targets=('logits', 'frame_logits'),
+    per_clip=_clip_frame_kd,
+    weight=1.0,
+  ),
+  'hard_frame_kd': Term(
+    title='hard frame KD',
+    colour='#E377C2',
+    marker='h',
+    targets=('frame_logits',),
+    per_clip=_hard_frame_kd,
+    weight=1.0,
+    settings={'median_seconds': 0.56},
+  ),
+  'dist_tags': Term(
+    title='DIST',
+    colour='#777777',
+    marker='*',
+    targets=('logits',),
+    per_clip=_dist_tags,
+    weight=1.0,
+    compares_clips=True,
+    settings={'temperature': 1.0},
   ),
 }
 
@@ -212,6 +332,11 @@ class Objective:
   def compares_clips(self) -> tuple[str, ...]:
     """The terms that need the whole global batch at a time."""
     return tuple(name for name in self.terms if TERMS[name].compares_clips)
+
+  @property
+  def has_params(self) -> bool:
+    """Whether any term has parameters of its own."""
+    return any(TERMS[name].init for name in self.terms)
 
   def without_weights(self) -> 'Objective':
     """What students that share one program have in common."""
