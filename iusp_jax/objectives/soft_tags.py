@@ -56,18 +56,9 @@ def align_soft_tags(tags: SoftTags, num_frames: int) -> SoftTags:
   return SoftTags(pool(tags.on), pool(tags.off))
 
 
-def finer_mask(mask_BT: jax.Array, num_frames: int) -> jax.Array:
-  """The mask of `num_frames` finer frames: 1 for all that a 1 is pooled of."""
-  if mask_BT.shape[1] == num_frames:
-    return mask_BT
-  share = similarity.pooling_matrix(num_frames, mask_BT.shape[1])
-  touched_BT = jnp.matmul((mask_BT > 0).astype(jnp.float32), share > 0)
-  return (touched_BT > 0).astype(jnp.float32)
-
-
 def _of_recording(logits_BTC: jax.Array, mask_BT: jax.Array) -> jax.Array:
   """Logits of frames with 0 in the padding, which may hold any number."""
-  there_BT = finer_mask(mask_BT, logits_BTC.shape[1]) > 0
+  there_BT = similarity.finer_mask(mask_BT, logits_BTC.shape[1]) > 0
   return jnp.where(there_BT[..., None], logits_BTC, 0)
 
 
@@ -170,6 +161,22 @@ def frame_kd_loss(
 # Clips -----------------------------------------------------------------------
 
 
+def kd_per_clip(
+  student_logits_BC: jax.Array,
+  teacher_logits_BC: jax.Array,
+  temperature: float = 1.0,
+) -> jax.Array:
+  """`τ² · mean_c KL(σ(r_c/τ) ‖ σ(s_c/τ))`, `[B]`.
+
+  `losses.kd_per_clip` less the teacher's entropy: the gradient is the same.
+  """
+  value_BC = divergence(
+    soft_tags(teacher_logits_BC, temperature),
+    soft_tags(student_logits_BC, temperature),
+  )
+  return temperature**2 * jnp.mean(value_BC, axis=1)
+
+
 def emphasised_kd_per_clip(
   student_logits_BC: jax.Array,
   teacher_logits_BC: jax.Array,
@@ -247,12 +254,12 @@ def multilevel_kd_per_clip(
     temperature: τ > 0.
     axis_name: the mapped axis that the batch is spread over, if it is.
   """
-  student, teacher = (
-    soft_tags(x, temperature) for x in (student_logits_BC, teacher_logits_BC)
-  )
-  instance_B = temperature**2 * jnp.mean(divergence(teacher, student), axis=1)
+  instance_B = kd_per_clip(student_logits_BC, teacher_logits_BC, temperature)
   (num_own, num_tags) = student_logits_BC.shape
-  own = jnp.exp(student.on), jnp.exp(teacher.on)
+  own = [
+    jnp.exp(soft_tags(x, temperature).on)
+    for x in (student_logits_BC, teacher_logits_BC)
+  ]
   everyone = tuple(_everyone(x, axis_name) for x in own)
   num_clips = everyone[0].shape[0]
   of_clips = [similarity.gram(x, y) for x, y in zip(own, everyone, strict=True)]
@@ -441,7 +448,7 @@ def hard_frame_kd_per_clip(
   hard_BTC = hard_frame_tags(
     _of_recording(teacher_BTC, mask_BT),
     width,
-    finer_mask(mask_BT, teacher_BTC.shape[1]),
+    similarity.finer_mask(mask_BT, teacher_BTC.shape[1]),
   )
   hard_BTC = jax.vmap(lambda x: similarity.align_frames(x, num_frames))(
     hard_BTC

@@ -26,6 +26,7 @@ in a pass of the teacher over it (`Fit`) and handed to every later use:
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iusp_jax.objectives import similarity
+from iusp_jax.objectives import clusters, embeddings, similarity
 
 FRAMES = 'frames'  # The name of the last frame embeddings.
 INNER = 'inner'  # Stands for all layers before them, see `models.tagger`.
@@ -109,7 +110,63 @@ class Fit:
   max_clips: int = 1_000_000_000
 
 
-FITTED: Mapping[str, Fit] = {}
+def _moments_of_clips(x: Outputs, frames_BTD: jax.Array) -> jax.Array:
+  mean_BD = embeddings.mean_frame(frames_BTD, x.frame_mask(frames_BTD.shape[1]))
+  one = jnp.ones(1)
+  return jax.vmap(lambda x_D: embeddings.second_moments(x_D[None], one))(
+    mean_BD
+  )
+
+
+def _moments_of_frames(x: Outputs, frames_BTD: jax.Array) -> jax.Array:
+  mask_BT = x.frame_mask(frames_BTD.shape[1])
+  share_BT = mask_BT / jnp.maximum(jnp.sum(mask_BT, axis=1, keepdims=True), 1.0)
+  return jax.vmap(embeddings.second_moments)(frames_BTD, share_BT)
+
+
+def _whitened(x: Outputs, frames_BTD: jax.Array, map_DK: jax.Array):
+  mean_BD = embeddings.mean_frame(frames_BTD, x.frame_mask(frames_BTD.shape[1]))
+  return embeddings.project(mean_BD, map_DK[1:]) + map_DK[:1]
+
+
+def _frame_axes(x: Outputs, frames_BTD: jax.Array, axes_DK: jax.Array):
+  return jax.vmap(_scaled)(embeddings.project(frames_BTD, axes_DK))
+
+
+def _layer_grams(x: Outputs, frames_BTD: jax.Array) -> jax.Array:
+  layers = [x.frames[name] for name in x.inner] + [frames_BTD]
+  return clusters.layer_grams(layers, x.frame_mask(frames_BTD.shape[1]))
+
+
+def _layer_alignment(x: Outputs, frames_BTD: jax.Array) -> jax.Array:
+  mask_BT = x.frame_mask(frames_BTD.shape[1])
+  return jax.vmap(clusters.alignment)(_layer_grams(x, frames_BTD), mask_BT)
+
+
+def _cluster_gram(x: Outputs, frames_BTD: jax.Array, share_KL: jax.Array):
+  grams_BLTT = _layer_grams(x, frames_BTD)
+  # Of a few layers: a sum and no product, which would be one in low precision.
+  mean_BKTT = jnp.sum(
+    share_KL[None, :, :, None, None] * grams_BLTT[:, None], axis=2
+  )
+  return jax.vmap(jax.vmap(_scaled))(mean_BKTT)
+
+
+FITTED: Mapping[str, Fit] = {
+  'whitened': Fit(
+    _moments_of_clips,
+    functools.partial(embeddings.whitening, most=MAX_AXES),
+    _whitened,
+  ),
+  'frame_axes': Fit(
+    _moments_of_frames,
+    functools.partial(embeddings.axes_of_moments, most=MAX_AXES),
+    _frame_axes,
+  ),
+  'cluster_gram': Fit(
+    _layer_alignment, clusters.assignment, _cluster_gram, clusters.MAX_CLIPS
+  ),
+}
 
 
 def kinds() -> tuple[str, ...]:

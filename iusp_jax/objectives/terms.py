@@ -13,7 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from iusp_jax.objectives import losses, soft_tags
+from iusp_jax.objectives import (
+  clusters,
+  embeddings,
+  losses,
+  soft_tags,
+  targets,
+)
 
 
 class Inputs(NamedTuple):
@@ -169,6 +175,84 @@ def _dist_tags(x: Inputs) -> jax.Array:
   )
 
 
+def _projection(key: jax.Array, x: Inputs, target: str) -> jax.Array:
+  """From the student's last frames to the axes of a target, `[D, K]`."""
+  size = x.frames[targets.FRAMES].shape[-1], x.targets[target].shape[-1]
+  return jax.random.normal(key, size) / size[0] ** 0.5
+
+
+def _vic(x: Inputs) -> jax.Array:
+  frames_BTD = x.frames[targets.FRAMES]
+  mask_BT = x.frame_mask(frames_BTD.shape[1])
+  invariance_B, variance_B, covariance_B = embeddings.vic_per_clip(
+    embeddings.project(embeddings.mean_frame(frames_BTD, mask_BT), x.params),
+    x.targets['whitened'],
+    x.axis_name,
+  )
+  return invariance_B + variance_B + covariance_B / 25.0
+
+
+def _span_alignment(x: Inputs) -> jax.Array:
+  student_BTD = embeddings.project(x.frames[targets.FRAMES], x.params)
+  teacher_BTD = x.targets['frame_axes'].astype(jnp.float32)
+  masks = [x.frame_mask(y.shape[1]) for y in (student_BTD, teacher_BTD)]
+  mask_BT = min(masks, key=lambda mask_BT: mask_BT.shape[1])
+  tags = soft_tags.soft_tags(x.targets['frame_logits'])
+  tags = soft_tags.align_soft_tags(tags, mask_BT.shape[1])
+  # A frame of the recording counts a little, however silent it is.
+  weights_BT = jnp.maximum(jnp.sum(jnp.exp(tags.on), axis=2), 1e-6) * mask_BT
+  return embeddings.mean_alignment_per_clip(
+    student_BTD, teacher_BTD, *masks
+  ) + embeddings.span_alignment_per_clip(
+    student_BTD, teacher_BTD, weights_BT=weights_BT
+  )
+
+
+def _head_losses(x: Inputs, distils: bool) -> jax.Array:
+  """Of a head on each inner layer, with the labels and the teacher."""
+  total = jnp.zeros(len(x.logits_BC))
+  for name, head in x.params.items():
+    frames_BTD = x.frames[name]
+    mask_BT = x.frame_mask(frames_BTD.shape[1])
+    pooled_BD = embeddings.mean_frame(frames_BTD, mask_BT)
+    logits_BC = embeddings.project(pooled_BD, head['kernel']) + head['bias']
+    entropy_BC = losses.tagging_per_tag(logits_BC, x.tags_BC, x.mask_BC)
+    known_B = jnp.maximum(jnp.sum(x.mask_BC, axis=1), 1.0)
+    total += jnp.sum(entropy_BC, axis=1) / known_B
+    if distils:
+      total += soft_tags.kd_per_clip(
+        logits_BC, x.targets['logits'], x.settings['temperature']
+      )
+  return total / len(x.params)
+
+
+def _heads(key: jax.Array, x: Inputs) -> dict[str, dict[str, jax.Array]]:
+  """A linear head on each inner layer of the student."""
+  found, num_tags = {}, x.logits_BC.shape[-1]
+  for number, name in enumerate(x.inner):
+    size = x.frames[name].shape[-1]
+    kernel_DC = jax.random.normal(
+      jax.random.fold_in(key, number), (size, num_tags)
+    )
+    bias_1C = jnp.zeros((1, num_tags))
+    found[name] = {'kernel': kernel_DC / size**0.5, 'bias': bias_1C}
+  return found
+
+
+def _cluster_iusp(x: Inputs) -> jax.Array:
+  gram_BKTT = x.targets['cluster_gram']
+  names = clusters.student_layers(
+    (*x.inner, targets.FRAMES), gram_BKTT.shape[1]
+  )
+  found = []
+  for k, name in enumerate(names):
+    student_BTD, teacher_BTT = x.frames[name], gram_BKTT[:, k]
+    num_frames = min(student_BTD.shape[1], teacher_BTT.shape[1])
+    mask_BT = x.frame_mask(num_frames)
+    found.append(losses.iusp_per_clip(student_BTD, teacher_BTT, mask_BT))
+  return sum(found, jnp.zeros(len(gram_BKTT))) / len(found)
+
+
 # In the order of a table. The first five have Okabe and Ito's colours.
 TERMS: dict[str, Term] = {
   'kd': Term(
@@ -270,6 +354,57 @@ TERMS: dict[str, Term] = {
     weight=1.0,
     compares_clips=True,
     settings={'temperature': 1.0},
+  ),
+  'vic': Term(
+    title='VIC',
+    colour='#117733',
+    marker='p',
+    targets=('whitened',),
+    per_clip=_vic,
+    weight=0.1,
+    compares_clips=True,
+    init=lambda key, x: _projection(key, x, 'whitened'),
+  ),
+  'span_alignment': Term(
+    title='span alignment',
+    colour='#999933',
+    marker='8',
+    targets=('frame_axes', 'frame_logits'),
+    per_clip=_span_alignment,
+    weight=1.0,
+    init=lambda key, x: _projection(key, x, 'frame_axes'),
+  ),
+  'inter_kd': Term(
+    title='inter-layer KD',
+    colour='#E41A1C',
+    marker='H',
+    targets=('logits',),
+    per_clip=lambda x: _head_losses(x, distils=True),
+    weight=0.25,
+    layers=(targets.INNER,),
+    settings={'temperature': 2.0},
+    init=_heads,
+  ),
+  'cluster_iusp': Term(
+    title='cluster IUSP',
+    colour='#44AA99',
+    marker='x',
+    targets=('cluster_gram',),
+    per_clip=_cluster_iusp,
+    weight=300.0,
+    compares_similarities=True,
+    layers=(targets.INNER,),
+  ),
+  # The control of inter_kd: its heads, without a teacher.
+  'deep_supervision': Term(
+    title='deep supervision',
+    colour='#6A5ACD',
+    marker='+',
+    targets=(),
+    per_clip=lambda x: _head_losses(x, distils=False),
+    weight=0.25,
+    layers=(targets.INNER,),
+    init=_heads,
   ),
 }
 
