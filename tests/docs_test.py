@@ -179,7 +179,8 @@ def objectives_of_the_page(monkeypatch):
     known = terms.TERMS if isinstance(value, terms.Term) else targets.PER_CLIP
     monkeypatch.setitem(known, key, value)
   # Made of TERMS when it is imported.
-  ranges = {**fields._objective(), **fields.RANGES}
+  ranges = {f'objective.{k}': v for k, v in fields._objective().items()}
+  ranges |= fields.RANGES
   monkeypatch.setattr(fields, 'RANGES', ranges)
   return found
 

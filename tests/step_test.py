@@ -139,7 +139,9 @@ FACTORS = {
   'constant': [1, 1, 1, 1, 1, 1],
   'ramp': [0, 1, 1, 1, 1, 1],  # Whole after 2/15, which is before 1/6.
   'decay': [1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6],
+  'decay_to_half': [1, 4 / 6, 2 / 6, 0, 0, 0],
   'off_at_half': [1, 1, 1, 0, 0, 0],
+  'on_at_half': [0, 0, 0, 1, 1, 1],
 }
 
 
@@ -151,6 +153,17 @@ def test_schedule_multiplies_the_weight_in_every_step(name):
   found = fits.losses(member)
   factor = (found['loss'] - found['tagging']) / (4.0 * found['kd'])
   np.testing.assert_allclose(factor, FACTORS[name], 1e-5, 1e-6)
+
+
+def test_schedule_of_the_labels_multiplies_the_cross_entropy():
+  made = job({'kd': 4.0})
+  schedules = {'kd': 'off_at_half', 'tagging': 'on_at_half'}
+  scheduled = dataclasses.replace(made.objective, schedules=schedules)
+  (member,) = fit([dataclasses.replace(made, objective=scheduled)])
+  found = fits.losses(member)
+  expected = np.concatenate([4.0 * found['kd'][:3], found['tagging'][3:]])
+  np.testing.assert_allclose(found['loss'], expected, 1e-5)
+  assert not made.shares_program(dataclasses.replace(made, objective=scheduled))
 
 
 def test_schedules_of_all_are_here():

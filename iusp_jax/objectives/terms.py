@@ -414,8 +414,13 @@ SCHEDULES: dict[str, Callable[[jax.Array], jax.Array]] = {
   # Of emphasised distillation: 20 of 150 epochs, arXiv 2309.14838.
   'ramp': lambda p: jnp.minimum(p * 150 / 20, 1.0),
   'decay': lambda p: 1.0 - p,
+  'decay_to_half': lambda p: jnp.maximum(1.0 - 2.0 * p, 0.0),
   'off_at_half': lambda p: (p < 0.5).astype(p.dtype),
+  'on_at_half': lambda p: (p >= 0.5).astype(p.dtype),
 }
+# The cross-entropy with the labels: a part of every objective, at weight 1, and
+# no term. It has a schedule, so that labels may come after a teacher.
+TAGGING = 'tagging'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -424,7 +429,8 @@ class Objective:
 
   Attributes:
     weights: by term; only those that are not 0.
-    schedules: names of `SCHEDULES` by term.
+    schedules: names of `SCHEDULES` by term, and of the labels by `TAGGING`
+      where it is not constant.
     settings: by term, values of `Term.settings`.
   """
 
@@ -438,9 +444,12 @@ class Objective:
   def from_config(cls, fields: Mapping[str, Any]) -> 'Objective':
     """From `config.objective`."""
     active = [name for name in TERMS if fields[f'{name}_weight']]
+    schedules = {name: fields[f'{name}_schedule'] for name in active}
+    if (of_labels := fields[f'{TAGGING}_schedule']) != 'constant':
+      schedules[TAGGING] = of_labels
     return cls(
       weights={name: float(fields[f'{name}_weight']) for name in active},
-      schedules={name: fields[f'{name}_schedule'] for name in active},
+      schedules=schedules,
       settings={
         name: {key: fields[f'{name}_{key}'] for key in TERMS[name].settings}
         for name in active
@@ -480,7 +489,7 @@ class Objective:
 
 def config_fields() -> dict[str, Any]:
   """Defaults of the fields of `config.objective`: every term is off."""
-  fields: dict[str, Any] = {}
+  fields: dict[str, Any] = {f'{TAGGING}_schedule': 'constant'}
   for name, term in TERMS.items():
     fields[f'{name}_weight'] = 0.0
     fields[f'{name}_schedule'] = 'constant'

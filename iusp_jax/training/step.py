@@ -282,14 +282,17 @@ def _make_loss(job: Job, plan: optim.Plan) -> Callable:
       output.logits_BC, batch['tags'], batch['mask']
     )
     loss = jnp.sum(entropy_BC) / jnp.maximum(num_labelled, 1.0)
-    loss_terms = {'tagging': loss}
+    loss_terms = {terms.TAGGING: loss}
+    progress = step / plan.num_steps
+    if schedule := objective.schedules.get(terms.TAGGING):
+      loss = terms.SCHEDULES[schedule](progress) * loss
     for name in objective.terms:
       inputs = term_inputs(job, name, output, batch, term_params.get(name))
       value_B = terms.TERMS[name].per_clip(inputs)
       num_clips = value_B.shape[0] * jax.lax.axis_size(devices.AXIS)
       loss_terms[name] = jnp.sum(value_B) / (num_clips * num_parts)
       schedule = objective.schedules.get(name, 'constant')
-      factor = terms.SCHEDULES[schedule](step / plan.num_steps)
+      factor = terms.SCHEDULES[schedule](progress)
       loss = loss + settings['weights'][name] * factor * loss_terms[name]
     return loss, (loss_terms | {'loss': loss}, batch_stats)
 
