@@ -28,11 +28,11 @@ from iusp_jax.experiment import (
 )
 from iusp_jax.experiment.setup import Setup, repetitiveness
 from iusp_jax.models import tagger
-from iusp_jax.objectives import losses
+from iusp_jax.objectives import losses, targets
 from iusp_jax.reporting import similarity_plot
 from iusp_jax.reporting.table import objectives
 from iusp_jax.runtime import files, logs, metrics_log
-from iusp_jax.training import engine, step
+from iusp_jax.training import engine
 
 
 def record_of(workdir, name):
@@ -308,7 +308,7 @@ def test_frame_distance_is_the_iusp_loss_of_the_test_split(group, setup):
     ]
     frames = [output.frames_BTD for output in frames]
     num_frames = min(f.shape[1] for f in frames)
-    mask = step.frame_mask(
+    mask = targets.frame_mask(
       np.array([example['num_samples']]), 16_000, num_frames
     )
     values.append(float(losses.iusp_loss(*frames, mask)))

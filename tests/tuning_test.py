@@ -12,9 +12,9 @@ from configs import table as table_config
 from iusp_jax.data import datasets, sources
 from iusp_jax.experiment import tuning
 from iusp_jax.models import tagger
-from iusp_jax.objectives import losses, terms
+from iusp_jax.objectives import losses, targets, terms
 from iusp_jax.runtime import processes
-from iusp_jax.training import engine, step
+from iusp_jax.training import engine
 
 
 @pytest.mark.slow
@@ -43,7 +43,7 @@ def test_units_make_gradients_equally_long(tiny, setup):
     own = output
     theirs = tagger.apply(teacher.model, teacher.variables, mel_BTF)
     frames = own.frames_BTD, theirs.frames_BTD
-    mask_BT = step.frame_mask(
+    mask_BT = targets.frame_mask(
       batch['length'], 16_000, min(x.shape[1] for x in frames)
     )
     logits = own.logits_BC, theirs.logits_BC

@@ -60,6 +60,11 @@ def check_recipe(
       f'config.{part}.model, {dict(architecture)} ({error})'
     ) from error
   tagger.check_layers(model, objective.layers)
+  if targets.INNER in objective.layers and not tagger.inner_layers(model):
+    raise ValueError(
+      f'config.{part}.model is {dict(recipe.model)}: expected one with layers '
+      f'before the last frame embedding, for {", ".join(objective.terms)}'
+    )
   try:
     accumulate.check(recipe.training, objective.compares_clips)
   except ValueError as error:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from iusp_jax.data import datasets, sources
+from iusp_jax.data import datasets, sources, teacher_outputs
 from iusp_jax.experiment import identity
 from iusp_jax.experiment.setup import Setup
 from iusp_jax.models import tagger
@@ -120,26 +120,29 @@ def _batches(
   """Batches of these clips, with the teacher's outputs for them."""
   assert setup.teacher is not None
   model, names = setup.teacher.model, job.objective.targets
+  num_samples, fits = job.dataset.num_samples, setup.fits(names)
   student, split = job.student(), setup.dataset.splits['train']
   for clips_B in clips_KB:
     found = [datasets.read_clip(split, k) for k in clips_B]
     batch = {key: np.stack([clip[key] for clip in found]) for key in found[0]}
     wave_BS = jnp.asarray(batch.pop('wave'))
     mel_BTF = tagger.log_mel(model, wave_BS)
-    output = tagger.apply(
-      model, setup.teacher.variables, mel_BTF, targets.layers(names)
+    x = teacher_outputs.apply(
+      model,
+      setup.teacher.variables,
+      mel_BTF,
+      jnp.asarray(batch['length']),
+      num_samples,
+      names,
     )
-    frames = {targets.FRAMES: output.frames_BTD, **output.layers}
-    of_teacher = targets.compute(
-      names, output.logits_BC, frames, lambda array: array
-    )
+    of_teacher = targets.compute(names, x, lambda array: array, fits)
     batch |= {sources.TARGET + name: x for name, x in of_teacher.items()}
     yield batch | {'mel': tagger.log_mel(student, wave_BS)}
 
 
 def _gradient_norms(job: step.Job, variables, batch):
   """Lengths of the gradients of the tags and of every term."""
-  model = job.student()
+  model, params_of = job.student(), step.initial_term_params(job)
 
   def loss(params, name, batch):
     output, _ = tagger.forward(
@@ -151,10 +154,7 @@ def _gradient_norms(job: step.Job, variables, batch):
     )
     if name == 'tagging':
       return losses.tagging_loss(output.logits_BC, batch['tags'], batch['mask'])
-    own = job.objective.settings[name]
-    num_samples = job.dataset.num_samples
-    params_of = step.initial_term_params(job).get(name)
-    inputs = step.term_inputs(output, batch, num_samples, own, params_of)
+    inputs = step.term_inputs(job, name, output, batch, params_of.get(name))
     return jnp.mean(terms.TERMS[name].per_clip(inputs))
 
   def norm(name):

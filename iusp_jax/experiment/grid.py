@@ -90,9 +90,21 @@ def config_of(
 def with_weights(
   config: Mapping[str, Any], weights: Mapping[str, float]
 ) -> dict[str, Any]:
-  """All fields of `config.objective`, with these weights (or ratios) alone."""
+  """All fields of `config.objective`, with these weights (or ratios) alone.
+
+  Schedules and settings that stand beside the weights count as well.
+  """
   none = {f'{n}_{kind}': 0.0 for n in terms.TERMS for kind in KINDS}
   return dict(config['objective']) | none | dict(weights)
+
+
+def without_weights(
+  config: Mapping[str, Any], student: str, name: str
+) -> dict[str, Any]:
+  """A config with the schedules and settings of one objective of a student."""
+  own = config['table']['weights'][student][name]
+  others = {k: v for k, v in own.items() if not k.endswith('_weight')}
+  return {**config, 'objective': {**config['objective'], **others}}
 
 
 def objective(

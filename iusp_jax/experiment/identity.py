@@ -160,6 +160,9 @@ def of_student(
     for key, value in fields_of.items()
     if any(_belongs(key, name, fields_of) for name in active)
   }
+  labels = 'tagging_schedule'  # Of no term; records of earlier runs lack it.
+  if (schedule := fields_of.get(labels, 'constant')) != 'constant':
+    objective[labels] = schedule
   return {
     'student': dict(recipe),
     'objective': objective,

@@ -20,10 +20,10 @@ from iusp_jax.data import datasets, sources
 from iusp_jax.experiment import identity, teacher
 from iusp_jax.experiment.setup import Setup
 from iusp_jax.models import tagger, trained
-from iusp_jax.objectives import losses
+from iusp_jax.objectives import losses, targets
 from iusp_jax.runtime import devices, environment, files, logs, processes
 from iusp_jax.scoring import calibration, metrics, score_file
-from iusp_jax.training import engine, evaluate, step
+from iusp_jax.training import engine, evaluate
 
 _CHECKPOINTS = ('best', 'last')
 _GRAM = f'{sources.TARGET}frame_gram'
@@ -338,7 +338,7 @@ def _frame_distance(num_samples: int) -> evaluate.OfOutput:
   def of_output(output, batch):
     teacher_BTT = batch[_GRAM].astype(jnp.float32)
     num_frames = min(output.frames_BTD.shape[1], teacher_BTT.shape[1])
-    mask_BT = step.frame_mask(batch['length'], num_samples, num_frames)
+    mask_BT = targets.frame_mask(batch['length'], num_samples, num_frames)
     return losses.iusp_per_clip(output.frames_BTD, teacher_BTT, mask_BT)
 
   return of_output

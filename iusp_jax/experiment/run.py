@@ -168,6 +168,7 @@ def without_terms(config: Mapping[str, Any]) -> dict[str, Any]:
     key: 0.0 if key.endswith(('_weight', '_ratio')) else value
     for key, value in config['objective'].items()
   }
+  objective[f'{terms.TAGGING}_schedule'] = 'constant'
   return {**config, 'objective': objective, 'name': BASELINE}
 
 

@@ -107,7 +107,25 @@ class Setup:
     if objective.terms and not self._stores(recipe, objective.targets):
       assert self.teacher is not None
       runs_in_step = self.teacher.model
-    return step.Job(name, recipe, objective, self.dataset, seed, runs_in_step)
+    shapes = {}
+    if objective.has_params:
+      shapes = self._target_shapes(objective.targets, runs_in_step is None)
+    return step.Job(
+      name, recipe, objective, self.dataset, seed, runs_in_step, shapes
+    )
+
+  def _target_shapes(
+    self, names: Sequence[str], stored: bool
+  ) -> dict[str, tuple[int, ...]]:
+    """Of a clip's targets."""
+    if stored:
+      found = self.outputs('train', names)
+    else:
+      assert self.teacher is not None
+      found = teacher_outputs.shapes(
+        self.teacher, names, self.dataset.num_samples, self.fits(names)
+      )
+    return {name: x.shape[1:] for name, x in found.items()}
 
   def stores(self) -> bool:
     """Whether outputs of the teacher may be stored at all."""
@@ -130,6 +148,20 @@ class Setup:
 
   def outputs(self, split: str, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Stored outputs of the teacher for a split, by target."""
+    return self._folder(split).get_or_build(names)
+
+  def fits(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """What fitted targets are made with, of the training clips, by target."""
+    if self.stores():
+      return self._folder('train').fits(names)
+    assert self.teacher is not None
+    split = self.dataset.splits['train']
+    return {
+      name: teacher_outputs.solve_fit(self.teacher, split, name)
+      for name in targets.fitted(names)
+    }
+
+  def _folder(self, split: str) -> teacher_outputs.Folder:
     assert self.teacher is not None
     precision = self._store
     if precision not in teacher_outputs.PRECISIONS:
@@ -137,14 +169,13 @@ class Setup:
     name = teacher_outputs.folder_name(
       self.teacher, self.dataset.fingerprint(), f'{split} {precision}'
     )
-    folder = teacher_outputs.Folder(
+    return teacher_outputs.Folder(
       files.resolve(self.cache_dir) / 'outputs' / name,
       self.teacher,
       self.dataset.splits[split],
       precision,
       f'config.cache_dir is {self.cache_dir}',
     )
-    return folder.get_or_build(names)
 
   def feed(self, job: step.Job) -> engine.Feed:
     """Training and validation clips for jobs like this one."""
@@ -153,11 +184,12 @@ class Setup:
     if job.objective.terms and not runs_in_step:
       found = self.outputs('train', job.objective.targets)
       outputs = {sources.TARGET + name: x for name, x in found.items()}
-    variables = {}
+    of_teacher = {}
     if runs_in_step:
       assert self.teacher is not None
-      variables = self.teacher.variables
-    return self.features.feed(job, outputs, variables)
+      fits = self.fits(job.objective.targets)
+      of_teacher = {'variables': self.teacher.variables, 'fits': fits}
+    return self.features.feed(job, outputs, of_teacher)
 
 
 def describe_model(recipe: Mapping[str, Any], dataset: datasets.Dataset) -> str:
@@ -189,7 +221,7 @@ def repetitiveness(setup: Setup) -> dict[str, float | None]:
     [split.source[k]['num_samples'] for k in range(len(split))]
   )
   mask_NT = np.asarray(
-    step.frame_mask(
+    targets.frame_mask(
       jnp.asarray(length_N), setup.dataset.num_samples, stored.shape[1]
     )
   )

@@ -59,10 +59,11 @@ def run(config: Any, workdir: pathlib.Path) -> None:
       if found is None:
         setup = setup or _setup(config)
         needed = grid.objective(config, student, name).terms
+        of_name = grid.without_weights(config, student, name)
         if units is None:
           units = _units(config, setup, student, names)
         try:
-          found = tune(config, setup, student, needed, units, path)
+          found = tune(of_name, setup, student, needed, units, path)
         except FloatingPointError as error:
           failures.append(f'{student} {name}: {error}')
           logs.log(failures[-1])
@@ -97,7 +98,8 @@ def _identity(config, student: str, name: str) -> dict[str, Any]:
 
   Of its weights only which terms there are: their values are looked for.
   """
-  own = grid.config_of(config, grid.rotations(config)[0], student)
+  of_name = grid.without_weights(config, student, name)
+  own = grid.config_of(of_name, grid.rotations(config)[0], student)
   weights = dict.fromkeys(
     (f'{t}_weight' for t in grid.objective(config, student, name).terms), 1.0
   )

@@ -17,6 +17,7 @@ from iusp_jax.models.layers import block_name, layer_frames
 Variables = Mapping[str, Any]
 
 LAST = 'frames'  # The name of the last frame embedding among the layers.
+INNER = 'inner'  # Stands for all `inner_layers` of a model.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,9 +152,23 @@ def layer_names(tagger: Tagger) -> tuple[str, ...]:
   return (*map(block_name, numbers), LAST)
 
 
+def inner_layers(tagger: Tagger) -> tuple[str, ...]:
+  """The blocks before the last frame embedding, from the first on."""
+  numbers = range(1, cast(Any, tagger.module).num_inner + 1)
+  return tuple(map(block_name, numbers))
+
+
+def expand(tagger: Tagger, names: Iterable[str]) -> tuple[str, ...]:
+  """Names of layers, each once, with `INNER` as those it stands for."""
+  found: dict[str, None] = {}
+  for name in names:
+    found |= dict.fromkeys(inner_layers(tagger) if name == INNER else [name])
+  return tuple(found)
+
+
 def check_layers(tagger: Tagger, names: Iterable[str]) -> None:
   """Raises ValueError for a layer that the model does not have."""
-  for name in names:
+  for name in expand(tagger, names):
     models.check_name('layer', name, layer_names(tagger))
 
 
@@ -179,7 +194,7 @@ def forward(
     mel_BTF: log-mel [B, T, F] of the model's front end.
     train: whether BatchNorm takes the statistics of this batch.
     keys_B: a random key a clip, for dropout in training; None switches it off.
-    layers: of `layer_names`.
+    layers: of `layer_names`, or `INNER`.
 
   Returns:
     The output, with the frames of the named layers in `layers`; and the next
@@ -188,7 +203,7 @@ def forward(
   Raises:
     ValueError: for a layer that the model does not have.
   """
-  names = tuple(layers)
+  names = expand(tagger, layers)
   check_layers(tagger, names)
   paths = {(name,) for name in names}
   inner = any(name != LAST for name in names)

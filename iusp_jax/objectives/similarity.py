@@ -221,6 +221,15 @@ def align_frames(frames_TD: jax.Array, num_frames: int) -> jax.Array:
   )
 
 
+def finer_mask(mask_BT: jax.Array, num_frames: int) -> jax.Array:
+  """The mask of `num_frames` finer frames: 1 for all that a 1 is pooled of."""
+  if mask_BT.shape[1] == num_frames:
+    return mask_BT
+  share = pooling_matrix(num_frames, mask_BT.shape[1])
+  touched_BT = jnp.matmul((mask_BT > 0).astype(jnp.float32), share > 0)
+  return (touched_BT > 0).astype(jnp.float32)
+
+
 def align_gram(gram_TT: jax.Array, num_frames: int) -> jax.Array:
   """The Gram matrix of the average-pooled frames, from that of the frames."""
   if gram_TT.shape[0] == num_frames:

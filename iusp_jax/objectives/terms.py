@@ -13,7 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from iusp_jax.objectives import losses
+from iusp_jax.objectives import (
+  clusters,
+  embeddings,
+  losses,
+  soft_tags,
+  targets,
+)
 
 
 class Inputs(NamedTuple):
@@ -21,23 +27,30 @@ class Inputs(NamedTuple):
 
   Attributes:
     logits_BC: the student's.
+    frame_logits_BTC: the student's, of its last frames.
     frames: the student's `[B, T, D]` by layer; 'frames' are the last ones.
+    inner: names of the student's inner layers, from the first on; their frames
+      are there where `Term.layers` has `targets.INNER`.
     tags_BC: labels in [0, 1].
     mask_BC: 1 where the label is known.
     targets: the teacher's, by the names in `Term.targets`.
     frame_mask: gives, for a number of frames T, `[B, T]` that is 1 for frames
       of the recording and 0 for padding.
+    clip_seconds: how long a clip is, padding included.
     settings: values of `Term.settings`.
     params: the term's own parameters, see `Term.init`.
     axis_name: the mapped axis that the batch is spread over.
   """
 
   logits_BC: jax.Array
+  frame_logits_BTC: jax.Array
   frames: Mapping[str, jax.Array]
+  inner: tuple[str, ...]
   tags_BC: jax.Array
   mask_BC: jax.Array
   targets: Mapping[str, jax.Array]
   frame_mask: Callable[[int], jax.Array]
+  clip_seconds: float
   settings: Mapping[str, float]
   params: Any
   axis_name: str
@@ -57,11 +70,13 @@ class Term:
     weight: where to start looking for its weight, untuned.
     compares_clips: whether it needs the whole global batch at a time.
     compares_similarities: whether plots about similarities show it.
-    layers: inner layers of the student that it looks at.
+    layers: inner layers of the student that it looks at; `targets.INNER` for
+      all that a model has before its last frames.
     settings: its own hyperparameters and their defaults; config fields
       `objective.<term>_<setting>`, floats greater than 0.
-    init: its own parameters from a key and `Inputs` of shapes, or None. They
-      are trained with the student and are no part of it.
+    init: its own parameters from a key and `Inputs` of shapes, those of the
+      targets included, or None. They are trained with the student and are no
+      part of it.
   """
 
   title: str
@@ -104,7 +119,141 @@ def _attention_transfer(x: Inputs) -> jax.Array:
   return losses.attention_transfer_per_clip(*_frames(x))
 
 
-# In the order of a table. Okabe and Ito's colours.
+def _frame_logits(x: Inputs) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The student's, the teacher's, and the mask of the coarser's frames."""
+  student_BTC, teacher_BTC = x.frame_logits_BTC, x.targets['frame_logits']
+  num_frames = min(student_BTC.shape[1], teacher_BTC.shape[1])
+  return student_BTC, teacher_BTC, x.frame_mask(num_frames)
+
+
+def _frame_kd(x: Inputs) -> jax.Array:
+  student_BTC, teacher_BTC, mask_BT = _frame_logits(x)
+  return soft_tags.frame_kd_per_clip(
+    student_BTC, teacher_BTC, x.settings['temperature'], mask_BT
+  )
+
+
+def _emphasised_kd(x: Inputs) -> jax.Array:
+  return soft_tags.emphasised_kd_per_clip(
+    x.logits_BC,
+    x.targets['logits'],
+    x.tags_BC,
+    x.mask_BC,
+    x.settings['gamma'],
+    x.settings['temperature'],
+  )
+
+
+def _multilevel_kd(x: Inputs) -> jax.Array:
+  instance_B, batch_B, class_B = soft_tags.multilevel_kd_per_clip(
+    x.logits_BC, x.targets['logits'], x.settings['temperature'], x.axis_name
+  )
+  batch_B *= x.settings['batch_factor']
+  return instance_B + batch_B + x.settings['class_factor'] * class_B
+
+
+def _clip_frame_kd(x: Inputs) -> jax.Array:
+  student_BTC, teacher_BTC, mask_BT = _frame_logits(x)
+  intra_B, inter_B = soft_tags.clip_frame_kd_per_clip(
+    x.logits_BC, student_BTC, x.targets['logits'], teacher_BTC, mask_BT
+  )
+  return intra_B + inter_B
+
+
+def _hard_frame_kd(x: Inputs) -> jax.Array:
+  student_BTC, teacher_BTC, mask_BT = _frame_logits(x)
+  rate = teacher_BTC.shape[1] / x.clip_seconds
+  width = max(1, round(x.settings['median_seconds'] * rate))
+  return soft_tags.hard_frame_kd_per_clip(
+    student_BTC, teacher_BTC, width, mask_BT
+  )
+
+
+def _dist_tags(x: Inputs) -> jax.Array:
+  return soft_tags.dist_tags_per_clip(
+    x.logits_BC, x.targets['logits'], x.settings['temperature'], x.axis_name
+  )
+
+
+def _projection(key: jax.Array, x: Inputs, target: str) -> jax.Array:
+  """From the student's last frames to the axes of a target, `[D, K]`."""
+  size = x.frames[targets.FRAMES].shape[-1], x.targets[target].shape[-1]
+  return jax.random.normal(key, size) / size[0] ** 0.5
+
+
+def _vic(x: Inputs) -> jax.Array:
+  frames_BTD = x.frames[targets.FRAMES]
+  mask_BT = x.frame_mask(frames_BTD.shape[1])
+  invariance_B, variance_B, covariance_B = embeddings.vic_per_clip(
+    embeddings.project(embeddings.mean_frame(frames_BTD, mask_BT), x.params),
+    x.targets['whitened'],
+    x.axis_name,
+  )
+  return invariance_B + variance_B + covariance_B / 25.0
+
+
+def _span_alignment(x: Inputs) -> jax.Array:
+  student_BTD = embeddings.project(x.frames[targets.FRAMES], x.params)
+  teacher_BTD = x.targets['frame_axes'].astype(jnp.float32)
+  masks = [x.frame_mask(y.shape[1]) for y in (student_BTD, teacher_BTD)]
+  mask_BT = min(masks, key=lambda mask_BT: mask_BT.shape[1])
+  tags = soft_tags.soft_tags(x.targets['frame_logits'])
+  tags = soft_tags.align_soft_tags(tags, mask_BT.shape[1])
+  # A frame of the recording counts a little, however silent it is.
+  weights_BT = jnp.maximum(jnp.sum(jnp.exp(tags.on), axis=2), 1e-6) * mask_BT
+  return embeddings.mean_alignment_per_clip(
+    student_BTD, teacher_BTD, *masks
+  ) + embeddings.span_alignment_per_clip(
+    student_BTD, teacher_BTD, weights_BT=weights_BT
+  )
+
+
+def _head_losses(x: Inputs, distils: bool) -> jax.Array:
+  """Of a head on each inner layer, with the labels and the teacher."""
+  total = jnp.zeros(len(x.logits_BC))
+  for name, head in x.params.items():
+    frames_BTD = x.frames[name]
+    mask_BT = x.frame_mask(frames_BTD.shape[1])
+    pooled_BD = embeddings.mean_frame(frames_BTD, mask_BT)
+    logits_BC = embeddings.project(pooled_BD, head['kernel']) + head['bias']
+    entropy_BC = losses.tagging_per_tag(logits_BC, x.tags_BC, x.mask_BC)
+    known_B = jnp.maximum(jnp.sum(x.mask_BC, axis=1), 1.0)
+    total += jnp.sum(entropy_BC, axis=1) / known_B
+    if distils:
+      total += soft_tags.kd_per_clip(
+        logits_BC, x.targets['logits'], x.settings['temperature']
+      )
+  return total / len(x.params)
+
+
+def _heads(key: jax.Array, x: Inputs) -> dict[str, dict[str, jax.Array]]:
+  """A linear head on each inner layer of the student."""
+  found, num_tags = {}, x.logits_BC.shape[-1]
+  for number, name in enumerate(x.inner):
+    size = x.frames[name].shape[-1]
+    kernel_DC = jax.random.normal(
+      jax.random.fold_in(key, number), (size, num_tags)
+    )
+    bias_1C = jnp.zeros((1, num_tags))
+    found[name] = {'kernel': kernel_DC / size**0.5, 'bias': bias_1C}
+  return found
+
+
+def _cluster_iusp(x: Inputs) -> jax.Array:
+  gram_BKTT = x.targets['cluster_gram']
+  names = clusters.student_layers(
+    (*x.inner, targets.FRAMES), gram_BKTT.shape[1]
+  )
+  found = []
+  for k, name in enumerate(names):
+    student_BTD, teacher_BTT = x.frames[name], gram_BKTT[:, k]
+    num_frames = min(student_BTD.shape[1], teacher_BTT.shape[1])
+    mask_BT = x.frame_mask(num_frames)
+    found.append(losses.iusp_per_clip(student_BTD, teacher_BTT, mask_BT))
+  return sum(found, jnp.zeros(len(gram_BKTT))) / len(found)
+
+
+# In the order of a table. The first five have Okabe and Ito's colours.
 TERMS: dict[str, Term] = {
   'kd': Term(
     title='KD',
@@ -151,6 +300,112 @@ TERMS: dict[str, Term] = {
     per_clip=_attention_transfer,
     weight=1000.0,
   ),
+  'frame_kd': Term(
+    title='frame KD',
+    colour='#AA4499',
+    marker='v',
+    targets=('frame_logits',),
+    per_clip=_frame_kd,
+    weight=1.0,
+    settings={'temperature': 1.0},
+  ),
+  'emphasised_kd': Term(
+    title='emphasised KD',
+    colour='#8B4513',
+    marker='<',
+    targets=('logits',),
+    per_clip=_emphasised_kd,
+    weight=1.0,
+    settings={'gamma': 2.0, 'temperature': 1.0},
+  ),
+  'multilevel_kd': Term(
+    title='multi-level KD',
+    colour='#332288',
+    marker='>',
+    targets=('logits',),
+    per_clip=_multilevel_kd,
+    weight=1.0,
+    compares_clips=True,
+    settings={'temperature': 2.0, 'batch_factor': 10.0, 'class_factor': 10.0},
+  ),
+  'clip_frame_kd': Term(
+    title='clip-and-frame KD',
+    colour='#661100',
+    marker='d',
+    targets=('logits', 'frame_logits'),
+    per_clip=_clip_frame_kd,
+    weight=1.0,
+  ),
+  'hard_frame_kd': Term(
+    title='hard frame KD',
+    colour='#E377C2',
+    marker='h',
+    targets=('frame_logits',),
+    per_clip=_hard_frame_kd,
+    weight=1.0,
+    settings={'median_seconds': 0.56},
+  ),
+  'dist_tags': Term(
+    title='DIST',
+    colour='#777777',
+    marker='*',
+    targets=('logits',),
+    per_clip=_dist_tags,
+    weight=1.0,
+    compares_clips=True,
+    settings={'temperature': 1.0},
+  ),
+  'vic': Term(
+    title='VIC',
+    colour='#117733',
+    marker='p',
+    targets=('whitened',),
+    per_clip=_vic,
+    weight=0.1,
+    compares_clips=True,
+    init=lambda key, x: _projection(key, x, 'whitened'),
+  ),
+  'span_alignment': Term(
+    title='span alignment',
+    colour='#999933',
+    marker='8',
+    targets=('frame_axes', 'frame_logits'),
+    per_clip=_span_alignment,
+    weight=1.0,
+    init=lambda key, x: _projection(key, x, 'frame_axes'),
+  ),
+  'inter_kd': Term(
+    title='inter-layer KD',
+    colour='#E41A1C',
+    marker='H',
+    targets=('logits',),
+    per_clip=lambda x: _head_losses(x, distils=True),
+    weight=0.25,
+    layers=(targets.INNER,),
+    settings={'temperature': 2.0},
+    init=_heads,
+  ),
+  'cluster_iusp': Term(
+    title='cluster IUSP',
+    colour='#44AA99',
+    marker='x',
+    targets=('cluster_gram',),
+    per_clip=_cluster_iusp,
+    weight=300.0,
+    compares_similarities=True,
+    layers=(targets.INNER,),
+  ),
+  # The control of inter_kd: its heads, without a teacher.
+  'deep_supervision': Term(
+    title='deep supervision',
+    colour='#6A5ACD',
+    marker='+',
+    targets=(),
+    per_clip=lambda x: _head_losses(x, distils=False),
+    weight=0.25,
+    layers=(targets.INNER,),
+    init=_heads,
+  ),
 }
 
 # Factors of a term's weight by training progress p in [0, 1).
@@ -159,8 +414,13 @@ SCHEDULES: dict[str, Callable[[jax.Array], jax.Array]] = {
   # Of emphasised distillation: 20 of 150 epochs, arXiv 2309.14838.
   'ramp': lambda p: jnp.minimum(p * 150 / 20, 1.0),
   'decay': lambda p: 1.0 - p,
+  'decay_to_half': lambda p: jnp.maximum(1.0 - 2.0 * p, 0.0),
   'off_at_half': lambda p: (p < 0.5).astype(p.dtype),
+  'on_at_half': lambda p: (p >= 0.5).astype(p.dtype),
 }
+# The cross-entropy with the labels: a part of every objective, at weight 1, and
+# no term. It has a schedule, so that labels may come after a teacher.
+TAGGING = 'tagging'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +430,8 @@ class Objective:
   Attributes:
     weights: by term; only those that are not 0.
     ratios: by term whose weight is still to be measured, see `with_units`.
-    schedules: names of `SCHEDULES` by term.
+    schedules: names of `SCHEDULES` by term, and of the labels by `TAGGING`
+      where it is not constant.
     settings: by term, values of `Term.settings`.
   """
 
@@ -200,10 +461,13 @@ class Objective:
         f'them, the other 0 (--config.objective.{name}_weight=0 for the ratio)'
       )
     active = [name for name in TERMS if name in weights | ratios]
+    schedules = {name: fields[f'{name}_schedule'] for name in active}
+    if (of_labels := fields[f'{TAGGING}_schedule']) != 'constant':
+      schedules[TAGGING] = of_labels
     return cls(
       weights=weights,
       ratios=ratios,
-      schedules={name: fields[f'{name}_schedule'] for name in active},
+      schedules=schedules,
       settings={
         name: {key: fields[f'{name}_{key}'] for key in TERMS[name].settings}
         for name in active
@@ -233,6 +497,11 @@ class Objective:
     """The terms that need the whole global batch at a time."""
     return tuple(name for name in self.terms if TERMS[name].compares_clips)
 
+  @property
+  def has_params(self) -> bool:
+    """Whether any term has parameters of its own."""
+    return any(TERMS[name].init for name in self.terms)
+
   def without_weights(self) -> 'Objective':
     """What students that share one program have in common."""
     ones = dict.fromkeys(self.terms, 1.0)
@@ -257,7 +526,7 @@ def rounded(weight: float) -> float:
 
 def config_fields() -> dict[str, Any]:
   """Defaults of the fields of `config.objective`: every term is off."""
-  fields: dict[str, Any] = {}
+  fields: dict[str, Any] = {f'{TAGGING}_schedule': 'constant'}
   for name, term in TERMS.items():
     fields[f'{name}_weight'] = 0.0
     fields[f'{name}_ratio'] = 0.0
