@@ -429,18 +429,18 @@ class Objective:
 
   Attributes:
     weights: by term; only those that are not 0.
-    ratios: by term whose weight is still to be measured, see `with_units`.
     schedules: names of `SCHEDULES` by term, and of the labels by `TAGGING`
       where it is not constant.
     settings: by term, values of `Term.settings`.
+    ratios: by term whose weight is still to be measured, see `with_units`.
   """
 
   weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
-  ratios: Mapping[str, float] = dataclasses.field(default_factory=dict)
   schedules: Mapping[str, str] = dataclasses.field(default_factory=dict)
   settings: Mapping[str, Mapping[str, float]] = dataclasses.field(
     default_factory=dict
   )
+  ratios: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   @classmethod
   def from_config(cls, fields: Mapping[str, Any]) -> 'Objective':

@@ -314,13 +314,13 @@ class Group:
       if pending is not None:
         self._log(*pending)
       pending = first, count, outputs
-      if is_milestone := self._step == self.plan.next_milestone(first):
+      if self._step == self.plan.next_milestone(first):
         self._log(*pending)
         pending = None
         self._validate_and_save(state)
         self._clock = time.monotonic()
       if self._must_stop():
-        if not is_milestone:
+        if pending is not None:  # Not saved yet.
           self._log(*pending)
           self._save(self.layout.get(state), validated=True)
         raise preemption.Preempted
