@@ -14,10 +14,11 @@ from experiments import table_config_of
 from fakes import TINY, recipe
 from fits import bits, fit, make_job
 
+from iusp_jax import objectives
 from iusp_jax.data import sources
 from iusp_jax.experiment import check, tuning
 from iusp_jax.models import tagger
-from iusp_jax.objectives import terms
+from iusp_jax.objectives import targets, terms
 from iusp_jax.training import step
 from iusp_jax.training.recipe import Recipe
 
@@ -44,6 +45,82 @@ def test_every_term_is_finite_and_more_than_zero():
     assert (found[name] > 0).all(), name
   total = found['tagging'] + sum(found[name] for name in NAMES)
   np.testing.assert_allclose(found['loss'], total, 1e-5)
+
+
+def first_batch(made):
+  """The clips of the first step with the teacher's targets, and the student's.
+
+  In one place: what the devices share in the step.
+  """
+  clips = sources.Order(24, 8, (5,)).clips([0])['own'][0, 0]
+  batch = sources.features(made.dataset.splits['train'], None)
+  batch = {
+    key: value[clips]
+    for key, value in (batch | fits.stored(made.objective.targets)).items()
+  }
+  student = made.student()
+  keys_B = tagger.clip_keys(made.seed, 0, batch['index'])
+  output, _ = tagger.forward(
+    student,
+    student.initialise(made.seed, fits.NUM_SAMPLES),
+    tagger.log_mel(student, batch['wave']),
+    train=True,
+    keys_B=tagger.subkeys(keys_B, 2),
+    layers=made.objective.layers,
+  )
+  return batch, output
+
+
+def test_step_agrees_with_the_public_losses_of_the_whole_batch():
+  """All but the pairwise ones, which `step_test` has."""
+  names = tuple(name for name in NAMES if name != 'sp')
+  made = job(dict.fromkeys(names, 1.0))
+  batch, own = first_batch(made)
+  of_teacher = {
+    key.removeprefix(sources.TARGET): x
+    for key, x in batch.items()
+    if key.startswith(sources.TARGET)
+  }
+  model, variables = fits.frozen()
+  mel_BTF = tagger.log_mel(model, batch['wave'])
+  teacher = tagger.apply(model, variables, mel_BTF, ['block_1'])
+  mask_BT = targets.frame_mask(batch['length'], fits.NUM_SAMPLES, 13)
+  logits = own.logits_BC, teacher.logits_BC
+  frames = own.frame_logits_BTC, teacher.frame_logits_BTC
+  of_terms = step.initial_term_params(made)
+  mean_BD = (own.frames_BTD * mask_BT[..., None]).sum(1)
+  mean_BD = mean_BD / mask_BT.sum(1)[:, None]
+  invariance, variance, covariance = objectives.vic_parts(
+    mean_BD @ of_terms['vic'], of_teacher['whitened']
+  )
+  instance, of_batch, of_class = objectives.multilevel_kd_parts(*logits, 2.0)
+  expected = {
+    'frame_kd': objectives.frame_kd_loss(*frames, 1.0, mask_BT),
+    'emphasised_kd': objectives.emphasised_kd_loss(
+      *logits, batch['tags'], batch['mask']
+    ),
+    'multilevel_kd': instance + 10 * of_batch + 10 * of_class,
+    'clip_frame_kd': sum(
+      objectives.clip_frame_kd_parts(
+        logits[0], frames[0], logits[1], frames[1], mask_BT
+      )
+    ),
+    # .56 s at 13 frames a second.
+    'hard_frame_kd': objectives.hard_frame_kd_loss(*frames, 7, mask_BT),
+    'dist_tags': objectives.dist_tags_loss(*logits, 1.0),
+    'vic': invariance + variance + covariance / 25,
+    'cluster_iusp': sum(
+      objectives.cluster_iusp_loss(student_BTD, [teacher_BTD], mask_BT)
+      for student_BTD, teacher_BTD in (
+        (own.layers['block_1'], teacher.layers['block_1']),
+        (own.frames_BTD, teacher.frames_BTD),
+      )
+    )
+    / 2,
+  }
+  found = {name: x[0] for name, x in fits.losses(run_of_all()).items()}
+  for name, value in expected.items():
+    np.testing.assert_allclose(found[name], value, 5e-5, err_msg=name)
 
 
 def test_losses_do_not_depend_on_the_number_of_devices():

@@ -222,7 +222,12 @@ def solve_fit(
     split, lambda b: predict(variables, b), batch_size
   ):
     total = total + np.sum(found_B, axis=0, dtype=np.float64)
-  return fit.solve(total / len(split), num_clips)
+
+  def solve():
+    return fit.solve(total / len(split), num_clips).tolist()
+
+  # Processes must have the same bits, and eigenvectors may differ in the last.
+  return np.array(processes.by_primary(solve), np.float32)
 
 
 def _outputs(
