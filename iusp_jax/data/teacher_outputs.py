@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from iusp_jax.data import datasets
+from iusp_jax.data import datasets, foreign_outputs
 from iusp_jax.models import tagger, trained
 from iusp_jax.objectives import similarity, targets
 from iusp_jax.runtime import devices, files, logs, preemption, processes
@@ -26,10 +26,12 @@ from iusp_jax.runtime import devices, files, logs, preemption, processes
 FORMAT = 1
 PRECISIONS = ('float32', 'float16')
 
+# One that runs here, or one whose outputs were computed elsewhere.
+Teacher = trained.Trained | foreign_outputs.Foreign
+
 # Above this many clips a pairwise target (4 N² bytes) is not worth its disk.
 MAX_PAIRWISE_CLIPS = 20_000
 
-_BLOCK = 1 << 24  # Bytes that are read at a time.
 _FLAT = 'flat'  # Before the layer of vectors that a pairwise target is made of.
 
 
@@ -39,14 +41,14 @@ class Folder:
 
   Attributes:
     path: of the folder.
-    teacher: the frozen one.
+    teacher: the frozen one, or what there is of it.
     split: of the data set.
     precision: of frame similarities, 'float32' or 'float16'.
     place: what to call the folder where it cannot be written.
   """
 
   path: pathlib.Path
-  teacher: trained.Trained
+  teacher: Teacher
   split: datasets.Split
   precision: str = 'float32'
   place: str = ''
@@ -111,7 +113,7 @@ def verify(path: pathlib.Path) -> str:
     expected = json.loads(path.with_suffix('.json').read_text())
     if expected['format'] != FORMAT:
       return f'{path} has format {expected["format"]}, expected {FORMAT}'
-    if checksum(path) != expected['sha256']:
+    if files.checksum(path) != expected['sha256']:
       return (
         f'{path} is damaged: its checksum is not the one it was written with'
       )
@@ -121,19 +123,16 @@ def verify(path: pathlib.Path) -> str:
   return ''
 
 
-def checksum(path: pathlib.Path) -> str:
-  """SHA-256 of a file."""
-  digest = hashlib.sha256()
-  with path.open('rb') as file:
-    while block := file.read(_BLOCK):
-      preemption.check()
-      digest.update(block)
-  return digest.hexdigest()
-
-
 def build(folder: Folder, names: Sequence[str], batch_size: int = 32) -> None:
-  """One pass of the teacher over a split; a file appears when it is whole."""
-  outputs = _outputs(folder, names, batch_size)
+  """One pass of the teacher over a split; a file appears when it is whole.
+
+  Raises:
+    ValueError: where arrays of a teacher from elsewhere cannot be right.
+  """
+  if isinstance(folder.teacher, foreign_outputs.Foreign):
+    outputs = _foreign_outputs(folder.teacher, folder.split, names)
+  else:
+    outputs = _outputs(folder, folder.teacher, names, batch_size)
   if not processes.is_primary():
     for _ in outputs:
       pass
@@ -158,7 +157,7 @@ def _finish(folder, name, array, path) -> None:
     'target': name,
     'shape': list(array.shape),
     'dtype': folder.dtype(name),
-    'sha256': checksum(path),
+    'sha256': files.checksum(path),
     'teacher': folder.teacher.fingerprint,
   }
   target = folder.file(name)
@@ -166,10 +165,41 @@ def _finish(folder, name, array, path) -> None:
   path.rename(target)
 
 
-def _outputs(folder, names, batch_size) -> Iterator[dict[str, np.ndarray]]:
+def _foreign_outputs(
+  teacher: foreign_outputs.Foreign,
+  split: datasets.Split,
+  names: Sequence[str],
+) -> Iterator[dict[str, np.ndarray]]:
+  """As `_outputs`, from arrays; process 0 alone reads them."""
+  if not processes.is_primary():
+    return
+  compute = _compile_targets(tuple(names))
+  wanted = list(dict.fromkeys(targets.NEEDS.get(n, n) for n in names))
+  for batch in foreign_outputs.batches(teacher, split, wanted):
+    preemption.check()
+    yield jax.tree.map(np.asarray, compute(batch))
+
+
+@functools.cache
+def _compile_targets(names: tuple[str, ...]) -> Callable:
+  def of_outputs(batch):
+    num_clips = len(next(iter(batch.values())))
+    logits_BC = batch.get('logits', np.zeros((num_clips, 0)))
+    frames = {targets.FRAMES: batch.get('frames')}
+    made = [name for name in names if name != targets.NUM_FRAMES]
+    found = _targets(made, logits_BC, frames, lambda x: x)
+    given = [name for name in names if name == targets.NUM_FRAMES]
+    return found | {name: batch[name] for name in given}
+
+  return jax.jit(of_outputs)
+
+
+def _outputs(
+  folder, teacher, names, batch_size
+) -> Iterator[dict[str, np.ndarray]]:
   """Per-clip targets, and flattened frames for the pairwise ones."""
-  predict = _compile(folder.teacher.model, tuple(names))
-  variables = devices.replicate(folder.teacher.variables)
+  predict = _compile(teacher.model, tuple(names))
+  variables = devices.replicate(teacher.variables)
   left = len(folder.split)
   batch_size = max(1, batch_size // jax.device_count()) * jax.device_count()
   for batch in datasets.eval_batches(
@@ -237,27 +267,31 @@ def _create(folder, name, shape):
 
 @functools.cache
 def _compile(model: tagger.Tagger, names: tuple[str, ...]) -> Callable:
-  per_clip = [name for name in names if not targets.is_pairwise(name)]
-  pairwise = [name for name in names if targets.is_pairwise(name)]
   layers = targets.layers(names)
 
   def predict(variables, batch):
     mel_BTF = tagger.log_mel(model, batch['wave'])
     output = tagger.apply(model, variables, mel_BTF, layers)
     frames = {targets.FRAMES: output.frames_BTD, **output.layers}
-    found = targets.compute(per_clip, output.logits_BC, frames, devices.gather)
-    for name in pairwise:
-      layer = targets.split_name(name)[1]
-      flat = similarity.flatten_clips(frames[layer]).astype('float32')
-      found[_FLAT + name] = flat
+    found = _targets(names, output.logits_BC, frames, devices.gather)
     return jax.tree.map(devices.gather, found)
 
   return devices.pmap(predict)
 
 
-def folder_name(
-  teacher: trained.Trained, dataset: Mapping[str, Any], split: str
-):
+def _targets(names, logits_BC, frames, gather) -> dict[str, jax.Array]:
+  """Per-clip targets, and flattened frames for the pairwise ones."""
+  per_clip = [name for name in names if not targets.is_pairwise(name)]
+  found = targets.compute(per_clip, logits_BC, frames, gather)
+  for name in names:
+    if targets.is_pairwise(name):
+      layer = targets.split_name(name)[1]
+      flat = similarity.flatten_clips(frames[layer]).astype('float32')
+      found[_FLAT + name] = flat
+  return found
+
+
+def folder_name(teacher: Teacher, dataset: Mapping[str, Any], split: str):
   """The name of a folder: of the teacher's arrays, the data and the split."""
   text = json.dumps(
     [teacher.fingerprint, teacher.weights(), dataset, split, FORMAT],

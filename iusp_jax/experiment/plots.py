@@ -104,7 +104,7 @@ def similarity_panels(
         title=truth['clip_id'][k],
         tags=tuple(names),
         log_mel_TF=log_mel,
-        seconds=wave_BS.shape[1] / 16_000,
+        seconds=wave_BS.shape[1] / datasets.SAMPLE_RATE,
         similarity=similarity_matrices(frames),
       )
     )

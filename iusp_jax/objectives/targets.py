@@ -11,6 +11,8 @@ stored (`data.teacher_outputs`), one file a target.
                       their scale
   batch_gram  [B]     inner products with all clips of the global batch, each
                       clip as one vector of T·D numbers; pairwise
+  num_frames  []      frames of the clip; of a teacher from elsewhere alone,
+                      whose clips may have fewer than T
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -37,6 +39,14 @@ PER_CLIP: Mapping[str, Callable] = {
   ),
 }
 PAIRWISE = ('batch_gram',)
+NUM_FRAMES = 'num_frames'  # Comes with the frames of a teacher from elsewhere.
+
+# By kind, the output of the teacher that it is made of.
+NEEDS: Mapping[str, str] = {
+  'logits': 'logits',
+  'frame_gram': 'frames',
+  'batch_gram': 'frames',
+}
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -46,7 +56,7 @@ def split_name(name: str) -> tuple[str, str]:
     ValueError: for an unknown kind, with the legal ones.
   """
   kind, _, layer = name.partition('@')
-  if kind not in PER_CLIP and kind not in PAIRWISE:
+  if kind not in (*PER_CLIP, *PAIRWISE, NUM_FRAMES):
     raise ValueError(
       f'target {name!r} is unknown: expected one of '
       f'{", ".join([*PER_CLIP, *PAIRWISE])}, alone or followed by @layer'

@@ -12,8 +12,30 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from iusp_jax.objectives import losses
+from iusp_jax.objectives import alignment, losses, similarity, targets
+
+
+@dataclasses.dataclass(frozen=True)
+class Correspondence:
+  """How the outputs of a teacher from elsewhere lie beside a student's.
+
+  Attributes:
+    timings: of the frames of both; None: both cut the clip into equal parts.
+    known_tags: for each of the student's tags, whether the teacher has it;
+      empty: it has all.
+  """
+
+  timings: alignment.Timings | None = None
+  known_tags: tuple[bool, ...] = ()
+
+  def mask(self) -> np.ndarray | None:
+    """1 for the tags that the teacher has, float32 `[C]`; None: all."""
+    return np.array(self.known_tags, np.float32) if self.known_tags else None
+
+
+SAME = Correspondence()  # Of a teacher of this project.
 
 
 class Inputs(NamedTuple):
@@ -26,10 +48,14 @@ class Inputs(NamedTuple):
     mask_BC: 1 where the label is known.
     targets: the teacher's, by the names in `Term.targets`.
     frame_mask: gives, for a number of frames T, `[B, T]` that is 1 for frames
-      of the recording and 0 for padding.
+      of the recording and 0 for padding; and where the spans of frames begin,
+      in seconds, where these are not equal parts of the clip.
     settings: values of `Term.settings`.
     params: the term's own parameters, see `Term.init`.
     axis_name: the mapped axis that the batch is spread over.
+    timings: of the frames of student and teacher, see `Correspondence`.
+    mask_C: 1 for the tags that the teacher has, whose logits are 0 for the
+      others; None: it has all.
   """
 
   logits_BC: jax.Array
@@ -37,10 +63,12 @@ class Inputs(NamedTuple):
   tags_BC: jax.Array
   mask_BC: jax.Array
   targets: Mapping[str, jax.Array]
-  frame_mask: Callable[[int], jax.Array]
+  frame_mask: Callable[..., jax.Array]
   settings: Mapping[str, float]
   params: Any
   axis_name: str
+  timings: alignment.Timings | None = None
+  mask_C: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +107,7 @@ class Term:
 
 def _kd(x: Inputs) -> jax.Array:
   return losses.kd_per_clip(
-    x.logits_BC, x.targets['logits'], x.settings['temperature']
+    x.logits_BC, x.targets['logits'], x.settings['temperature'], x.mask_C
   )
 
 
@@ -90,10 +118,37 @@ def _sp(x: Inputs) -> jax.Array:
 
 
 def _frames(x: Inputs) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The student's frames, the teacher's Gram matrices, the coarser's mask."""
+  """The student's frames, the teacher's Gram matrices, the coarser's mask.
+
+  Of a teacher with timings of its own both are at common frames already.
+  """
   student_BTD, teacher_BTT = x.frames['frames'], x.targets['frame_gram']
-  num_frames = min(student_BTD.shape[1], teacher_BTT.shape[1])
-  return student_BTD, teacher_BTT, x.frame_mask(num_frames)
+  counts = student_BTD.shape[1], teacher_BTT.shape[1]
+  aligned = x.timings and alignment.align(x.timings, *counts)
+  if not aligned:
+    mask_BT = x.frame_mask(min(counts))
+    return student_BTD, teacher_BTT, mask_BT * _given(x, counts[1])
+  if (pool := aligned.student) is not None:
+    student_BTD = jax.vmap(lambda x: similarity.pool_frames(x, pool))(
+      student_BTD
+    )
+  if (pool := aligned.teacher) is not None:
+    teacher_BTT = jax.vmap(lambda x: similarity.pool_gram(x, pool))(teacher_BTT)
+  mask_BT = x.frame_mask(len(aligned.starts_T), aligned.starts_T)
+  mask_BT = mask_BT * aligned.covered_T[None]
+  return student_BTD, teacher_BTT, mask_BT * _given(x, counts[1], pool)
+
+
+def _given(x: Inputs, num_frames: int, pool_UT=None) -> jax.Array | float:
+  """1 for the common frames of which the teacher gave all, `[B, U]`."""
+  if targets.NUM_FRAMES not in x.targets:
+    return 1.0
+  count_B = x.targets[targets.NUM_FRAMES]
+  given_BT = jnp.arange(num_frames)[None] < count_B[:, None]
+  given_BT = given_BT.astype(jnp.float32)
+  if pool_UT is None:
+    return given_BT
+  return (given_BT @ pool_UT.T > 0.999).astype(jnp.float32)
 
 
 def _iusp(x: Inputs, centred: bool = False) -> jax.Array:

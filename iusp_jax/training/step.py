@@ -67,6 +67,7 @@ class Job:
     seed: of initial values, order, augmentation and dropout.
     teacher: the frozen model, where it runs in every step; None where its
       outputs are stored, or there is none.
+    beside: how a teacher from elsewhere lies beside the student.
   """
 
   name: str
@@ -75,6 +76,7 @@ class Job:
   dataset: datasets.Dataset
   seed: int
   teacher: tagger.Tagger | None = None
+  beside: terms.Correspondence = terms.SAME
 
   def settings(self) -> dict[str, Any]:
     """What differs between the jobs that one compiled step serves."""
@@ -94,15 +96,24 @@ class Job:
       self.recipe == other.recipe
       and self.dataset is other.dataset
       and self.teacher == other.teacher
+      and self.beside == other.beside
       and self.objective.without_weights() == other.objective.without_weights()
     )
 
 
 def frame_mask(
-  length_B: jax.Array, num_samples: int, num_frames: int
+  length_B: jax.Array,
+  num_samples: int,
+  num_frames: int,
+  starts_seconds_T: np.ndarray | None = None,
 ) -> jax.Array:
-  """1 for the frames of the recording, 0 for those of padding, `[B, T]`."""
+  """1 for the frames of the recording, 0 for those of padding, `[B, T]`.
+
+  Frames are equal parts of the clip, unless it is given where they begin.
+  """
   starts_T = jnp.arange(num_frames) * (num_samples / num_frames)
+  if starts_seconds_T is not None:
+    starts_T = jnp.asarray(starts_seconds_T * datasets.SAMPLE_RATE, jnp.float32)
   return (starts_T[None] < length_B[:, None]).astype(jnp.float32)
 
 
@@ -112,6 +123,7 @@ def term_inputs(
   num_samples: int,
   settings: Mapping[str, float],
   params: Any = None,
+  beside: terms.Correspondence = terms.SAME,
 ) -> terms.Inputs:
   """What a term is computed from.
 
@@ -121,6 +133,7 @@ def term_inputs(
     num_samples: of a clip.
     settings: of the term.
     params: of the term.
+    beside: see `Job`.
   """
   return terms.Inputs(
     logits_BC=output.logits_BC,
@@ -132,12 +145,14 @@ def term_inputs(
       for key, value in batch.items()
       if key.startswith(sources.TARGET)
     },
-    frame_mask=lambda num_frames: frame_mask(
-      batch['length'], num_samples, num_frames
+    frame_mask=lambda *of_frames: frame_mask(
+      batch['length'], num_samples, *of_frames
     ),
     settings=settings,
     params=params,
     axis_name=devices.AXIS,
+    timings=beside.timings,
+    mask_C=beside.mask(),
   )
 
 
@@ -285,6 +300,7 @@ def _make_loss(job: Job, plan: optim.Plan) -> Callable:
         job.dataset.num_samples,
         objective.settings[name],
         term_params.get(name),
+        job.beside,
       )
       value_B = terms.TERMS[name].per_clip(inputs)
       num_clips = value_B.shape[0] * jax.lax.axis_size(devices.AXIS)
