@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from iusp_jax.data import datasets
-from iusp_jax.objectives import alignment
+from iusp_jax.objectives import alignment, targets
 from iusp_jax.runtime import files, logs, preemption
 
 FORMAT = 1
-METADATA, CLIPS, NUM_FRAMES = 'teacher.json', 'clip_id.txt', 'num_frames'
+METADATA, CLIPS = 'teacher.json', 'clip_id.txt'
+NUM_FRAMES = targets.NUM_FRAMES
 SPLITS = ('train', 'validate', 'test')
 ARRAYS = {  # By name, the axes.
   'logits': 'NC',
@@ -223,36 +224,58 @@ def _map(path: pathlib.Path, name: str) -> np.ndarray:
   return array
 
 
-def read_tag_map(
-  path: pathlib.Path, tags: Sequence[str], contents: Contents
-) -> dict[str, tuple[str, ...]]:
+def check_extent(contents: Contents, seconds: float) -> None:
+  """Raises ValueError where the frames are of another time than the clip.
+
+  Milliseconds for seconds, or the hop of other frames, are found so.
+
+  Args:
+    contents: of the teacher's folder.
+    seconds: of a clip.
+  """
+  timing, arrays = contents.timing, contents.splits['train'].arrays
+  framed = [x for x in arrays.values() if x.ndim == 3]
+  if timing is None or not framed:
+    return
+  starts, ends = timing.edges(framed[0].shape[1])
+  shared = min(ends[-1], seconds) - max(starts[0], 0.0)
+  if shared < seconds / 2 or ends[-1] - starts[0] > 2 * seconds:
+    raise ValueError(
+      f'{contents.path / METADATA}: frame_hop_seconds {timing.hop_seconds:g}, '
+      f'frame_span_seconds {timing.span_seconds:g} and first_frame_seconds '
+      f'{timing.first_seconds:g} put {len(starts)} frames from '
+      f'{starts[0]:.2f} to {ends[-1]:.2f} s: expected at least half of the '
+      f'clip, 0 to {seconds:g} s, and at most twice its length; see {PAGE}'
+    )
+
+
+def read_tag_map(path: pathlib.Path) -> dict[str, tuple[str, ...]]:
   """The teacher's tags for each of the student's that has any.
 
   Args:
     path: of a JSON file, from the student's tags to one or several of the
       teacher's.
-    tags: the student's.
-    contents: of the teacher.
 
   Raises:
-    ValueError: naming file and tag.
+    ValueError: naming the file, where it is no such mapping.
   """
   if not path.is_file():
     raise ValueError(
-      f'{path} is not there: expected JSON such as '
-      f'{{"{tags[0]}": ["{(*contents.tags, "their tag")[0]}"]}}'
+      f'{path} is not there: expected JSON such as {{"dog": ["Bark", "Howl"]}}'
     )
   found = files.read_json(path, 'write it again')
   if not isinstance(found, dict):
     raise ValueError(f'{path}: expected one JSON object, from tags to tags')
   result = {}
   for tag, theirs in found.items():
-    _check_tag(path, tag, tags, 'of the data set')
     listed = [theirs] if isinstance(theirs, str) else theirs
-    if not isinstance(listed, list):
-      raise ValueError(f'{path}: {tag!r} is {theirs!r}: expected tags')
-    for name in listed:
-      _check_tag(path, name, contents.tags, f'of {contents.path / METADATA}')
+    if not isinstance(listed, list) or not all(
+      isinstance(name, str) for name in listed
+    ):
+      raise ValueError(
+        f'{path}: {tag!r} is {theirs!r}: expected a tag or a list of tags of '
+        'the teacher'
+      )
     if listed:
       result[tag] = tuple(listed)
   if not result:
@@ -260,13 +283,48 @@ def read_tag_map(
   return result
 
 
-def _check_tag(path, tag: Any, legal: Sequence[str], of: str) -> None:
+def columns(
+  contents: Contents,
+  tags: Sequence[str],
+  tag_map: Mapping[str, Sequence[str]],
+) -> tuple[tuple[int, ...], ...]:
+  """For each of the student's tags, columns of the teacher's logits.
+
+  Args:
+    contents: of the teacher.
+    tags: the student's.
+    tag_map: from `read_tag_map`; where it is empty, tags of the same name
+      belong together.
+
+  Returns:
+    None for a tag that the teacher does not have; without a mapping, for all
+    tags unless it has all: a misspelt tag is not left out unasked.
+
+  Raises:
+    ValueError: for a mapping of or to tags that there are not.
+  """
+  where = {name: k for k, name in enumerate(contents.tags)}
+  if not tag_map:
+    alike = all(tag in where for tag in tags)
+    return tuple((where[tag],) if alike else () for tag in tags)
+  for tag, theirs in tag_map.items():
+    _check_tag(tag, tags, 'of the data set')
+    for name in theirs:
+      _check_tag(name, contents.tags, f'of {contents.path / METADATA}')
+  return tuple(
+    tuple(where[name] for name in tag_map.get(tag, ())) for tag in tags
+  )
+
+
+def _check_tag(tag: str, legal: Sequence[str], of: str) -> None:
   if tag in legal:
     return
-  near = difflib.get_close_matches(str(tag), legal, 1)
+  near = difflib.get_close_matches(tag, legal, 1)
   hint = f'; did you mean {near[0]!r}?' if near else ''
   shown = ', '.join(legal[:10]) + (', …' if len(legal) > 10 else '')
-  raise ValueError(f'{path} has {tag!r}: expected a tag {of}, {shown}{hint}')
+  raise ValueError(
+    f'config.teacher.tag_map has {tag!r}: expected a tag {of}, {shown}{hint}'
+  )
 
 
 def fingerprint(
@@ -329,6 +387,12 @@ class Foreign:
     """For each of the student's tags, whether the teacher has it."""
     return tuple(bool(theirs) for theirs in self.columns)
 
+  def more_targets(self, split: str, names: Sequence[str]) -> list[str]:
+    """What comes with some targets of a split: the frames of each clip."""
+    framed = any(targets.NEEDS.get(name) != 'logits' for name in names)
+    there = NUM_FRAMES in self.contents.splits[split].arrays
+    return [NUM_FRAMES] if framed and there else []
+
   def scores(self, split: str) -> str:
     """Why the teacher has no scores on a split; empty if it has."""
     if not self.contents.gives('logits', split):
@@ -338,8 +402,14 @@ class Foreign:
       return f'{unknown} of {len(self.columns)} tags have none of the teacher'
     return ''
 
-  def rows(self, split: datasets.Split) -> np.ndarray:
-    """Where the clips of a split are in the arrays, int64 `[N]`.
+  def rows(
+    self, split: datasets.Split, clips: Sequence[int] | None = None
+  ) -> np.ndarray:
+    """Where clips of a split are in the arrays, int64 `[N]`.
+
+    Args:
+      split: of the data set.
+      clips: of the split; all by default.
 
     Raises:
       ValueError: naming clips that are missing or there twice.
@@ -361,10 +431,11 @@ class Foreign:
         f'{path} has {name!r} twice, in the lines {lines}: expected each clip '
         'once; leave one out, of the arrays as well'
       )
-    rows, missing = _find(split, ids, order)
+    clips = range(len(split)) if clips is None else clips
+    rows, missing = _find(split, clips, ids, order)
     if missing:
       raise ValueError(
-        f'{path} lacks {len(missing)} of the {len(split)} clips of '
+        f'{path} lacks {len(missing)} of {len(clips)} clips of '
         f'{split.name}: {", ".join(missing[:3])}'
         f'{" …" if len(missing) > 3 else ""} (it has '
         f'{ids[0].decode()!r} and {len(ids) - 1} more): expected all; compute '
@@ -480,7 +551,7 @@ def _lines(path: pathlib.Path) -> Iterator[bytes]:
       yield line.rstrip(b'\r\n')
 
 
-def _read_ids(path: pathlib.Path) -> np.ndarray:
+def _read_ids(path: pathlib.Path) -> Any:
   """The lines of a file, as bytes of one length: less memory than texts."""
   count, longest = 0, 1
   for number, line in enumerate(_lines(path), 1):
@@ -495,13 +566,13 @@ def _read_ids(path: pathlib.Path) -> np.ndarray:
   return ids
 
 
-def _find(split: datasets.Split, sorted_ids, order):
-  """Rows of a split's clips `[N]`, and the names of those that are missing."""
-  rows, missing = np.zeros(len(split), np.int64), []
-  for start in range(0, len(split), _CLIPS_AT_A_TIME):
+def _find(split: datasets.Split, clips: Sequence[int], sorted_ids, order):
+  """Rows of clips `[N]`, and the names of those that are missing."""
+  rows, missing = np.zeros(len(clips), np.int64), []
+  for start in range(0, len(clips), _CLIPS_AT_A_TIME):
     preemption.check()
-    places = range(start, min(start + _CLIPS_AT_A_TIME, len(split)))
-    names = datasets.clip_ids(split, places)
+    places = range(start, min(start + _CLIPS_AT_A_TIME, len(clips)))
+    names = datasets.clip_ids(split, clips[places.start : places.stop])
     own = np.array([name.encode() for name in names])
     k = np.minimum(np.searchsorted(sorted_ids, own), len(sorted_ids) - 1)
     same = sorted_ids[k] == own

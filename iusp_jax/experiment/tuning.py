@@ -19,7 +19,7 @@ import optax
 from iusp_jax.data import datasets, sources
 from iusp_jax.experiment import check, grid, identity, teacher
 from iusp_jax.experiment.setup import Setup
-from iusp_jax.models import tagger
+from iusp_jax.models import tagger, trained
 from iusp_jax.objectives import losses, targets, terms
 from iusp_jax.reporting import formatting
 from iusp_jax.runtime import devices, files, logs, processes
@@ -274,23 +274,31 @@ def gradient_units(
 
 def _batches(setup: Setup, job: step.Job, clips_KB: np.ndarray):
   """Batches of these clips, with the teacher's outputs for them."""
-  assert setup.teacher is not None
-  model, names = setup.teacher.model, job.objective.targets
   student, split = job.student(), setup.dataset.splits['train']
   for clips_B in clips_KB:
     found = [datasets.read_clip(split, k) for k in clips_B]
     batch = {key: np.stack([clip[key] for clip in found]) for key in found[0]}
     wave_BS = jnp.asarray(batch.pop('wave'))
-    mel_BTF = tagger.log_mel(model, wave_BS)
-    output = tagger.apply(
-      model, setup.teacher.variables, mel_BTF, targets.layers(names)
-    )
-    frames = {targets.FRAMES: output.frames_BTD, **output.layers}
-    of_teacher = targets.compute(
-      names, output.logits_BC, frames, lambda array: array
-    )
+    of_teacher = _targets(setup, job.objective.targets, wave_BS, clips_B)
     batch |= {sources.TARGET + name: x for name, x in of_teacher.items()}
     yield batch | {'mel': tagger.log_mel(student, wave_BS)}
+
+
+def _targets(setup: Setup, names, wave_BS, clips_B) -> dict[str, Any]:
+  """What terms need of the teacher for a batch of clips, by name."""
+  found = setup.teacher
+  if isinstance(found, trained.Trained):
+    mel_BTF = tagger.log_mel(found.model, wave_BS)
+    output = tagger.apply(
+      found.model, found.variables, mel_BTF, targets.layers(names)
+    )
+    frames = {targets.FRAMES: output.frames_BTD, **output.layers}
+    return targets.compute(names, output.logits_BC, frames, lambda x: x)
+  rows = {name: x[clips_B] for name, x in setup.outputs('train', names).items()}
+  return {
+    name: (x[:, clips_B] if targets.is_pairwise(name) else x).astype('float32')
+    for name, x in rows.items()
+  }
 
 
 def _gradient_norms(job: step.Job, variables, batch):
@@ -310,7 +318,9 @@ def _gradient_norms(job: step.Job, variables, batch):
     own = job.objective.settings[name]
     num_samples = job.dataset.num_samples
     params_of = step.initial_term_params(job).get(name)
-    inputs = step.term_inputs(output, batch, num_samples, own, params_of)
+    inputs = step.term_inputs(
+      output, batch, num_samples, own, params_of, job.beside
+    )
     return jnp.mean(terms.TERMS[name].per_clip(inputs))
 
   def norm(name):

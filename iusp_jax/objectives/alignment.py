@@ -116,11 +116,9 @@ def align(
   pool = pooling_by_time(
     timings[fine], counts[fine], timings[coarse], counts[coarse]
   )
-  pools = [None, None]
-  pools[fine] = pool
   return Alignment(
-    student=pools[0],
-    teacher=pools[1],
+    student=pool if fine == 0 else None,
+    teacher=pool if fine == 1 else None,
     starts_T=timings[coarse].edges(counts[coarse])[0],
     covered_T=(pool.sum(1) > 0).astype(np.float32),
   )

@@ -7,6 +7,7 @@ add a term, write its loss and its entry.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -128,15 +129,18 @@ def _frames(x: Inputs) -> tuple[jax.Array, jax.Array, jax.Array]:
   if not aligned:
     mask_BT = x.frame_mask(min(counts))
     return student_BTD, teacher_BTT, mask_BT * _given(x, counts[1])
-  if (pool := aligned.student) is not None:
-    student_BTD = jax.vmap(lambda x: similarity.pool_frames(x, pool))(
-      student_BTD
+  if aligned.student is not None:
+    pool_frames = functools.partial(
+      similarity.pool_frames, pool_UT=aligned.student
     )
-  if (pool := aligned.teacher) is not None:
-    teacher_BTT = jax.vmap(lambda x: similarity.pool_gram(x, pool))(teacher_BTT)
+    student_BTD = jax.vmap(pool_frames)(student_BTD)
+  if aligned.teacher is not None:
+    pool_gram = functools.partial(similarity.pool_gram, pool_UT=aligned.teacher)
+    teacher_BTT = jax.vmap(pool_gram)(teacher_BTT)
   mask_BT = x.frame_mask(len(aligned.starts_T), aligned.starts_T)
   mask_BT = mask_BT * aligned.covered_T[None]
-  return student_BTD, teacher_BTT, mask_BT * _given(x, counts[1], pool)
+  mask_BT = mask_BT * _given(x, counts[1], aligned.teacher)
+  return student_BTD, teacher_BTT, mask_BT
 
 
 def _given(x: Inputs, num_frames: int, pool_UT=None) -> jax.Array | float:
