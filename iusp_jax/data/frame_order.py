@@ -26,14 +26,14 @@ class Likeness(NamedTuple):
 
   def problem(self) -> str:
     """What is wrong with the order; empty where it is clearly the best."""
-    others = {'reversed': self.reversed, 'shuffled': self.shuffled}
-    if all(_is_less(other, self.given) for other in others.values()):
+    if all(_is_less(x, self.given) for x in (self.reversed, self.shuffled)):
       return ''
-    values = ', '.join(f'{name} {x.mean():.3f}' for name, x in others.items())
+    values = ', '.join(
+      f'{name} {x.mean():.3f}' for name, x in self._asdict().items()
+    )
     return (
       f'over {len(self.given)} clips the frames change as the log-mel does no '
-      f'more in the given order than in another (linear CKA {values}, given '
-      f'{self.given.mean():.3f})'
+      f'more in the given order than in another (linear CKA: {values})'
     )
 
 

@@ -291,6 +291,9 @@ def measure_trained(
 def _measure_foreign(setup, found: foreign_outputs.Foreign, bootstrap):
   """See `measure_trained`; `withheld` says of which splits there are none."""
   splits = scored_splits(setup.dataset)
+  if found.contents.gives('frames', splits[-1]):
+    # Needed after training, and what is wrong in there is reported before.
+    setup.outputs(splits[-1], ['frame_gram'])
   withheld = {s: reason for s in splits if (reason := found.scores(s))}
   scores = {
     split: evaluate.probabilities(
