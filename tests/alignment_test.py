@@ -182,6 +182,13 @@ def test_a_model_has_the_times_of_its_log_mel():
   )
 
 
+@pytest.mark.parametrize('reduction', [2, 24, 46, 62, 64])
+def test_hop_of_any_reduction(reduction):
+  model = {'architecture': 'crnn', 'hidden': 2, 'time_reduction': reduction}
+  found = tagger.frame_timing(tagger.build(recipe(model), 8))
+  np.testing.assert_allclose(found.hop_seconds, reduction * 0.01)
+
+
 def test_cka_by_definition():
   rng = np.random.default_rng(0)
   x_TD, y_TD = rng.normal(size=(9, 4)), rng.normal(size=(9, 3))

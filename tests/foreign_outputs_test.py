@@ -411,7 +411,7 @@ def test_term_whose_needs_are_missing_is_refused_with_those_that_can_be_used(
   (folder / 'train' / 'frames.npy').unlink()
   with pytest.raises(ValueError, match=r'has no frames.npy, of') as error:
     check.check_outputs(foreign_outputs.inspect(folder), ['kd', 'iusp'])
-  assert 'objective.iusp_weight' in str(error.value)
+  assert "has the term 'iusp', but" in str(error.value)
   assert 'used with it: kd' in str(error.value)
 
 

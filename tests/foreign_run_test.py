@@ -1,12 +1,13 @@
 """Runs, tables and tuning with outputs that were computed elsewhere."""
 
+import importlib.util
 import json
 import shutil
 
 import foreign
 import numpy as np
 import pytest
-from commands import command, execute, finish
+from commands import ROOT, command, execute, finish
 from experiments import (
   assert_same_scores,
   load_dataset,
@@ -14,7 +15,7 @@ from experiments import (
   table_config_of,
 )
 
-from iusp_jax.data import preparation
+from iusp_jax.data import foreign_outputs, preparation
 from iusp_jax.experiment import plots, run, table, teacher, tuning
 from iusp_jax.experiment.setup import Setup, repetitiveness
 from iusp_jax.objectives import alignment
@@ -284,6 +285,28 @@ def test_table_of_several_rotations_is_refused(tiny, whole):
     config.dataset.builder.test_fold = 5
   with pytest.raises(ValueError, match='others of the same names'):
     table.run(config, '/nowhere')
+
+
+def test_example_writes_the_outputs_of_a_model(tiny, tmp_path):
+  """Those that the stored targets of the model itself are made of."""
+  path = ROOT / 'examples' / 'teacher_outputs.py'
+  spec = importlib.util.spec_from_file_location('teacher_outputs', path)
+  assert spec is not None
+  assert spec.loader is not None
+  example = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(example)
+  data = load_dataset('coarse')
+  example.write(tmp_path, data, example.Tagger(tiny / 'teacher'))
+  contents = foreign_outputs.inspect(tmp_path)
+  columns = foreign_outputs.columns(contents, data.tags, {})
+  found = foreign_outputs.Foreign(contents, columns, 'abc')
+  model = teacher.load(tiny / 'teacher', data)
+  for split in data.splits.values():
+    expected = foreign.outputs_of(model, split)
+    rows = found.rows(split)
+    read = found.read(split.name, rows, ['logits', 'frames'])
+    for name in read:
+      np.testing.assert_allclose(read[name], expected[name], 1e-5, 1e-5)
 
 
 @pytest.mark.slow

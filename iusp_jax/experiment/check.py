@@ -138,8 +138,8 @@ def check_outputs(
     if name in lacking:
       usable = ', '.join(n for n in terms.TERMS if n not in lacking) or 'none'
       raise ValueError(
-        f'config.objective.{name}_weight is not 0, and {lacking[name]}. Terms '
-        f'that can be used with it: {usable}'
+        f'the objective has the term {name!r}, but {lacking[name]}. Terms that '
+        f'can be used with it: {usable}'
       )
 
 

@@ -132,15 +132,16 @@ def mask(
 
 def frame_reduction(tagger: Tagger) -> int:
   """Log-mel frames for each frame embedding."""
-  length = 1024  # A multiple of every reduction there is.
+  length = 1 << 14  # So many that the last, cut frame does not matter.
   mel_BTF = jax.ShapeDtypeStruct(
     (1, length, tagger.frontend.num_mel_bands), jnp.float32
   )
   key = jax.random.key(0)
   output, _ = jax.eval_shape(tagger.module.init_with_output, key, mel_BTF)
-  return length // output.frames_BTD.shape[1]
+  return round(length / output.frames_BTD.shape[1])
 
 
+@functools.cache
 def frame_timing(tagger: Tagger) -> alignment.Timing:
   """When the frame embeddings of a model are, of its log-mel frames.
 
