@@ -206,8 +206,8 @@ def number(name, value, row=5):
 @pytest.mark.parametrize(
   ('damage', 'message'),
   [
-    (lines(lambda ids: [*ids[:3], 'x', *ids[4:]]), 'lacks 1 of 24 clips'),
-    (lines(lambda ids: ['x' + i for i in ids if i]), 'lacks 24 of 24 clips'),
+    (lines(lambda ids: [*ids[:3], 'x', *ids[4:]]), 'lacks 1 of the 24 clips'),
+    (lines(lambda ids: ['x' + i for i in ids if i]), 'lacks 24 of the 24'),
     (lines(lambda ids: [ids[1], *ids[1:]]), 'twice, in the lines 1 and 2'),
     (lines(lambda ids: ids[1:]), '24 lines, logits.npy 25 clips'),
     (lines(lambda ids: [*ids[:3], ' ', *ids[4:]]), 'line 4 is empty'),
@@ -230,6 +230,19 @@ def test_clips_and_numbers_that_cannot_be_right_are_refused(
     assert f'{clip!r}, row 5' in str(error.value) or 'num_frames' in message
     assert clip in str(error.value)
   assert not list((tmp_path / 'cache').glob('*.npy'))
+
+
+def test_names_of_clips_as_an_editor_may_leave_them(folder, whole, tmp_path):
+  path = folder / 'train' / 'clip_id.txt'
+  text = path.read_text().replace('\n', '\r\n').removesuffix('\r\n')
+  path.write_bytes(b'\xef\xbb\xbf' + text.encode())
+  split = fake().splits['train']
+  np.testing.assert_array_equal(
+    opened(folder).rows(split), opened(whole).rows(split)
+  )
+  np.testing.assert_array_equal(
+    opened(whole).rows(split, [3, 7]), opened(whole).rows(split)[[3, 7]]
+  )
 
 
 def test_numbers_that_are_no_probabilities_are_refused(folder, tmp_path):

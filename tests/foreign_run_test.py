@@ -333,5 +333,5 @@ def test_command_with_outputs_of_the_procedural_scenes(smoke, tmp_path):
   typed[-1] = f'--workdir={tmp_path}/other'
   done = execute(typed)
   assert done.returncode == 1
-  assert 'lacks 1 of 48 clips of train: train_000007.wav' in done.stderr
+  assert 'lacks 1 of the 48 clips of train: train_000007.wav' in done.stderr
   assert 'Traceback' not in done.stderr

@@ -6,6 +6,7 @@ that every clip of a split is there once, `Foreign.read` every number that is
 used. Arrays are memory-mapped, and read some clips at a time.
 """
 
+import codecs
 import dataclasses
 import difflib
 import hashlib
@@ -425,20 +426,21 @@ class Foreign:
     order = np.argsort(ids, kind='stable')
     ids = ids[order]
     if (twice := np.flatnonzero(ids[1:] == ids[:-1])).size:
-      name = ids[twice[0]].decode()
+      name = _text(ids[twice[0]])
       lines = ' and '.join(str(order[twice[0] + k] + 1) for k in (0, 1))
       raise ValueError(
         f'{path} has {name!r} twice, in the lines {lines}: expected each clip '
         'once; leave one out, of the arrays as well'
       )
-    clips = range(len(split)) if clips is None else clips
-    rows, missing = _find(split, clips, ids, order)
+    rows, missing = _find(split, clips or range(len(split)), ids, order)
+    if missing and clips:
+      return self.rows(split)  # Reports all that are missing.
     if missing:
       raise ValueError(
-        f'{path} lacks {len(missing)} of {len(clips)} clips of '
+        f'{path} lacks {len(missing)} of the {len(split)} clips of '
         f'{split.name}: {", ".join(missing[:3])}'
         f'{" …" if len(missing) > 3 else ""} (it has '
-        f'{ids[0].decode()!r} and {len(ids) - 1} more): expected all; compute '
+        f'{_text(ids[0])!r} and {len(ids) - 1} more): expected all; compute '
         "the teacher's outputs of these as well, under these names"
       )
     return rows
@@ -547,7 +549,9 @@ def _to_logits(probability: np.ndarray) -> np.ndarray:
 
 def _lines(path: pathlib.Path) -> Iterator[bytes]:
   with path.open('rb') as file:
-    for line in file:
+    for number, line in enumerate(file):
+      if number == 0:
+        line = line.removeprefix(codecs.BOM_UTF8)
       yield line.rstrip(b'\r\n')
 
 
@@ -582,4 +586,8 @@ def _find(split: datasets.Split, clips: Sequence[int], sorted_ids, order):
 
 
 def _name_of(split: Split, row: int) -> str:
-  return _read_ids(split.path / CLIPS)[row].decode()
+  return _text(_read_ids(split.path / CLIPS)[row])
+
+
+def _text(name: bytes) -> str:
+  return name.decode(errors='replace')

@@ -215,7 +215,8 @@ def _log_foreign(found: foreign_outputs.Foreign, train: datasets.Split) -> None:
     f'teacher: {of["name"]} ({of["source"]}; {of["licence"]}), {outputs} from '
     f'{found.contents.path}'
   )
-  if unknown := found.known_tags.count(False):
+  unknown = found.known_tags.count(False)
+  if unknown and found.contents.gives('logits'):
     logs.log(
       f'teacher: {unknown} of {len(found.known_tags)} tags have none of its own'
     )

@@ -118,29 +118,53 @@ def _sp(x: Inputs) -> jax.Array:
   )
 
 
+class Common(NamedTuple):
+  """What brings frames of student and teacher to common ones.
+
+  Attributes:
+    student: `[U, T_student]`, for `similarity.pool_frames`; None: nothing is to
+      do, or it is left to the loss to cut the clip into equal parts.
+    teacher: `[U, T_teacher]`, as for the student.
+    mask_BT: 1 for the common frames that count, `[B, U]`.
+  """
+
+  student: np.ndarray | None
+  teacher: np.ndarray | None
+  mask_BT: jax.Array
+
+
+def common_frames(x: Inputs, num_student: int, num_teacher: int) -> Common:
+  """How frames of student and teacher of the same time are found.
+
+  Args:
+    x: of the term.
+    num_student: frames of the student.
+    num_teacher: frames of the teacher.
+  """
+  aligned = x.timings and alignment.align(x.timings, num_student, num_teacher)
+  if not aligned:
+    mask_BT = x.frame_mask(min(num_student, num_teacher))
+    return Common(None, None, mask_BT * _given(x, num_teacher))
+  mask_BT = x.frame_mask(len(aligned.starts_T), aligned.starts_T)
+  mask_BT = mask_BT * aligned.covered_T[None]
+  mask_BT = mask_BT * _given(x, num_teacher, aligned.teacher)
+  return Common(aligned.student, aligned.teacher, mask_BT)
+
+
 def _frames(x: Inputs) -> tuple[jax.Array, jax.Array, jax.Array]:
   """The student's frames, the teacher's Gram matrices, the coarser's mask.
 
   Of a teacher with timings of its own both are at common frames already.
   """
   student_BTD, teacher_BTT = x.frames['frames'], x.targets['frame_gram']
-  counts = student_BTD.shape[1], teacher_BTT.shape[1]
-  aligned = x.timings and alignment.align(x.timings, *counts)
-  if not aligned:
-    mask_BT = x.frame_mask(min(counts))
-    return student_BTD, teacher_BTT, mask_BT * _given(x, counts[1])
-  if aligned.student is not None:
-    pool_frames = functools.partial(
-      similarity.pool_frames, pool_UT=aligned.student
-    )
-    student_BTD = jax.vmap(pool_frames)(student_BTD)
-  if aligned.teacher is not None:
-    pool_gram = functools.partial(similarity.pool_gram, pool_UT=aligned.teacher)
-    teacher_BTT = jax.vmap(pool_gram)(teacher_BTT)
-  mask_BT = x.frame_mask(len(aligned.starts_T), aligned.starts_T)
-  mask_BT = mask_BT * aligned.covered_T[None]
-  mask_BT = mask_BT * _given(x, counts[1], aligned.teacher)
-  return student_BTD, teacher_BTT, mask_BT
+  common = common_frames(x, student_BTD.shape[1], teacher_BTT.shape[1])
+  if common.student is not None:
+    pool = functools.partial(similarity.pool_frames, pool_UT=common.student)
+    student_BTD = jax.vmap(pool)(student_BTD)
+  if common.teacher is not None:
+    pool = functools.partial(similarity.pool_gram, pool_UT=common.teacher)
+    teacher_BTT = jax.vmap(pool)(teacher_BTT)
+  return student_BTD, teacher_BTT, common.mask_BT
 
 
 def _given(x: Inputs, num_frames: int, pool_UT=None) -> jax.Array | float:
