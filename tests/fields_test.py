@@ -59,6 +59,8 @@ EMPTY_IS_LEGAL = {
   'compare_with',
   'dataset.manual_dir',
   'teacher.checkpoint',
+  'teacher.outputs',
+  'teacher.tag_map',
   'tuned_with',
 }
 

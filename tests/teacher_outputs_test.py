@@ -17,7 +17,7 @@ from iusp_jax.data import sources, teacher_outputs
 from iusp_jax.experiment import setup
 from iusp_jax.models import tagger, trained
 from iusp_jax.objectives import targets
-from iusp_jax.runtime import logs, preemption
+from iusp_jax.runtime import files, logs, preemption
 
 NAMES = ('logits', 'frame_gram', 'batch_gram')
 INNER = ('frame_gram@block_1', 'batch_gram@block_2')
@@ -243,7 +243,7 @@ def test_each_target_is_a_file_that_says_what_it_is(tmp_path):
     ('frame_gram@block_1', [24, 13, 13]),
   ):
     metadata = json.loads((tmp_path / f'{name}.json').read_text())
-    digest = teacher_outputs.checksum(folder.file(name))
+    digest = files.checksum(folder.file(name))
     assert metadata == {
       'format': teacher_outputs.FORMAT,
       'target': name,
@@ -327,9 +327,9 @@ def test_file_is_checked_once_a_process(tmp_path, monkeypatch):
   folder, read = folder_in(tmp_path), []
   folder.get_or_build(['logits'])
   teacher_outputs._verified.clear()
-  original = teacher_outputs.checksum
+  original = files.checksum
   monkeypatch.setattr(
-    teacher_outputs, 'checksum', lambda path: read.append(1) or original(path)
+    files, 'checksum', lambda path: read.append(1) or original(path)
   )
   for _ in range(3):
     folder.get_or_build(['logits'])

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iusp_jax.data import datasets
+from iusp_jax.data import datasets, foreign_outputs
 from iusp_jax.models import tagger, trained
 from iusp_jax.objectives import similarity, targets
 from iusp_jax.runtime import devices, files, logs, preemption, processes
@@ -28,10 +28,12 @@ from iusp_jax.runtime import devices, files, logs, preemption, processes
 FORMAT = 1
 PRECISIONS = ('float32', 'float16')
 
+# One that runs here, or one whose outputs were computed elsewhere.
+Teacher = trained.Trained | foreign_outputs.Foreign
+
 # Above this many clips a pairwise target (4 N² bytes) is not worth its disk.
 MAX_PAIRWISE_CLIPS = 20_000
 
-_BLOCK = 1 << 24  # Bytes that are read at a time.
 _FIT = 'fit-'  # Before a fitted target: the array that it is made with.
 _FLAT = 'flat'  # Before the layer of vectors that a pairwise target is made of.
 
@@ -42,14 +44,14 @@ class Folder:
 
   Attributes:
     path: of the folder.
-    teacher: the frozen one.
+    teacher: the frozen one, or what there is of it.
     split: of the data set.
     precision: of frame similarities, 'float32' or 'float16'.
     place: what to call the folder where it cannot be written.
   """
 
   path: pathlib.Path
-  teacher: trained.Trained
+  teacher: Teacher
   split: datasets.Split
   precision: str = 'float32'
   place: str = ''
@@ -125,7 +127,7 @@ def verify(path: pathlib.Path) -> str:
     expected = json.loads(path.with_suffix('.json').read_text())
     if expected['format'] != FORMAT:
       return f'{path} has format {expected["format"]}, expected {FORMAT}'
-    if checksum(path) != expected['sha256']:
+    if files.checksum(path) != expected['sha256']:
       return (
         f'{path} is damaged: its checksum is not the one it was written with'
       )
@@ -135,27 +137,23 @@ def verify(path: pathlib.Path) -> str:
   return ''
 
 
-def checksum(path: pathlib.Path) -> str:
-  """SHA-256 of a file."""
-  digest = hashlib.sha256()
-  with path.open('rb') as file:
-    while block := file.read(_BLOCK):
-      preemption.check()
-      digest.update(block)
-  return digest.hexdigest()
-
-
 def build(folder: Folder, names: Sequence[str], batch_size: int = 32) -> None:
   """One pass of the teacher over a split; a file appears when it is whole.
 
   And one before it for each fitted target that has no array yet.
+
+  Raises:
+    ValueError: where arrays of a teacher from elsewhere cannot be right.
   """
-  own = [name.removeprefix(_FIT) for name in names]
-  fits = {name: _fit(folder, name, batch_size) for name in targets.fitted(own)}
-  names = [name for name in names if not name.startswith(_FIT)]
-  if not names:
-    return
-  outputs = _outputs(folder, names, fits, batch_size)
+  if isinstance(folder.teacher, foreign_outputs.Foreign):
+    outputs = _foreign_outputs(folder.teacher, folder.split, names)
+  else:
+    own = [name.removeprefix(_FIT) for name in names]
+    fits = {n: _fit(folder, n, batch_size) for n in targets.fitted(own)}
+    names = [name for name in names if not name.startswith(_FIT)]
+    if not names:
+      return
+    outputs = _outputs(folder, folder.teacher, names, fits, batch_size)
   if not processes.is_primary():
     for _ in outputs:
       pass
@@ -180,7 +178,7 @@ def _finish(folder, name, array, path) -> None:
     'target': name,
     'shape': list(array.shape),
     'dtype': folder.dtype(name),
-    'sha256': checksum(path),
+    'sha256': files.checksum(path),
     'teacher': folder.teacher.fingerprint,
   }
   target = folder.file(name)
@@ -193,6 +191,7 @@ def _fit(folder: Folder, name: str, batch_size: int) -> np.ndarray:
   path = folder.file(_FIT + name)
   if processes.by_primary(lambda: path.exists() and not verify(path)):
     return np.load(path)
+  assert isinstance(folder.teacher, trained.Trained)
   found = solve_fit(folder.teacher, folder.split, name, batch_size)
   if processes.is_primary():
     array, partial = _create(folder, _FIT + name, found.shape)
@@ -230,12 +229,46 @@ def solve_fit(
   return np.array(processes.by_primary(solve), np.float32)
 
 
+def _foreign_outputs(
+  teacher: foreign_outputs.Foreign,
+  split: datasets.Split,
+  names: Sequence[str],
+) -> Iterator[dict[str, np.ndarray]]:
+  """As `_outputs`, from arrays; process 0 alone reads them."""
+  if not processes.is_primary():
+    return
+  compute = _compile_targets(tuple(names))
+  wanted = list(dict.fromkeys(targets.NEEDS.get(n, n) for n in names))
+  for batch in foreign_outputs.batches(teacher, split, wanted):
+    preemption.check()
+    yield jax.tree.map(np.asarray, compute(batch))
+
+
+@functools.cache
+def _compile_targets(names: tuple[str, ...]) -> Callable:
+  def of_outputs(batch):
+    num_clips = len(next(iter(batch.values())))
+    x = targets.Outputs(
+      logits_BC=batch.get('logits'),
+      frame_logits_BTC=batch.get('frame_logits'),
+      frames={targets.FRAMES: batch.get('frames')},
+      inner=(),
+      frame_mask=lambda num_frames: jnp.ones((num_clips, num_frames)),
+    )
+    made = [name for name in names if name != targets.NUM_FRAMES]
+    found = _targets(made, x, lambda array: array, {})
+    given = [name for name in names if name == targets.NUM_FRAMES]
+    return found | {name: batch[name] for name in given}
+
+  return jax.jit(of_outputs)
+
+
 def _outputs(
-  folder, names, fits, batch_size
+  folder, teacher, names, fits, batch_size
 ) -> Iterator[dict[str, np.ndarray]]:
   """Per-clip targets, and flattened frames for the pairwise ones."""
-  predict = _compile(folder.teacher.model, tuple(names))
-  shared = devices.replicate((folder.teacher.variables, fits))
+  predict = _compile(teacher.model, tuple(names))
+  shared = devices.replicate((teacher.variables, fits))
   return _over_clips(folder.split, lambda b: predict(*shared, b), batch_size)
 
 
@@ -310,18 +343,12 @@ def _create(folder, name, shape):
 
 @functools.cache
 def _compile(model: tagger.Tagger, names: tuple[str, ...]) -> Callable:
-  per_clip = [name for name in names if not targets.is_pairwise(name)]
-  pairwise = [name for name in names if targets.is_pairwise(name)]
 
   def predict(variables, fits, batch):
     mel_BTF = tagger.log_mel(model, batch['wave'])
     num_samples = batch['wave'].shape[1]
     x = apply(model, variables, mel_BTF, batch['length'], num_samples, names)
-    found = targets.compute(per_clip, x, devices.gather, fits)
-    for name in pairwise:
-      layer = targets.split_name(name)[1]
-      flat = similarity.flatten_clips(x.frames[layer]).astype('float32')
-      found[_FLAT + name] = flat
+    found = _targets(names, x, devices.gather, fits)
     return jax.tree.map(devices.gather, found)
 
   return devices.pmap(predict)
@@ -366,6 +393,18 @@ def apply(
   )
 
 
+def _targets(names, x: targets.Outputs, gather, fits) -> dict[str, jax.Array]:
+  """Per-clip targets, and flattened frames for the pairwise ones."""
+  per_clip = [name for name in names if not targets.is_pairwise(name)]
+  found = targets.compute(per_clip, x, gather, fits)
+  for name in names:
+    if targets.is_pairwise(name):
+      layer = targets.split_name(name)[1]
+      flat = similarity.flatten_clips(x.frames[layer]).astype('float32')
+      found[_FLAT + name] = flat
+  return found
+
+
 def shapes(
   teacher: trained.Trained,
   names: Sequence[str],
@@ -384,9 +423,7 @@ def shapes(
   return jax.eval_shape(of_clip, teacher.variables, wave_BS)
 
 
-def folder_name(
-  teacher: trained.Trained, dataset: Mapping[str, Any], split: str
-):
+def folder_name(teacher: Teacher, dataset: Mapping[str, Any], split: str):
   """The name of a folder: of the teacher's arrays, the data and the split."""
   text = json.dumps(
     [teacher.fingerprint, teacher.weights(), dataset, split, FORMAT],

@@ -254,6 +254,8 @@ RANGES: dict[str, Range] = {
   **{f'objective.{name}': found for name, found in _objective().items()},
   **_recipe('teacher'),
   'teacher.checkpoint': Text("a run's workdir", 'to train a teacher'),
+  'teacher.outputs': Text("a folder of a teacher's outputs", 'for none'),
+  'teacher.tag_map': Text('a JSON file', 'where tags have the same names'),
   'teacher.store': Choice(STORES),
   'teacher.train_scenes': whole(0, 10_000_000, "scenes (0: the student's)"),
   'teacher.seed': _SEED,

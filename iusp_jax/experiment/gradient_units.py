@@ -8,6 +8,7 @@ or data set to another; a weight cannot: the terms are of many sizes.
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import optax
 from iusp_jax.data import datasets, sources, teacher_outputs
 from iusp_jax.experiment import identity
 from iusp_jax.experiment.setup import Setup
-from iusp_jax.models import tagger
+from iusp_jax.models import tagger, trained
 from iusp_jax.objectives import losses, targets, terms
 from iusp_jax.runtime import devices, files, logs, processes
 from iusp_jax.training import engine, optim, step
@@ -118,26 +119,34 @@ def _batches(
   setup: Setup, job: step.Job, clips_KB: np.ndarray
 ) -> Iterator[dict]:
   """Batches of these clips, with the teacher's outputs for them."""
-  assert setup.teacher is not None
-  model, names = setup.teacher.model, job.objective.targets
-  num_samples, fits = job.dataset.num_samples, setup.fits(names)
   student, split = job.student(), setup.dataset.splits['train']
   for clips_B in clips_KB:
     found = [datasets.read_clip(split, k) for k in clips_B]
     batch = {key: np.stack([clip[key] for clip in found]) for key in found[0]}
     wave_BS = jnp.asarray(batch.pop('wave'))
-    mel_BTF = tagger.log_mel(model, wave_BS)
-    x = teacher_outputs.apply(
-      model,
-      setup.teacher.variables,
-      mel_BTF,
-      jnp.asarray(batch['length']),
-      num_samples,
-      names,
-    )
-    of_teacher = targets.compute(names, x, lambda array: array, fits)
+    of_teacher = _targets(setup, job, wave_BS, batch['length'], clips_B)
     batch |= {sources.TARGET + name: x for name, x in of_teacher.items()}
     yield batch | {'mel': tagger.log_mel(student, wave_BS)}
+
+
+def _targets(setup, job, wave_BS, length_B, clips_B) -> dict[str, Any]:
+  """What terms need of the teacher for a batch of clips, by name."""
+  found, names = setup.teacher, job.objective.targets
+  if isinstance(found, trained.Trained):
+    x = teacher_outputs.apply(
+      found.model,
+      found.variables,
+      tagger.log_mel(found.model, wave_BS),
+      jnp.asarray(length_B),
+      job.dataset.num_samples,
+      names,
+    )
+    return targets.compute(names, x, lambda array: array, setup.fits(names))
+  rows = {name: x[clips_B] for name, x in setup.outputs('train', names).items()}
+  return {
+    name: (x[:, clips_B] if targets.is_pairwise(name) else x).astype('float32')
+    for name, x in rows.items()
+  }
 
 
 def _gradient_norms(job: step.Job, variables, batch):

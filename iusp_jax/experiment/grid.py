@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from iusp_jax.data import datasets
-from iusp_jax.experiment import check, identity, results
+from iusp_jax.experiment import check, identity, results, teacher
 from iusp_jax.experiment.setup import Setup
 from iusp_jax.objectives import terms
 from iusp_jax.runtime import processes
@@ -191,11 +191,15 @@ def _check_rotations(config: Mapping[str, Any]) -> None:
       'no folds: expected ()'
     )
   _check_repeated('rotations', pairs)
-  if len(pairs) > 1 and config['teacher']['checkpoint']:
+  named = teacher.source(config)
+  if len(pairs) > 1 and named:
+    why = {
+      'checkpoint': 'it was trained on the test fold of one of them',
+      'outputs': 'their clips are others of the same names',
+    }
     raise ValueError(
-      f'config.teacher.checkpoint is {config["teacher"]["checkpoint"]!r} for '
-      f'the rotations {pairs}: it was trained on the test fold of one of '
-      "them; expected '', for a teacher of each"
+      f'config.teacher.{named} is {config["teacher"][named]!r} for the '
+      f"rotations {pairs}: {why[named]}; expected '', for a teacher of each"
     )
   for pair in pairs:
     if pair[0] == pair[1]:

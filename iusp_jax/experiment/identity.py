@@ -113,6 +113,8 @@ def of_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
     # Of a config that `teacher.identified` has not seen: as it is spelled.
     model = own.get('checkpoint_model', own['checkpoint'])
     return stored | {'checkpoint': model}
+  if outputs := own.get('outputs'):  # Configs of older runs have no such field.
+    return stored | {'outputs': own.get('outputs_content', outputs)}
   recipe = {k: own[k] for k in ('model', 'frontend', 'training', 'augment')}
   return (
     stored

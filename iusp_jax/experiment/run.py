@@ -108,11 +108,11 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
         found = _difference(setup, workdir, config['bootstrap'])
         if processes.is_primary():
           record['difference'] = found
+    of_teacher = plots.teacher_shown(setup)
     if processes.is_primary():
-      shown = {'teacher': setup.teacher, **others}
+      shown = {**of_teacher, **others}
       if not alone:
         shown['student'] = trained.load(workdir)
-      shown = {k: v for k, v in shown.items() if v is not None}
       plots.draw(setup.dataset, shown, record, workdir)
       record['wall_seconds'] = spent()
       results.finish(workdir, record)
@@ -299,7 +299,9 @@ def log_results(record: Mapping[str, Any], workdir: pathlib.Path) -> None:
   logs.log(formatting.score_table(models))
   if 'difference' in record:
     scores = {
-      title: model['best']['test']['coarse'] for title, model in models.items()
+      title: model['best']['test']['coarse']
+      for title, model in models.items()
+      if 'test' in model['best']  # Not of every teacher from elsewhere.
     }
     table = 'docs/findings/table.md'
     logs.log(formatting.comparison(scores, record['difference'], table))

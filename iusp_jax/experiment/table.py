@@ -270,15 +270,17 @@ def keep_similarities(
     runs += f', {grid.describe(rotation)}'
   # Another process may have more runs by now: the last one draws them all.
   message = 'another process compares frames'
+  of_teacher = plots.teacher_shown(setup)  # By all processes.
   with files.lock_for_all_processes(workdir / 'groups', message):
     if not processes.is_primary():
       return
     folders = _drawn(config, rotation, workdir)
-    assert setup.teacher is not None
-    shown = {'teacher': setup.teacher} | {
+    shown: dict[str, plots.Shown] = of_teacher | {
       name: teacher.load(folder, setup.dataset)
       for name, folder in folders.items()
     }
+    if not shown:
+      return
     panels = [
       dataclasses.replace(panel, runs=runs)
       for panel in plots.similarity_panels(setup.dataset, shown)
@@ -344,7 +346,7 @@ def save_setup(
         of |= {
           'rotation': name,
           'dataset': setup.dataset.name,
-          **{key: result[key] for key in _MODEL_FIELDS},
+          **{key: result[key] for key in _MODEL_FIELDS if key in result},
           **parts.scores_of(result),
         }
       files.write_atomically(path, files.to_json(of))
@@ -376,7 +378,10 @@ def _is_there(path: pathlib.Path, own) -> bool:
   return True
 
 
-_MODEL_FIELDS = ('fingerprint', 'weights', 'parameters', 'macs', 'trained_in')
+_MODEL_FIELDS = (
+  *('fingerprint', 'weights', 'parameters', 'macs', 'trained_in'),
+  *('name', 'source', 'licence'),  # Of a teacher from elsewhere.
+)
 
 
 def report(paths: Sequence[pathlib.Path], place: pathlib.Path | None) -> None:

@@ -11,7 +11,12 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from iusp_jax.data import datasets, preparation
+from iusp_jax.data import (
+  datasets,
+  foreign_outputs,
+  preparation,
+  teacher_outputs,
+)
 from iusp_jax.experiment import feeds, identity
 from iusp_jax.models import trained
 from iusp_jax.objectives import terms
@@ -19,6 +24,9 @@ from iusp_jax.runtime import files, logs, processes, wall_time
 from iusp_jax.training import engine, step
 from iusp_jax.training.recipe import Recipe
 from tfds_dcase import sonyc_ust
+
+# Fields of `config.teacher` that name a teacher; without one it is trained.
+SOURCES = ('checkpoint', 'outputs')
 
 
 def metadata(
@@ -73,6 +81,22 @@ def check_scenes(config: Mapping[str, Any]) -> None:
     )
 
 
+def source(config: Mapping[str, Any]) -> str:
+  """The field of `config.teacher` that names the teacher; '' where none does.
+
+  Raises:
+    ValueError: where several do, with their values.
+  """
+  own = config['teacher']
+  named = [field for field in SOURCES if own.get(field)]
+  if len(named) > 1:
+    values = ' and '.join(
+      f'config.teacher.{field} is {own[field]!r}' for field in named
+    )
+    raise ValueError(f'{values}: expected one teacher; leave out all but one')
+  return named[0] if named else ''
+
+
 def check_overrides(config: Mapping[str, Any], asked: Iterable[str]) -> None:
   """Holds what is asked of the teacher against the checkpoint that is named.
 
@@ -81,8 +105,11 @@ def check_overrides(config: Mapping[str, Any], asked: Iterable[str]) -> None:
     asked: the fields that the command line sets, `teacher.model.width`.
 
   Raises:
-    ValueError: for a field that the checkpoint's model does not meet.
+    ValueError: for a field that the checkpoint's model does not meet, or that
+      a teacher from elsewhere does not have.
   """
+  if source(config) == 'outputs':
+    _check_no_recipe(config['teacher']['outputs'], asked)
   path = config['teacher']['checkpoint']
   if not path:
     return
@@ -97,6 +124,16 @@ def check_overrides(config: Mapping[str, Any], asked: Iterable[str]) -> None:
         f'config.{field} is {wanted}, but {found} in the model of {path}, '
         f'which config.teacher.checkpoint names: leave out --config.{field} '
         'to use that model, or --config.teacher.checkpoint to train another'
+      )
+
+
+def _check_no_recipe(path: str, asked: Iterable[str]) -> None:
+  parts = ('model', 'frontend', 'training', 'augment', 'seed', 'train_scenes')
+  for field in asked:
+    if field.startswith(tuple(f'teacher.{part}' for part in parts)):
+      raise ValueError(
+        f'config.{field} is set, and config.teacher.outputs is {path!r}: that '
+        f'teacher is not made here; leave out --config.{field}'
       )
 
 
@@ -115,24 +152,82 @@ def identified(config: Mapping[str, Any]) -> dict[str, Any]:
 
   In `teacher.checkpoint_model`, by which configs are compared: the same model
   in another place, or under another spelling of its path, is no other teacher.
+  Of `teacher.outputs` and `teacher.tag_map` so in `teacher.outputs_content`.
 
   Raises:
-    ValueError: where the path holds no trained model.
+    ValueError: where the path holds no trained model, or no outputs.
   """
   own = dict(config['teacher'])
-  if path := own['checkpoint']:
+  named = source(config)
+  if named == 'checkpoint':
+    path = own['checkpoint']
     with _naming_checkpoint(path):
       found = trained.load(files.resolve(path))
     own['checkpoint_model'] = f'{found.fingerprint} {found.weights()}'
+  if named == 'outputs':
+    own['outputs_content'] = processes.by_primary(lambda: _content(config))
   return {**config, 'teacher': own}
 
 
 def name(config: Mapping[str, Any]) -> str:
   """What the teacher of a config is made by, see `identity.teacher_name`."""
-  own = config['teacher']
-  if own['checkpoint']:
+  own, named = config['teacher'], source(config)
+  if named == 'outputs':
+    return f'outputs/{own["outputs_content"]}'
+  if named == 'checkpoint':
     own = checkpoint_metadata(own['checkpoint'])
   return identity.teacher_name(own)
+
+
+def contents(config: Mapping[str, Any]) -> foreign_outputs.Contents:
+  """What the folder that config.teacher.outputs names says of itself.
+
+  Raises:
+    ValueError: where there is no such folder, or its files do not agree.
+  """
+  path = config['teacher']['outputs']
+  if files.is_remote(path):
+    raise ValueError(
+      f'config.teacher.outputs is {path!r}: expected a folder of a file '
+      'system, since its arrays are memory-mapped'
+    )
+  try:
+    return foreign_outputs.inspect(files.resolve(path))
+  except ValueError as error:
+    raise ValueError(f'config.teacher.outputs is {path!r}: {error}') from error
+
+
+def tag_map(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+  """What config.teacher.tag_map holds; nothing where it is empty.
+
+  Raises:
+    ValueError: where the file is not there, or no mapping.
+  """
+  path = config['teacher']['tag_map']
+  if not path:
+    return {}
+  try:
+    return foreign_outputs.read_tag_map(files.resolve(path))
+  except ValueError as error:
+    raise ValueError(f'config.teacher.tag_map is {path!r}: {error}') from error
+
+
+def _content(config) -> str:
+  """Names the outputs and the mapping of tags, wherever they are."""
+  kept = files.resolve(config['cache_dir']) / 'outputs' / 'checksums'
+  return foreign_outputs.fingerprint(contents(config), tag_map(config), kept)
+
+
+def _foreign(config, dataset: datasets.Dataset) -> foreign_outputs.Foreign:
+  """The teacher of config.teacher.outputs beside the tags of a data set.
+
+  `config` is one that `identified` has seen.
+  """
+  found, own = contents(config), config['teacher']
+  seconds = dataset.num_samples / datasets.SAMPLE_RATE
+  foreign_outputs.check_extent(found, seconds)
+  columns = foreign_outputs.columns(found, dataset.tags, tag_map(config))
+  return foreign_outputs.Foreign(found, columns, own['outputs_content'])
 
 
 @contextlib.contextmanager
@@ -181,7 +276,7 @@ def check_leak(trained_on: str, scored_on: str) -> None:
 
 def get_or_train(
   config: Mapping[str, Any], dataset: datasets.Dataset
-) -> trained.Trained:
+) -> teacher_outputs.Teacher:
   """The teacher that a config asks for; trains it if there is none yet.
 
   Args:
@@ -191,8 +286,11 @@ def get_or_train(
 
   Raises:
     ValueError: if `config.teacher.checkpoint` is no run's workdir, or of
-      other tags, or a cached teacher is damaged.
+      other tags, or a cached teacher is damaged, or the files of
+      `config.teacher.outputs` do not agree.
   """
+  if source(config) == 'outputs':
+    return _foreign(config, dataset)
   if path := config['teacher']['checkpoint']:
     with _naming_checkpoint(path):
       return load(files.resolve(path), dataset)
@@ -215,9 +313,9 @@ def get_or_train(
 
 def find(
   config: Mapping[str, Any], dataset: datasets.Dataset
-) -> trained.Trained | None:
+) -> teacher_outputs.Teacher | None:
   """The config's teacher if it has been trained already, else None."""
-  if config['teacher']['checkpoint']:
+  if source(config):
     return get_or_train(config, dataset)
   recipe = Recipe.from_config(config['teacher']).plain()
   own = own_dataset(config, dataset)

@@ -13,6 +13,7 @@ from iusp_jax import models
 from iusp_jax.audio import augment, frontend
 from iusp_jax.models import cost
 from iusp_jax.models.layers import block_name, layer_frames
+from iusp_jax.objectives import alignment
 
 Variables = Mapping[str, Any]
 
@@ -132,13 +133,30 @@ def mask(
 
 def frame_reduction(tagger: Tagger) -> int:
   """Log-mel frames for each frame embedding."""
-  length = 1024  # A multiple of every reduction there is.
+  length = 1 << 14  # So many that the last, cut frame does not matter.
   mel_BTF = jax.ShapeDtypeStruct(
     (1, length, tagger.frontend.num_mel_bands), jnp.float32
   )
   key = jax.random.key(0)
   output, _ = jax.eval_shape(tagger.module.init_with_output, key, mel_BTF)
-  return length // output.frames_BTD.shape[1]
+  return round(length / output.frames_BTD.shape[1])
+
+
+@functools.cache
+def frame_timing(tagger: Tagger) -> alignment.Timing:
+  """When the frame embeddings of a model are, of its log-mel frames.
+
+  The mean over as many log-mel frames as there are for each: their receptive
+  field may be wider, on both sides or, of an LSTM, into the past.
+  """
+  config, count = tagger.frontend, frame_reduction(tagger)
+  hop = config.hop_samples / config.sample_rate
+  window = config.window_samples / config.sample_rate
+  return alignment.Timing(
+    hop_seconds=count * hop,
+    span_seconds=count * hop,
+    first_seconds=(count - 1) / 2 * hop + window / 2,
+  )
 
 
 def layer_names(tagger: Tagger) -> tuple[str, ...]:

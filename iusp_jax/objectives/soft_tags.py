@@ -10,7 +10,7 @@ As in `losses`, `*_per_clip` gives one value a clip and `*_loss` or `*_parts`
 their mean over a batch in one place. A clip without a frame counts as 0.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,15 +45,34 @@ def align_soft_tags(tags: SoftTags, num_frames: int) -> SoftTags:
   """Average-pools the probabilities `[B, T, C]` in time to `num_frames`."""
   if tags.on.shape[1] == num_frames:
     return tags
-  share = similarity.pooling_matrix(tags.on.shape[1], num_frames)
+  share_UT = similarity.pooling_matrix(tags.on.shape[1], num_frames)
+  return _pool(tags, share_UT)
+
+
+def _pool(tags: SoftTags, share_UT: Any) -> SoftTags:
+  """Averages of probabilities with the shares of each row: `[B, U, C]`."""
 
   def pool(log_BTC):
     # Over logarithms: the pooled ones are no less exact than those of frames.
     return jax.nn.logsumexp(
-      log_BTC[:, None], axis=2, b=jnp.asarray(share)[None, :, :, None]
+      log_BTC[:, None], axis=2, b=jnp.asarray(share_UT)[None, :, :, None]
     )
 
   return SoftTags(pool(tags.on), pool(tags.off))
+
+
+def pool_logits(logits_BTC: jax.Array, pool_UT: np.ndarray) -> jax.Array:
+  """Logits of averages of the frames' probabilities: `[B, U, C]`, float32.
+
+  Args:
+    logits_BTC: of frames.
+    pool_UT: rows of shares, see `alignment.pooling_by_time`; one of zeros, for
+      which there is no frame, counts as the mean of all.
+  """
+  empty_U1 = pool_UT.sum(1, keepdims=True) == 0
+  share_UT = np.where(empty_U1, 1 / pool_UT.shape[1], pool_UT)
+  pooled = _pool(soft_tags(logits_BTC), share_UT)
+  return pooled.on - pooled.off
 
 
 def _of_recording(logits_BTC: jax.Array, mask_BT: jax.Array) -> jax.Array:

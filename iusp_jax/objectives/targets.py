@@ -13,6 +13,8 @@ none of those that say 'of the recording'.
                         their scale
   batch_gram    [B]     inner products with all clips of the global batch, each
                         clip as one vector of T·D numbers; pairwise
+  num_frames    []      frames of the clip; of a teacher from elsewhere alone,
+                        whose clips may have fewer than T
 
 Fitted ones depend on the training split as well, by an array that is found once
 in a pass of the teacher over it (`Fit`) and handed to every later use:
@@ -65,11 +67,24 @@ class Outputs(NamedTuple):
 
 
 def frame_mask(
-  length_B: jax.Array, num_samples: int, num_frames: int
+  length_B: jax.Array,
+  num_samples: int,
+  num_frames: int,
+  starts_T: np.ndarray | None = None,
 ) -> jax.Array:
-  """1 for the frames of the recording, 0 for those of padding, `[B, T]`."""
-  starts_T = jnp.arange(num_frames) * (num_samples / num_frames)
-  return (starts_T[None] < length_B[:, None]).astype(jnp.float32)
+  """1 for the frames of the recording, 0 for those of padding, `[B, T]`.
+
+  Args:
+    length_B: samples of each clip without its padding.
+    num_samples: of a clip with it.
+    num_frames: T.
+    starts_T: where frames begin, as fractions of the clip; by default they are
+      equal parts of it.
+  """
+  if starts_T is None:
+    starts_T = np.arange(num_frames) / num_frames
+  samples_T = jnp.asarray(starts_T * num_samples, jnp.float32)
+  return (samples_T[None] < length_B[:, None]).astype(jnp.float32)
 
 
 def _scaled(array: jax.Array) -> jax.Array:
@@ -90,6 +105,15 @@ PER_CLIP: Mapping[str, Callable[[Outputs, jax.Array], jax.Array]] = {
   'frame_gram': lambda x, frames_BTD: jax.vmap(_scaled_gram)(frames_BTD),
 }
 PAIRWISE = ('batch_gram',)
+NUM_FRAMES = 'num_frames'  # Comes with the frames of a teacher from elsewhere.
+
+# By kind, the output of the teacher that it is made of.
+NEEDS: Mapping[str, str] = {
+  'logits': 'logits',
+  'frame_logits': 'frame_logits',
+  'frame_gram': 'frames',
+  'batch_gram': 'frames',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +205,7 @@ def split_name(name: str) -> tuple[str, str]:
     ValueError: for an unknown kind, with the legal ones.
   """
   kind, _, layer = name.partition('@')
-  if kind not in kinds():
+  if kind not in (*kinds(), NUM_FRAMES):
     raise ValueError(
       f'target {name!r} is unknown: expected one of '
       f'{", ".join(kinds())}, alone or followed by @layer'

@@ -7,19 +7,44 @@ add a term, write its loss and its entry.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from iusp_jax.objectives import (
+  alignment,
   clusters,
   embeddings,
   losses,
+  similarity,
   soft_tags,
   targets,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Correspondence:
+  """How the outputs of a teacher from elsewhere lie beside a student's.
+
+  Attributes:
+    timings: of the frames of both; None: both cut the clip into equal parts.
+    known_tags: for each of the student's tags, whether the teacher has it;
+      empty: it has all.
+  """
+
+  timings: alignment.Timings | None = None
+  known_tags: tuple[bool, ...] = ()
+
+  def mask(self) -> np.ndarray | None:
+    """1 for the tags that the teacher has, float32 `[C]`; None: all."""
+    return np.array(self.known_tags, np.float32) if self.known_tags else None
+
+
+SAME = Correspondence()  # Of a teacher of this project.
 
 
 class Inputs(NamedTuple):
@@ -35,11 +60,15 @@ class Inputs(NamedTuple):
     mask_BC: 1 where the label is known.
     targets: the teacher's, by the names in `Term.targets`.
     frame_mask: gives, for a number of frames T, `[B, T]` that is 1 for frames
-      of the recording and 0 for padding.
+      of the recording and 0 for padding; and for where frames begin, as
+      fractions of the clip, where they are not equal parts of it.
     clip_seconds: how long a clip is, padding included.
     settings: values of `Term.settings`.
     params: the term's own parameters, see `Term.init`.
     axis_name: the mapped axis that the batch is spread over.
+    timings: of the frames of student and teacher, see `Correspondence`.
+    mask_C: 1 for the tags that the teacher has, whose logits are 0 for the
+      others; None: it has all.
   """
 
   logits_BC: jax.Array
@@ -49,11 +78,13 @@ class Inputs(NamedTuple):
   tags_BC: jax.Array
   mask_BC: jax.Array
   targets: Mapping[str, jax.Array]
-  frame_mask: Callable[[int], jax.Array]
+  frame_mask: Callable[..., jax.Array]
   clip_seconds: float
   settings: Mapping[str, float]
   params: Any
   axis_name: str
+  timings: alignment.Timings | None = None
+  mask_C: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +100,8 @@ class Term:
       global batch is the term's loss.
     weight: where to start looking for its weight, untuned.
     compares_clips: whether it needs the whole global batch at a time.
+    masks_tags: whether it leaves out tags that the teacher does not have, see
+      `Inputs.mask_C`; one that needs no tags has none to leave out.
     compares_similarities: whether plots about similarities show it.
     layers: inner layers of the student that it looks at; `targets.INNER` for
       all that a model has before its last frames.
@@ -86,6 +119,7 @@ class Term:
   per_clip: Callable[[Inputs], jax.Array]
   weight: float
   compares_clips: bool = False
+  masks_tags: bool = False
   compares_similarities: bool = False
   layers: tuple[str, ...] = ()
   settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -94,7 +128,7 @@ class Term:
 
 def _kd(x: Inputs) -> jax.Array:
   return losses.kd_per_clip(
-    x.logits_BC, x.targets['logits'], x.settings['temperature']
+    x.logits_BC, x.targets['logits'], x.settings['temperature'], x.mask_C
   )
 
 
@@ -104,11 +138,66 @@ def _sp(x: Inputs) -> jax.Array:
   )
 
 
+class Common(NamedTuple):
+  """What brings frames of student and teacher to common ones.
+
+  Attributes:
+    student: `[U, T_student]`, for `similarity.pool_frames`; None: nothing is to
+      do, or it is left to the loss to cut the clip into equal parts.
+    teacher: `[U, T_teacher]`, as for the student.
+    mask_BT: 1 for the common frames that count, `[B, U]`.
+  """
+
+  student: np.ndarray | None
+  teacher: np.ndarray | None
+  mask_BT: jax.Array
+
+
+def common_frames(x: Inputs, num_student: int, num_teacher: int) -> Common:
+  """How frames of student and teacher of the same time are found.
+
+  Args:
+    x: of the term.
+    num_student: frames of the student.
+    num_teacher: frames of the teacher.
+  """
+  aligned = x.timings and alignment.align(x.timings, num_student, num_teacher)
+  if not aligned:
+    mask_BT = x.frame_mask(min(num_student, num_teacher))
+    return Common(None, None, mask_BT * _given(x, num_teacher))
+  starts_T = aligned.starts_T / x.clip_seconds
+  mask_BT = x.frame_mask(len(starts_T), starts_T)
+  mask_BT = mask_BT * aligned.covered_T[None]
+  mask_BT = mask_BT * _given(x, num_teacher, aligned.teacher)
+  return Common(aligned.student, aligned.teacher, mask_BT)
+
+
 def _frames(x: Inputs) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The student's frames, the teacher's Gram matrices, the coarser's mask."""
+  """The student's frames, the teacher's Gram matrices, the coarser's mask.
+
+  Of a teacher with timings of its own both are at common frames already.
+  """
   student_BTD, teacher_BTT = x.frames['frames'], x.targets['frame_gram']
-  num_frames = min(student_BTD.shape[1], teacher_BTT.shape[1])
-  return student_BTD, teacher_BTT, x.frame_mask(num_frames)
+  common = common_frames(x, student_BTD.shape[1], teacher_BTT.shape[1])
+  if common.student is not None:
+    pool = functools.partial(similarity.pool_frames, pool_UT=common.student)
+    student_BTD = jax.vmap(pool)(student_BTD)
+  if common.teacher is not None:
+    pool = functools.partial(similarity.pool_gram, pool_UT=common.teacher)
+    teacher_BTT = jax.vmap(pool)(teacher_BTT)
+  return student_BTD, teacher_BTT, common.mask_BT
+
+
+def _given(x: Inputs, num_frames: int, pool_UT=None) -> jax.Array | float:
+  """1 for the common frames of which the teacher gave all, `[B, U]`."""
+  if targets.NUM_FRAMES not in x.targets:
+    return 1.0
+  count_B = x.targets[targets.NUM_FRAMES]
+  given_BT = jnp.arange(num_frames)[None] < count_B[:, None]
+  given_BT = given_BT.astype(jnp.float32)
+  if pool_UT is None:
+    return given_BT
+  return (given_BT @ pool_UT.T > 0.999).astype(jnp.float32)
 
 
 def _iusp(x: Inputs, centred: bool = False) -> jax.Array:
@@ -120,16 +209,23 @@ def _attention_transfer(x: Inputs) -> jax.Array:
 
 
 def _frame_logits(x: Inputs) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The student's, the teacher's, and the mask of the coarser's frames."""
+  """The student's, the teacher's, and the mask of the coarser's frames.
+
+  Of a teacher with timings of its own both are at common frames already.
+  """
   student_BTC, teacher_BTC = x.frame_logits_BTC, x.targets['frame_logits']
-  num_frames = min(student_BTC.shape[1], teacher_BTC.shape[1])
-  return student_BTC, teacher_BTC, x.frame_mask(num_frames)
+  common = common_frames(x, student_BTC.shape[1], teacher_BTC.shape[1])
+  if common.student is not None:
+    student_BTC = soft_tags.pool_logits(student_BTC, common.student)
+  if common.teacher is not None:
+    teacher_BTC = soft_tags.pool_logits(teacher_BTC, common.teacher)
+  return student_BTC, teacher_BTC, common.mask_BT
 
 
 def _frame_kd(x: Inputs) -> jax.Array:
   student_BTC, teacher_BTC, mask_BT = _frame_logits(x)
   return soft_tags.frame_kd_per_clip(
-    student_BTC, teacher_BTC, x.settings['temperature'], mask_BT
+    student_BTC, teacher_BTC, x.settings['temperature'], mask_BT, x.mask_C
   )
 
 
@@ -261,6 +357,7 @@ TERMS: dict[str, Term] = {
     marker='s',
     targets=('logits',),
     per_clip=_kd,
+    masks_tags=True,
     weight=1.0,
     settings={'temperature': 2.0},
   ),
@@ -306,6 +403,7 @@ TERMS: dict[str, Term] = {
     marker='v',
     targets=('frame_logits',),
     per_clip=_frame_kd,
+    masks_tags=True,
     weight=1.0,
     settings={'temperature': 1.0},
   ),

@@ -69,6 +69,7 @@ class Job:
     teacher: the frozen model, where it runs in every step; None where its
       outputs are stored, or there is none.
     target_shapes: of a clip's targets, for the parameters of terms.
+    beside: how a teacher from elsewhere lies beside the student.
   """
 
   name: str
@@ -80,6 +81,7 @@ class Job:
   target_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(
     default_factory=dict
   )
+  beside: terms.Correspondence = terms.SAME
 
   def settings(self) -> dict[str, Any]:
     """What differs between the jobs that one compiled step serves."""
@@ -99,6 +101,7 @@ class Job:
       self.recipe == other.recipe
       and self.dataset is other.dataset
       and self.teacher == other.teacher
+      and self.beside == other.beside
       and self.objective.without_weights() == other.objective.without_weights()
     )
 
@@ -110,7 +113,7 @@ def term_inputs(
   batch: Mapping[str, jax.Array],
   params: Any = None,
 ) -> terms.Inputs:
-  """What a term is computed from.
+  """What a term of a job is computed from.
 
   Args:
     job: that has the term.
@@ -119,7 +122,27 @@ def term_inputs(
     batch: as `sources.take` gives it.
     params: of the term.
   """
-  student, num_samples = job.student(), job.dataset.num_samples
+  return inputs_of(
+    job.student(),
+    job.dataset.num_samples,
+    job.beside,
+    output,
+    batch,
+    job.objective.settings[name],
+    params,
+  )
+
+
+def inputs_of(
+  student: tagger.Tagger,
+  num_samples: int,
+  beside: terms.Correspondence,
+  output: Any,
+  batch: Mapping[str, jax.Array],
+  settings: Mapping[str, float],
+  params: Any = None,
+) -> terms.Inputs:
+  """`term_inputs` of a student by itself."""
   return terms.Inputs(
     logits_BC=output.logits_BC,
     frame_logits_BTC=output.frame_logits_BTC,
@@ -136,9 +159,11 @@ def term_inputs(
       targets.frame_mask, batch['length'], num_samples
     ),
     clip_seconds=num_samples / student.frontend.sample_rate,
-    settings=job.objective.settings[name],
+    settings=settings,
     params=params,
     axis_name=devices.AXIS,
+    timings=beside.timings,
+    mask_C=beside.mask(),
   )
 
 
