@@ -7,9 +7,15 @@ import pytest
 from fakes import recipe
 
 from iusp_jax.models import tagger
-from iusp_jax.objectives import alignment, losses, similarity, targets, terms
+from iusp_jax.objectives import (
+  alignment,
+  losses,
+  similarity,
+  soft_tags,
+  targets,
+  terms,
+)
 from iusp_jax.objectives.alignment import Timing, Timings
-from iusp_jax.training import step
 
 STUDENT = Timing(0.08, 0.08, 0.04)  # 125 frames of a clip of 10 s.
 WIDE = Timing(0.32, 0.32, 0.16)  # 32 frames, the last one past the end.
@@ -35,12 +41,15 @@ def inputs(student_BTD, gram_BTT, timings=None, length=160_000, **more):
   length_B = jnp.full(len(student_BTD), length)
   return terms.Inputs(
     logits_BC=jnp.zeros((len(student_BTD), 1)),
+    frame_logits_BTC=student_BTD,
     frames={'frames': student_BTD},
+    inner=(),
+    clip_seconds=10.0,
     tags_BC=jnp.zeros((1, 1)),
     mask_BC=jnp.zeros((1, 1)),
     targets={'frame_gram': gram_BTT, **more},
-    frame_mask=lambda *of: step.frame_mask(length_B, 160_000, *of),
-    settings={},
+    frame_mask=lambda *of: targets.frame_mask(length_B, 160_000, *of),
+    settings={'temperature': 1.0},
     params=None,
     axis_name='data',
     timings=timings,
@@ -65,6 +74,40 @@ def test_same_sound_has_the_same_frames_by_time_and_not_by_index(
   # And the other way round: the finer model is the teacher.
   swapped = float(iusp(theirs, own, Timings(teacher, STUDENT))[0])
   np.testing.assert_allclose(swapped, by_time, 1e-3, 1e-9)
+
+
+def kl(teacher, student):
+  q, p = (1 / (1 + np.exp(-np.float64(x))) for x in (teacher, student))
+  return q * np.log(q / p) + (1 - q) * np.log((1 - q) / (1 - p))
+
+
+@pytest.mark.parametrize('finer', ['student', 'teacher'])
+def test_frame_kd_compares_mean_probabilities_of_the_same_time(finer):
+  """Tags as logits: the averages are of probabilities, not of logits."""
+  fine, coarse = frames_of(STUDENT, 125), frames_of(WIDE, 32)
+  pool = alignment.pooling_by_time(STUDENT, 125, WIDE, 32)
+  means_BTC = pool @ (1 / (1 + np.exp(-fine)))
+  pooled = np.log(means_BTC / (1 - means_BTC))
+  models = {'student': (fine, STUDENT), 'teacher': (coarse, WIDE)}
+  expected = kl(coarse, pooled)
+  if finer == 'teacher':
+    models = {'student': (coarse, WIDE), 'teacher': (fine, STUDENT)}
+    expected = kl(pooled, coarse)
+  (own, timing), (theirs, other) = models['student'], models['teacher']
+  x = inputs(
+    jnp.asarray(own), None, Timings(timing, other), frame_logits=theirs
+  )
+  found = terms.TERMS['frame_kd'].per_clip(x)
+  np.testing.assert_allclose(found, [expected.mean()], 1e-4, 1e-7)
+
+
+def test_frames_of_which_there_are_none_give_no_nan():
+  later = Timing(0.32, 0.32, 9.0)
+  pool = alignment.pooling_by_time(STUDENT, 125, later, 32)
+  assert (pool.sum(1) == 0).any()
+  x_BTC = jnp.asarray(frames_of(STUDENT, 125))
+  gradient = jax.grad(lambda x: soft_tags.pool_logits(x, pool).sum())(x_BTC)
+  assert np.isfinite(gradient).all()
 
 
 def reference(fine, num_fine, coarse, num_coarse):
@@ -129,7 +172,7 @@ def test_same_times_are_left_as_they_are_to_the_bit():
     assert alignment.align(timings, 125, 125) is None
     found = iusp(own, theirs, timings)
     np.testing.assert_array_equal(found, iusp(own, theirs))
-  mask_BT = step.frame_mask(jnp.full(2, 160_000), 160_000, 125)
+  mask_BT = targets.frame_mask(jnp.full(2, 160_000), 160_000, 125)
   gram_BTT = jax.vmap(similarity.gram)(theirs)
   np.testing.assert_array_equal(
     found, losses.iusp_per_clip(own, gram_BTT, mask_BT)

@@ -417,7 +417,7 @@ def test_term_whose_needs_are_missing_is_refused_with_those_that_can_be_used(
   contents = foreign_outputs.inspect(folder)
   check.check_outputs(contents, ['kd', 'sp', 'iusp'])
   with pytest.raises(ValueError, match='lack some of the data set') as error:
-    check.check_outputs(contents, ['iusp', 'kd'], tags=False)
+    check.check_outputs(contents, ['iusp', 'kd'], [False, False])
   usable = str(error.value).rpartition(': ')[2].split(', ')
   assert {'sp', 'iusp'} <= set(usable)
   assert 'kd' not in usable
@@ -426,6 +426,23 @@ def test_term_whose_needs_are_missing_is_refused_with_those_that_can_be_used(
     check.check_outputs(foreign_outputs.inspect(folder), ['kd', 'iusp'])
   assert "has the term 'iusp', but" in str(error.value)
   assert 'used with it: kd' in str(error.value)
+
+
+def test_term_that_leaves_out_no_tags_is_refused_where_some_are_missing(folder):
+  """The logits of the missing ones are 0, which means nothing."""
+  contents = foreign_outputs.inspect(folder)
+  check.check_outputs(contents, ['dist_tags', 'kd'])
+  check.check_outputs(contents, ['kd', 'iusp'], [True, False])
+  with pytest.raises(ValueError, match='some tags have none') as error:
+    check.check_outputs(contents, ['kd', 'dist_tags'], [True, False])
+  usable = str(error.value).rpartition(': ')[2].split(', ')
+  assert {'kd', 'iusp'} <= set(usable)
+
+
+def test_term_of_a_target_that_needs_a_model_is_refused(folder):
+  contents = foreign_outputs.inspect(folder)
+  with pytest.raises(ValueError, match='is made with a model, and'):
+    check.check_outputs(contents, ['vic'])
 
 
 # Order and times -------------------------------------------------------------

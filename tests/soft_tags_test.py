@@ -502,5 +502,23 @@ def test_shapes_that_do_not_fit_are_refused():
     soft_tags.frame_kd_loss(x_BTC, x_BTC[..., :2])
   with pytest.raises(ValueError, match=r'frame mask has shape \(2, 3\)'):
     soft_tags.frame_kd_loss(x_BTC, x_BTC, mask_BT=np.ones((2, 3)))
+  x_BC, narrow_BC = x_BTC[:, 0], x_BTC[:, 0, :1]
+  for loss in (
+    soft_tags.multilevel_kd_parts,
+    soft_tags.dist_tags_loss,
+    lambda s, r: soft_tags.emphasised_kd_loss(s, r, s),
+    lambda s, r: soft_tags.emphasised_kd_loss(s, s, r),
+    lambda s, r: soft_tags.clip_frame_kd_parts(s, x_BTC, r, x_BTC),
+  ):
+    with pytest.raises(ValueError, match=r'\(2, 3\), others .*\(2, 1\)'):
+      loss(x_BC, narrow_BC)
+  for temperature in (0, -1.0, float('nan')):
+    for x, loss in (
+      (x_BTC, soft_tags.frame_kd_loss),
+      (x_BC, soft_tags.multilevel_kd_parts),
+      (x_BC, soft_tags.dist_tags_loss),
+    ):
+      with pytest.raises(ValueError, match=r'temperature is .*more than 0'):
+        loss(x, x, temperature)
   with pytest.raises(ValueError, match='width is 0'):
     soft_tags.hard_frame_kd_loss(x_BTC, x_BTC, 0)

@@ -32,6 +32,21 @@ def soft_tags(logits: jax.Array, temperature: float = 1.0) -> SoftTags:
   return SoftTags(jax.nn.log_sigmoid(scaled), jax.nn.log_sigmoid(-scaled))
 
 
+def _check(
+  student: jax.Array, temperature: float = 1.0, **others: jax.Array
+) -> None:
+  """Raises ValueError unless all have the student's shape, and τ > 0."""
+  shapes = {name: x.shape for name, x in others.items()}
+  if any(shape != student.shape for shape in shapes.values()):
+    raise ValueError(
+      f'the student has logits of shape {student.shape}, others have {shapes}: '
+      'expected one for all'
+    )
+  # Within jit it may be a traced number, of which nothing is known.
+  if isinstance(temperature, int | float) and not temperature > 0:
+    raise ValueError(f'temperature is {temperature}: expected more than 0')
+
+
 def divergence(teacher: SoftTags, student: SoftTags) -> jax.Array:
   """`KL(q ‖ p)` of every tag."""
   on, off = jnp.exp(teacher.on), jnp.exp(teacher.off)
@@ -124,6 +139,7 @@ def frame_kd_per_clip(
   """See `frame_kd_loss`; one value a clip, `[B]`."""
   student_BTC, teacher_BTC = student_frame_logits_BTC, teacher_frame_logits_BTC
   mask_BT = _mask_of_coarser(student_BTC, teacher_BTC, mask_BT)
+  _check(student_BTC, temperature)
   student, teacher = (
     align_soft_tags(
       soft_tags(_of_recording(x, mask_BT), temperature), mask_BT.shape[1]
@@ -189,6 +205,7 @@ def kd_per_clip(
 
   `losses.kd_per_clip` less the teacher's entropy: the gradient is the same.
   """
+  _check(student_logits_BC, temperature, teacher=teacher_logits_BC)
   value_BC = divergence(
     soft_tags(teacher_logits_BC, temperature),
     soft_tags(student_logits_BC, temperature),
@@ -207,6 +224,13 @@ def emphasised_kd_per_clip(
   """See `emphasised_kd_loss`; one value a clip, `[B]`."""
   if mask_BC is None:
     mask_BC = jnp.ones(tags_BC.shape)
+  _check(
+    student_logits_BC,
+    temperature,
+    teacher=teacher_logits_BC,
+    tags=tags_BC,
+    mask=mask_BC,
+  )
   # An unknown tag may hold any number.
   absent_BC = jnp.where(mask_BC > 0, 1.0 - tags_BC.astype(jnp.float32), 0.0)
   weight_BC = 1.0 + (gamma - 1.0) * absent_BC
@@ -358,6 +382,7 @@ def clip_frame_kd_per_clip(
   """See `clip_frame_kd_parts`; one value a clip, `[B]`, of each part."""
   student_BTC, teacher_BTC = student_frame_logits_BTC, teacher_frame_logits_BTC
   mask_BT = _mask_of_coarser(student_BTC, teacher_BTC, mask_BT)
+  _check(student_logits_BC, teacher=teacher_logits_BC)
   none_B = jnp.sum(mask_BT, axis=1) == 0
   # A clip without a frame is computed as one that has them all, and left out.
   mask_BT = jnp.where(none_B[:, None], 1.0, mask_BT)
@@ -550,6 +575,7 @@ def dist_tags_parts(
   temperature: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
   """`dist_tags_loss`, and how many tags are left out."""
+  _check(student_logits_BC, temperature, teacher=teacher_logits_BC)
   student_BC, same_C = _standard(student_logits_BC, temperature)
   teacher_BC, same_too_C = _standard(teacher_logits_BC, temperature)
   left_out_C = same_C | same_too_C
