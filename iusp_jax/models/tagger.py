@@ -10,13 +10,17 @@ import jax
 import jax.numpy as jnp
 
 from iusp_jax import models
-from iusp_jax.audio import augment, frontend
+from iusp_jax.audio import augment, frontend, kaldi_mel
 from iusp_jax.models import cost
 from iusp_jax.models.layers import block_name, layer_frames
 
 Variables = Mapping[str, Any]
 
 LAST = 'frames'  # The name of the last frame embedding among the layers.
+_FRONTENDS = {
+  'log_mel': frontend.FrontendConfig,
+  'kaldi_mel': kaldi_mel.KaldiMelConfig,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +80,12 @@ def build(
   # Recipes of older runs do not have the field.
   dtype = recipe.get('training', {}).get('compute_dtype', 'float32')
   fields = {'dtype': dtype, **recipe['model']}
+  own = dict(recipe['frontend'])
+  kind = own.pop('kind', 'log_mel')  # Only those of pretrained models say it.
+  models.check_name('kind of front end', kind, _FRONTENDS)
   return Tagger(
     module=models.build(fields, num_tags, axis_name),
-    frontend=frontend.FrontendConfig(**recipe['frontend']),
+    frontend=_FRONTENDS[kind](**own),
     num_tags=num_tags,
   )
 
