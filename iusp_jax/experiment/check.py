@@ -20,12 +20,24 @@ def check(config: Mapping[str, Any]) -> None:
   fields.check(config)
   for part in ('student', 'teacher'):
     _check_recipe(config, part)
+  _check_pretrained(config['teacher'])
   objective = terms.Objective.from_config(config['objective'])
   check_teacher_layers(config, objective)
   if scenes := config['dataset']['builder'].get('train_scenes'):
     _check_batches(config, scenes, bool(objective.terms))
   else:
     teacher.check_scenes(config)
+
+
+def _check_pretrained(own: Mapping[str, Any]) -> None:
+  """Raises ValueError for fields that only a pretrained teacher has."""
+  for field, unset in (('weights', ''), ('head', 'probe')):
+    if own[field] != unset and not own['pretrained']:
+      raise ValueError(
+        f'config.teacher.{field} is {own[field]!r}, and '
+        "config.teacher.pretrained is '': expected the name of a model there, "
+        f'or {unset!r} here'
+      )
 
 
 def _check_recipe(config: Mapping[str, Any], part: str) -> None:
@@ -70,10 +82,7 @@ def check_teacher_layers(
   config: Mapping[str, Any], objective: terms.Objective
 ) -> None:
   """Raises ValueError where a target is of a layer that the teacher lacks."""
-  recipe, path = config['teacher'], config['teacher']['checkpoint']
-  if path:
-    recipe = teacher.checkpoint_metadata(path)
-  model = tagger.build(recipe, num_tags=1)
+  model = tagger.build(teacher.recipe_of(config), num_tags=1)
   tagger.check_layers(model, targets.layers(objective.targets))
 
 
@@ -95,7 +104,7 @@ def check_batches(
 
 def _check_batches(config, num_clips: int, distils: bool) -> None:
   clips = {'student': num_clips} if config['fit'] == 'student' else {}
-  if not config['teacher']['checkpoint']:
+  if not teacher.source(config):
     teacher.check_scenes(config)
     if config['fit'] == 'teacher' or distils:
       clips['teacher'] = config['teacher']['train_scenes'] or num_clips

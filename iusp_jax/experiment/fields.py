@@ -13,7 +13,7 @@ from typing import Any
 
 from iusp_jax import models
 from iusp_jax.data import datasets, teacher_outputs
-from iusp_jax.experiment import identity
+from iusp_jax.experiment import identity, pretrained
 from iusp_jax.objectives import terms
 from iusp_jax.training import finite
 from tfds_dcase import annotations
@@ -253,6 +253,9 @@ RANGES: dict[str, Range] = {
   **_objective(),
   **_recipe('teacher'),
   'teacher.checkpoint': Text("a run's workdir", 'to train a teacher'),
+  'teacher.pretrained': Choice(('', *pretrained.RELEASES)),
+  'teacher.weights': Text('a file', 'to download it'),
+  'teacher.head': Choice(pretrained.HEADS),
   'teacher.store': Choice(STORES),
   'teacher.train_scenes': whole(0, 10_000_000, "scenes (0: the student's)"),
   'teacher.seed': _SEED,

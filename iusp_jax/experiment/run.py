@@ -102,6 +102,7 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
         if processes.is_primary():
           record['difference'] = found
     if processes.is_primary():
+      _log_weak_teacher(record)
       shown = {'teacher': setup.teacher, **others}
       if not alone:
         shown['student'] = trained.load(workdir)
@@ -141,6 +142,20 @@ def _student(config, setup: Setup, workdir, extra) -> dict[str, Any]:
   if name == BASELINE:
     results.finish(workdir, record)
   return record
+
+
+def _log_weak_teacher(record: Mapping[str, Any]) -> None:
+  """Warns where the distilled student does better than its teacher."""
+  name, metric = 'validate', 'micro_auprc'
+  models = [record.get(of) for of in ('teacher', 'student')]
+  if all(models) and any(record.get('weights', {}).values()):
+    weak, own = (of['best'][name]['coarse'][metric] for of in models)
+    if weak is not None and own is not None and weak < own:
+      logs.log(
+        f'warning: the teacher is weaker than the student on {name} (micro-'
+        f'AUPRC {weak:.3f}, {own:.3f}): another teacher may help more, see '
+        'docs/howto/distil_from_a_pretrained_teacher.md'
+      )
 
 
 def _difference(setup: Setup, workdir, bootstrap: int) -> dict[str, Any]:

@@ -82,10 +82,9 @@ class Setup:
 
   def get_teacher(self, required: bool) -> trained.Trained | None:
     """Finds the teacher, or trains it where it is required and not there."""
-    named = self._config['teacher']['checkpoint']
-    recipe = self._config['teacher']
-    if named:
-      recipe = teacher.checkpoint_metadata(named)
+    own, source = self._config['teacher'], teacher.source(self._config)
+    named = own[source] if source else ''
+    recipe = teacher.recipe_of(self._config)
     logs.log(
       f'teacher: {describe_model(recipe, self.dataset)}'
       + (f', from {named}' if named else '')

@@ -8,17 +8,21 @@ fingerprint share one teacher, so that comparisons have the same.
 import contextlib
 import pathlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from iusp_jax.data import datasets, preparation
-from iusp_jax.experiment import feeds, identity
+from iusp_jax.experiment import feeds, identity, pretrained
 from iusp_jax.models import trained
+from iusp_jax.models.pretrained import audioset
 from iusp_jax.objectives import terms
 from iusp_jax.runtime import files, logs, processes, wall_time
 from iusp_jax.training import engine, step
 from iusp_jax.training.recipe import Recipe
 from tfds_dcase import sonyc_ust
+
+# Fields of `config.teacher` that name a teacher; without one it is trained.
+SOURCES = ('checkpoint', 'pretrained')
 
 
 def metadata(
@@ -73,6 +77,32 @@ def check_scenes(config: Mapping[str, Any]) -> None:
     )
 
 
+def source(config: Mapping[str, Any]) -> str:
+  """The field of `config.teacher` that names the teacher; '' where none does.
+
+  Raises:
+    ValueError: where several do, with their values.
+  """
+  own = config['teacher']
+  named = [field for field in SOURCES if own.get(field)]
+  if len(named) > 1:
+    values = ' and '.join(
+      f'config.teacher.{field} is {own[field]!r}' for field in named
+    )
+    raise ValueError(f'{values}: expected one teacher; leave out all but one')
+  return named[0] if named else ''
+
+
+def recipe_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+  """`model` and `frontend` of the teacher, and more where it is trained."""
+  own, named = config['teacher'], source(config)
+  if named == 'checkpoint':
+    return checkpoint_metadata(own['checkpoint'])
+  if named == 'pretrained':
+    return pretrained.recipe(own)
+  return own
+
+
 def check_overrides(config: Mapping[str, Any], asked: Iterable[str]) -> None:
   """Holds what is asked of the teacher against the checkpoint that is named.
 
@@ -81,8 +111,11 @@ def check_overrides(config: Mapping[str, Any], asked: Iterable[str]) -> None:
     asked: the fields that the command line sets, `teacher.model.width`.
 
   Raises:
-    ValueError: for a field that the checkpoint's model does not meet.
+    ValueError: for a field that the checkpoint's model does not meet, or that
+      a pretrained one does not have.
   """
+  if source(config) == 'pretrained':
+    pretrained.check_overrides(config['teacher'], asked)
   path = config['teacher']['checkpoint']
   if not path:
     return
@@ -115,23 +148,31 @@ def identified(config: Mapping[str, Any]) -> dict[str, Any]:
 
   In `teacher.checkpoint_model`, by which configs are compared: the same model
   in another place, or under another spelling of its path, is no other teacher.
+  Of `teacher.weights` so in `teacher.weights_sha256`.
 
   Raises:
-    ValueError: where the path holds no trained model.
+    ValueError: where the path holds no trained model, or there are no weights.
   """
-  own = dict(config['teacher'])
-  if path := own['checkpoint']:
+  own, named = dict(config['teacher']), source(config)
+  if named == 'checkpoint':
+    path = own['checkpoint']
     with _naming_checkpoint(path):
       found = trained.load(files.resolve(path))
     own['checkpoint_model'] = f'{found.fingerprint} {found.weights()}'
+  if named == 'pretrained':
+    own['weights_sha256'] = processes.by_primary(
+      lambda: pretrained.checksum(config)
+    )
   return {**config, 'teacher': own}
 
 
 def name(config: Mapping[str, Any]) -> str:
   """What the teacher of a config is made by, see `identity.teacher_name`."""
-  own = config['teacher']
-  if own['checkpoint']:
+  own, named = config['teacher'], source(config)
+  if named == 'checkpoint':
     own = checkpoint_metadata(own['checkpoint'])
+  if named == 'pretrained':
+    own = {**pretrained.made_from(own), 'train_scenes': own['train_scenes']}
   return identity.teacher_name(own)
 
 
@@ -197,8 +238,7 @@ def get_or_train(
     with _naming_checkpoint(path):
       return load(files.resolve(path), dataset)
   dataset = own_dataset(config, dataset)
-  recipe = Recipe.from_config(config['teacher'])
-  of = metadata(recipe.plain(), config['teacher']['seed'], dataset)
+  of, make = _asked(config, dataset)
   workdir = _cached(config, of)
   if _is_done(workdir):
     logs.log(f'teacher: found {of["fingerprint"]} in {workdir}')
@@ -209,7 +249,7 @@ def get_or_train(
   cache = f'config.cache_dir is {config["cache_dir"]}'
   with files.lock_for_all_processes(workdir, busy, name=cache):
     if not _is_done(workdir):
-      _train(recipe, of, dataset, workdir, config)
+      make(workdir)
   return _load_cached(workdir, dataset, of)
 
 
@@ -219,11 +259,22 @@ def find(
   """The config's teacher if it has been trained already, else None."""
   if config['teacher']['checkpoint']:
     return get_or_train(config, dataset)
-  recipe = Recipe.from_config(config['teacher']).plain()
-  own = own_dataset(config, dataset)
-  of = metadata(recipe, config['teacher']['seed'], own)
+  of, _ = _asked(config, own_dataset(config, dataset))
   done = _is_done(_cached(config, of))
   return get_or_train(config, dataset) if done else None
+
+
+def _asked(config, dataset) -> tuple[dict[str, Any], Callable]:
+  """What `model.json` will hold of a teacher, and what makes it in a folder."""
+  own = config['teacher']
+  if source(config) == 'pretrained':
+    mapping = audioset.map_tags(dataset.tags)
+    of = {**pretrained.made_from(own), 'tag_map': mapping}
+    of = model_metadata({**of, 'dataset': dataset.fingerprint()}, dataset)
+    return of, lambda folder: pretrained.make(config, of, dataset, folder)
+  recipe = Recipe.from_config(own)
+  of = metadata(recipe.plain(), own['seed'], dataset)
+  return of, lambda folder: _train(recipe, of, dataset, folder, config)
 
 
 def _cached(config, of) -> pathlib.Path:

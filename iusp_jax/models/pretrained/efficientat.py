@@ -19,7 +19,7 @@ Weights: https://github.com/fschmid56/EfficientAT, MIT licence, Copyright (c)
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -50,7 +50,6 @@ BLOCKS = (
   (5, 960, 160, True, True, 1),
   (5, 960, 160, True, True, 1),
 )
-FRAME_STRIDE = 32  # Log-mel frames from one frame embedding to the next.
 
 
 class _Convolution(nn.Module):
@@ -91,7 +90,14 @@ class EfficientAt(nn.Module):
     dtype: of the computation; parameters and outputs are float32.
     lowering: see `convolution`.
     axis_name: not used, as nothing is trained.
+    frame_hop_seconds: from the centre of a frame embedding to the next.
+    frame_span_seconds: that a frame stands for; it has seen more.
+    first_frame_seconds: the centre of the first one.
   """
+
+  frame_hop_seconds: ClassVar[float] = 0.32
+  frame_span_seconds: ClassVar[float] = 0.32
+  first_frame_seconds: ClassVar[float] = 0.0
 
   num_tags: int
   width_multiplier: float = 1.0
