@@ -1,7 +1,6 @@
 """PyTorch's files: read whole, and refused where they are anything else."""
 
 import collections
-import io
 import os
 import pickle
 import subprocess
@@ -9,74 +8,9 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import SHARED
+from torch_files import Call, Global, Storage, tensor, write
 
 from iusp_jax.models.pretrained import torch_file
-
-WEIGHTS = SHARED / 'teachers' / 'mn04_as' / 'mn04_as_mAP_432.pt'
-
-
-class Global:
-  """Pickled as a name of a module."""
-
-  def __init__(self, module, name):
-    self.module, self.name = module, name
-
-  def __reduce__(self):
-    raise AssertionError  # `Pickler` writes it.
-
-
-class Call:
-  """Pickled as a call of what a name stands for."""
-
-  def __init__(self, function, *args):
-    self.function, self.args = function, args
-
-
-class Pickler(pickle._Pickler):
-  """Writes what `torch.save` writes, and worse, without PyTorch."""
-
-  def save(self, obj, save_persistent_id=True):
-    if isinstance(obj, Global):
-      self.write(f'c{obj.module}\n{obj.name}\n'.encode())
-    elif isinstance(obj, Call):
-      self.save(obj.function)
-      self.save(obj.args)
-      self.write(pickle.REDUCE)
-    else:
-      super().save(obj, save_persistent_id)
-
-  def persistent_id(self, obj):
-    return obj.pid if isinstance(obj, Storage) else None
-
-
-class Storage:
-  def __init__(self, key, length, kind='FloatStorage'):
-    self.pid = 'storage', Global('torch', kind), key, 'cpu', length
-
-
-def tensor(storage, sizes, strides, offset=0):
-  return Call(
-    Global('torch._utils', '_rebuild_tensor_v2'),
-    *(storage, offset, sizes, strides, False),
-    Call(Global('collections', 'OrderedDict')),
-  )
-
-
-def pickled(obj):
-  file = io.BytesIO()
-  Pickler(file, protocol=2).dump(obj)
-  return file.getvalue()
-
-
-def write(path, obj, storages=(), compression=zipfile.ZIP_STORED):
-  """A file of a pickled object and float32 storages."""
-  with zipfile.ZipFile(path, 'w', compression) as archive:
-    archive.writestr('archive/data.pkl', pickled(obj))
-    for key, values in enumerate(storages):
-      data = np.asarray(values, '<f4').tobytes()
-      archive.writestr(f'archive/data/{key}', data)
-  return path
 
 
 def refused(path, **limits):
@@ -249,10 +183,8 @@ def test_what_is_no_dict_of_tensors_is_refused(tmp_path):
   assert 'has 0 members <name>/data.pkl' in refused(path)
 
 
-def test_published_file_has_the_published_number_of_parameters():
-  if not WEIGHTS.is_file():
-    pytest.skip(f'the weights of mn04_as are not at {WEIGHTS}')
-  found = torch_file.read(WEIGHTS)
+def test_published_file_has_the_published_number_of_parameters(mn04_file):
+  found = torch_file.read(mn04_file)
   statistics = 'running_mean', 'running_var', 'num_batches_tracked'
   trained = [x for name, x in found.items() if not name.endswith(statistics)]
   assert sum(x.size for x in trained) == 983_599

@@ -201,8 +201,7 @@ def _check_matched(unmatched) -> None:
 
 
 def _log_fit(dataset, unmatched, rows) -> None:
-  best = min(rows[1:], key=lambda row: row['validate/loss'])
-  metric = evaluate.selection_metric(dataset)
+  best, metric = _best(dataset, rows), evaluate.selection_metric(dataset)
   if unmatched:
     logs.log(
       f'teacher: no AudioSet class is known for {", ".join(unmatched)}: the '
@@ -216,7 +215,7 @@ def _log_fit(dataset, unmatched, rows) -> None:
 
 
 def _fit(model, variables, dataset) -> tuple[probe.Probe, list[dict]]:
-  """The probe whose loss on validate is the least.
+  """The probe that is best on validate.
 
   Also rows for metrics.jsonl: of the model without a probe, then of all probes.
   """
@@ -239,8 +238,16 @@ def _fit(model, variables, dataset) -> tuple[probe.Probe, list[dict]]:
         **_score(dataset, 'validate', each.logits(validate.features_NP)),
       }
     )
-  best = min(rows[1:], key=lambda row: row['validate/loss'])
-  return probes[best['step'] - 1], rows
+  return probes[_best(dataset, rows)['step'] - 1], rows
+
+
+def _best(dataset, rows) -> dict[str, Any]:
+  """The row of the best probe, by the score that chooses an epoch of a run."""
+  metric = evaluate.selection_metric(dataset)
+  return max(
+    rows[1:],
+    key=lambda row: (np.nan_to_num(row[metric], nan=-1), -row['validate/loss']),
+  )
 
 
 def _labelled(model, variables, split: datasets.Split) -> probe.Labelled:
