@@ -79,7 +79,7 @@ class Choice:
     return isinstance(value, str) and value in self.legal
 
   def __str__(self) -> str:
-    return f'one of {", ".join(self.legal)}'
+    return f'one of {", ".join(name or repr(name) for name in self.legal)}'
 
 
 @dataclasses.dataclass(frozen=True)
