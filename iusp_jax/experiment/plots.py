@@ -1,9 +1,11 @@
 """The plots of a run, from its models and results."""
 
+import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from iusp_jax.data import datasets
@@ -94,7 +96,7 @@ def similarity_panels(
     frames, log_mel = {}, np.zeros((0, 0))
     for name, found in shown.items():
       mel_BTF = tagger.log_mel(found.model, wave_BS)
-      output = tagger.apply(found.model, found.variables, mel_BTF)
+      output = _compile(found.model)(found.variables, mel_BTF)
       frames[name] = output.frames_BTD[0]
       if mel_BTF.shape[2] > log_mel.shape[1]:  # The finest one.
         log_mel = np.asarray(mel_BTF[0])
@@ -109,6 +111,14 @@ def similarity_panels(
       )
     )
   return panels
+
+
+@functools.cache
+def _compile(model: tagger.Tagger) -> Callable:
+  """`tagger.apply`: one by one, a deep model's operations take 20 s."""
+  return jax.jit(
+    lambda variables, mel_BTF: tagger.apply(model, variables, mel_BTF)
+  )
 
 
 def similarity_matrices(frames) -> dict[str, np.ndarray]:
