@@ -53,6 +53,8 @@ EMPTY_IS_LEGAL = {
   'compare_with',
   'dataset.manual_dir',
   'teacher.checkpoint',
+  'teacher.pretrained',
+  'teacher.weights',
   'tuned_with',
 }
 

@@ -138,7 +138,7 @@ def teacher_name(of: Mapping[str, Any]) -> str:
     A fingerprint of the recipe, `/`, and scenes where they are known.
   """
   names = ('model', 'frontend', 'training', 'augment', 'seed')
-  if 'pretrained' in of:
+  if of.get('pretrained'):
     names = ('pretrained', 'weights_sha256', 'head')
   recipe = fingerprint({name: of[name] for name in names})
   return f'{recipe}/{of.get("train_scenes", "")}'

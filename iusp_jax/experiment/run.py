@@ -147,8 +147,8 @@ def _student(config, setup: Setup, workdir, extra) -> dict[str, Any]:
 def _log_weak_teacher(record: Mapping[str, Any]) -> None:
   """Warns where the distilled student does better than its teacher."""
   name, metric = 'validate', 'micro_auprc'
-  models = [record.get(of) for of in ('teacher', 'student')]
-  if all(models) and any(record.get('weights', {}).values()):
+  models = [record[of] for of in ('teacher', 'student') if record.get(of)]
+  if len(models) == 2 and any(record.get('weights', {}).values()):
     weak, own = (of['best'][name]['coarse'][metric] for of in models)
     if weak is not None and own is not None and weak < own:
       logs.log(
