@@ -126,6 +126,15 @@ def test_other_weights_or_head_are_another_teacher(tmp_path, weights, fake):
   assert teacher.name(config) != teacher.name(config_of(tmp_path, other))
 
 
+def test_configs_of_older_runs_have_the_same_teacher():
+  config = identity.plain(base.get_config('smoke'))
+  older = {**config, 'teacher': dict(config['teacher'])}
+  for field in ('pretrained', 'weights', 'head'):
+    del older['teacher'][field]
+  assert identity.of_teacher(older) == identity.of_teacher(config)
+  assert teacher.name(older) == teacher.name(config)
+
+
 def test_weights_of_another_width_are_refused(tmp_path, weights, fake):
   config = config_of(tmp_path, weights, pretrained='mn02_as')
   with pytest.raises(ValueError, match='file of another config'):
