@@ -25,7 +25,7 @@ import numpy as np
 from iusp_jax.data import datasets
 from iusp_jax.models import tagger, trained
 from iusp_jax.models.pretrained import audioset, efficientat, torch_file
-from iusp_jax.runtime import devices, files, logs, processes
+from iusp_jax.runtime import devices, files, logs, preemption, processes
 from iusp_jax.training import evaluate, probe
 from tfds_dcase import audio, download
 
@@ -268,8 +268,10 @@ def _map(model, variables, split, of_output) -> np.ndarray:
   layout = devices.Layout(1)
   stacked = jax.tree.map(lambda x: np.asarray(x)[None], variables)
   clips = evaluate.Clips(split)
+  # Other processes would wait for one that stops by itself.
+  check = preemption.check if jax.process_count() == 1 else lambda: None
   return evaluate.map_clips(
-    model, layout.put(stacked), clips, layout, of_output
+    model, layout.put(stacked), clips, layout, of_output, check
   )[0]
 
 

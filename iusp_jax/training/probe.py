@@ -54,7 +54,7 @@ def fit(train: Labelled) -> list[Probe]:
   )
   standard = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), standard)
   count = train.tags_NC.shape[1]
-  own = Probe(jnp.zeros((len(mean_P), count)), jnp.zeros(count))
+  own = Probe(*(np.zeros(n, 'f4') for n in ((len(mean_P), count), count)))
   found = []
   for penalty in PENALTIES:  # Each begins where the last one ended.
     preemption.check()
@@ -101,7 +101,8 @@ def _minimise(start: Probe, clips: Labelled, penalty) -> Probe:
     updates, state = solver.update(
       gradient, state, own, value=value, grad=gradient, value_fn=objective
     )
-    return optax.apply_updates(own, updates), state
+    own = jax.tree.map(jnp.add, own, updates)
+    return own, state
 
   def goes_on(carry):
     count = optax.tree.get(carry[1], 'count')

@@ -5,7 +5,7 @@ says which tensor is which part of which storage, and `<name>/data/<key>`, the
 storages' numbers. A pickle may ask for any function of any module to be called;
 this one gets the few names below and an error for every other.
 
-Reference: https://docs.pytorch.org/docs/stable/notes/serialization.html
+Reference: https://github.com/pytorch/pytorch/blob/main/torch/serialization.py
 """
 
 import collections
