@@ -225,6 +225,9 @@ def teacher(dataset_name: str) -> Config:
   config.checkpoint = ''  # A run's workdir to take the teacher from instead.
   config.outputs = ''  # A folder of outputs that were computed elsewhere.
   config.tag_map = ''  # JSON from the data set's tags to those of `outputs`.
+  config.pretrained = ''  # Or 'mn04_as' and so on, that others trained.
+  config.weights = ''  # File of a pretrained teacher; '': downloads it.
+  config.head = 'probe'  # Of a pretrained teacher: 'probe' or 'zero_shot'.
   # Outputs are computed once and stored where nothing random changes them:
   config.store = 'auto'  # 'auto', 'off', 'float32' or 'float16' (half size).
   config.train_scenes = 0  # To mix for the teacher; 0: the student's.

@@ -167,6 +167,15 @@ def esc10_dir():
 
 
 @pytest.fixture(scope='session')
+def mn04_file():
+  """The weights of mn04_as, where this checkout has them beside it."""
+  path = SHARED / 'teachers' / 'mn04_as' / 'mn04_as_mAP_432.pt'
+  if not path.is_file():
+    pytest.skip(f'the weights of mn04_as are not at {path}')
+  return path
+
+
+@pytest.fixture(scope='session')
 def sonyc_dir():
   """The real SONYC-UST annotations.csv and taxonomy, without recordings."""
   path = SHARED / 'sonyc_ust'

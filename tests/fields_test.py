@@ -61,6 +61,8 @@ EMPTY_IS_LEGAL = {
   'teacher.checkpoint',
   'teacher.outputs',
   'teacher.tag_map',
+  'teacher.pretrained',
+  'teacher.weights',
   'tuned_with',
 }
 

@@ -16,6 +16,7 @@ vggish/mel_features.py
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +92,32 @@ class FrontendConfig:
   def _error(self, name: str, expected: str) -> 'FrontendError':
     return FrontendError(name, f'is {getattr(self, name)}: {expected}')
 
+  def frames_of(self, num_samples: int) -> int:
+    """Number of frames of a sound; see `num_frames`."""
+    if num_samples < self.window_samples:
+      raise ValueError(
+        f'The sound has {num_samples} samples, but one frame needs '
+        f'{self.window_samples} ({self.window_seconds} s at {self.sample_rate} '
+        'Hz); pad it with zeros or choose a shorter window_seconds.'
+      )
+    return 1 + (num_samples - self.window_samples) // self.hop_samples
+
+  def transform(self, num_samples: int, full_scale: float) -> Callable:
+    """The function from a wave [S] to its log-mel [T, F]; see `log_mel`."""
+    count, length = self.frames_of(num_samples), self.window_samples
+    # Frames of the FFT's length; zeros of the window hide what is too much.
+    hann = np.pad(window(self) / full_scale, (0, self.fft_length - length))
+    weights = jnp.asarray(mel_matrix(self), jnp.float32)
+
+    def of_wave(wave_S):
+      frames_TS = frame(wave_S, count, self.fft_length, self.hop_samples)
+      frames_TS = frames_TS.astype(jnp.float32) * hann[None].astype(np.float32)
+      spectrum = jnp.abs(jnp.fft.rfft(frames_TS))
+      mel_TF = jnp.matmul(spectrum, weights, precision='highest')
+      return jnp.log(mel_TF + self.log_offset)
+
+    return of_wave
+
   @property
   def window_samples(self) -> int:
     """Samples that one frame covers."""
@@ -113,13 +140,7 @@ def num_frames(num_samples: int, cfg: FrontendConfig) -> int:
   Raises:
     ValueError: where the sound is shorter than one window.
   """
-  if num_samples < cfg.window_samples:
-    raise ValueError(
-      f'The sound has {num_samples} samples, but one frame needs '
-      f'{cfg.window_samples} ({cfg.window_seconds} s at {cfg.sample_rate} '
-      'Hz); pad it with zeros or choose a shorter window_seconds.'
-    )
-  return 1 + (num_samples - cfg.window_samples) // cfg.hop_samples
+  return cfg.frames_of(num_samples)
 
 
 def hertz_to_mel(hertz):
@@ -135,16 +156,23 @@ def mel_matrix(cfg: FrontendConfig) -> np.ndarray:
   constant component of the sound has no weight. Read-only float64.
   """
   bins = np.linspace(0.0, cfg.sample_rate / 2, cfg.fft_length // 2 + 1)
-  bins_mel = hertz_to_mel(bins)[:, None]
-  low, high = hertz_to_mel((cfg.min_hertz, cfg.max_hertz))
-  edges = np.linspace(low, high, cfg.num_mel_bands + 2)[None]
-  lower, centre, upper = edges[:, :-2], edges[:, 1:-1], edges[:, 2:]
-  rise = (bins_mel - lower) / (centre - lower)
-  fall = (upper - bins_mel) / (upper - centre)
-  weights = np.maximum(0.0, np.minimum(rise, fall))
+  weights = triangles(bins, cfg.min_hertz, cfg.max_hertz, cfg.num_mel_bands)
   weights[0] = 0.0
   weights.flags.writeable = False
   return weights
+
+
+def triangles(
+  bins: np.ndarray, min_hertz: float, max_hertz: float, num_bands: int
+) -> np.ndarray:
+  """Weights [len(bins), num_bands] of frequencies in hertz; see above."""
+  bins_mel = hertz_to_mel(bins)[:, None]
+  low, high = hertz_to_mel((min_hertz, max_hertz))
+  edges = np.linspace(low, high, num_bands + 2)[None]
+  lower, centre, upper = edges[:, :-2], edges[:, 1:-1], edges[:, 2:]
+  rise = (bins_mel - lower) / (centre - lower)
+  fall = (upper - bins_mel) / (upper - centre)
+  return np.maximum(0.0, np.minimum(rise, fall))
 
 
 def window(cfg: FrontendConfig) -> np.ndarray:
@@ -196,18 +224,7 @@ def log_mel(wave_BS: jax.Array, cfg: FrontendConfig) -> jax.Array:
       f'wave_BS has dtype {wave_BS.dtype}; expected int16, or float in [-1, 1].'
     )
   batch, samples = wave_BS.shape
-  count, length = num_frames(samples, cfg), cfg.window_samples
-  # Frames of the FFT's length; zeros of the window hide what is too much.
-  hann = np.pad(window(cfg) / full_scale, (0, cfg.fft_length - length))
-  weights = jnp.asarray(mel_matrix(cfg), jnp.float32)
-
-  def one(wave_S):
-    frames_TS = frame(wave_S, count, cfg.fft_length, cfg.hop_samples)
-    frames_TS = frames_TS.astype(jnp.float32) * hann[None].astype(np.float32)
-    spectrum = jnp.abs(jnp.fft.rfft(frames_TS))
-    mel_TF = jnp.matmul(spectrum, weights, precision='highest')
-    return jnp.log(mel_TF + cfg.log_offset)
-
+  one = cfg.transform(samples, full_scale)
   # A clip fits into the CPU's cache, a batch does not: three times as fast.
   # (An exported model has one clip or an unknown number: no loop there.)
   in_turn = jax.default_backend() == 'cpu' and isinstance(batch, int)

@@ -41,7 +41,7 @@ from iusp_jax.deploy import (
   stream,
   tagging,
 )
-from iusp_jax.models import tagger
+from iusp_jax.models import tagger, trained
 from iusp_jax.runtime import files, logs
 from iusp_jax.scoring import calibration
 
@@ -105,6 +105,7 @@ def run(checkpoint: str, output: str, max_int8_loss: float = 0.01) -> None:
   target = pathlib.Path(files.resolve(output))
   _check_target(target)
   loaded = tagging.load(checkpoint)
+  _check_frontend(loaded.trained)
   own = functions.Functions.of(loaded)
   logs.log('export: collects clips to compare on')
   found = examples.find(loaded, own)
@@ -127,6 +128,15 @@ def run(checkpoint: str, output: str, max_int8_loss: float = 0.01) -> None:
   for record in given.refused:
     logs.log(f'not written: {record["file"]}: {record["reason"]}')
   logs.log(f'Export: {target}')
+
+
+def _check_frontend(of: trained.Trained) -> None:
+  kind = of.metadata['frontend'].get('kind', 'log_mel')
+  if kind != 'log_mel':
+    raise ValueError(
+      f'{of.workdir} is a teacher that others trained, whose front end, '
+      f'{kind}, is not exported: expected the workdir of a student'
+    )
 
 
 def _check_target(target: pathlib.Path) -> None:

@@ -27,6 +27,7 @@ def check(config: Mapping[str, Any]) -> None:
       f'config.teacher.tag_map is {config["teacher"]["tag_map"]!r}, and '
       "config.teacher.outputs is '': expected both or neither"
     )
+  _check_pretrained(config['teacher'])
   objective = terms.Objective.from_config(config['objective'])
   check_teacher_layers(config, objective)
   if scenes := config['dataset']['builder'].get('train_scenes'):
@@ -62,6 +63,17 @@ def _check_foreign(config: Mapping[str, Any]) -> None:
       f'{place}: these are of the clips as they are, and an augmented clip is '
       f'another one; expected config.student.augment.{field} = 0'
     )
+
+
+def _check_pretrained(own: Mapping[str, Any]) -> None:
+  """Raises ValueError for fields that only a pretrained teacher has."""
+  for field, unset in (('weights', ''), ('head', 'probe')):
+    if own[field] != unset and not own['pretrained']:
+      raise ValueError(
+        f'config.teacher.{field} is {own[field]!r}, and '
+        "config.teacher.pretrained is '': expected the name of a model there, "
+        f'or {unset!r} here'
+      )
 
 
 def _check_recipe(config: Mapping[str, Any], part: str) -> None:
@@ -114,10 +126,7 @@ def check_teacher_layers(
   if teacher.source(config) == 'outputs':
     check_outputs(teacher.contents(config), objective.terms)
     return
-  recipe, path = config['teacher'], config['teacher']['checkpoint']
-  if path:
-    recipe = teacher.checkpoint_metadata(path)
-  model = tagger.build(recipe, num_tags=1)
+  model = tagger.build(teacher.recipe_of(config), num_tags=1)
   tagger.check_layers(model, targets.layers(objective.targets))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from iusp_jax import models
 from iusp_jax.data import datasets, teacher_outputs
-from iusp_jax.experiment import identity
+from iusp_jax.experiment import identity, pretrained
 from iusp_jax.objectives import terms
 from iusp_jax.training import finite
 from tfds_dcase import annotations
@@ -79,7 +79,7 @@ class Choice:
     return isinstance(value, str) and value in self.legal
 
   def __str__(self) -> str:
-    return f'one of {", ".join(self.legal)}'
+    return f'one of {", ".join(name or repr(name) for name in self.legal)}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,6 +256,9 @@ RANGES: dict[str, Range] = {
   'teacher.checkpoint': Text("a run's workdir", 'to train a teacher'),
   'teacher.outputs': Text("a folder of a teacher's outputs", 'for none'),
   'teacher.tag_map': Text('a JSON file', 'where tags have the same names'),
+  'teacher.pretrained': Choice(('', *pretrained.RELEASES)),
+  'teacher.weights': Text('a file', 'to download it'),
+  'teacher.head': Choice(pretrained.HEADS),
   'teacher.store': Choice(STORES),
   'teacher.train_scenes': whole(0, 10_000_000, "scenes (0: the student's)"),
   'teacher.seed': _SEED,

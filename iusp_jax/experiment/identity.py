@@ -113,8 +113,13 @@ def of_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
     # Of a config that `teacher.identified` has not seen: as it is spelled.
     model = own.get('checkpoint_model', own['checkpoint'])
     return stored | {'checkpoint': model}
-  if outputs := own.get('outputs'):  # Configs of older runs have no such field.
+  # Configs of older runs lack the fields of what they did not have.
+  if outputs := own.get('outputs'):
     return stored | {'outputs': own.get('outputs_content', outputs)}
+  if own.get('pretrained'):
+    weights = own.get('weights_sha256', own['weights'])
+    named = {k: own[k] for k in ('pretrained', 'head', 'train_scenes')}
+    return stored | named | {'weights': weights}
   recipe = {k: own[k] for k in ('model', 'frontend', 'training', 'augment')}
   return (
     stored
@@ -137,6 +142,8 @@ def teacher_name(of: Mapping[str, Any]) -> str:
     A fingerprint of the recipe, `/`, and scenes where they are known.
   """
   names = ('model', 'frontend', 'training', 'augment', 'seed')
+  if of.get('pretrained'):
+    names = ('pretrained', 'weights_sha256', 'head')
   recipe = fingerprint({name: of[name] for name in names})
   return f'{recipe}/{of.get("train_scenes", "")}'
 

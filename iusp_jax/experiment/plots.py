@@ -1,10 +1,12 @@
 """The plots of a run, from its models and results."""
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from iusp_jax.data import datasets
@@ -142,15 +144,16 @@ def similarity_panels(
     example = split.source[int(k)]
     wave_BS = example['audio'][None]
     frames, log_mel = {}, np.zeros((0, 0))
-    grams, timings = {}, {}
+    grams, timings, by_time = {}, {}, False
     for name, found in shown.items():
       if isinstance(found, StoredFrames):
         grams[name] = np.asarray(found.gram_NTT[k], np.float32)
         timings[name] = found.timing
         continue
+      by_time |= tagger.given_timing(found.model) is not None
       timings[name] = tagger.frame_timing(found.model)
       mel_BTF = tagger.log_mel(found.model, wave_BS)
-      output = tagger.apply(found.model, found.variables, mel_BTF)
+      output = _compile(found.model)(found.variables, mel_BTF)
       frames[name] = output.frames_BTD[0]
       if mel_BTF.shape[2] > log_mel.shape[1]:  # The finest one.
         log_mel = np.asarray(mel_BTF[0])
@@ -163,7 +166,7 @@ def similarity_panels(
         seconds=wave_BS.shape[1] / datasets.SAMPLE_RATE,
         similarity=(
           aligned_matrices(frames, grams, timings)
-          if grams
+          if grams or by_time
           else similarity_matrices(frames)
         ),
       )
@@ -194,6 +197,14 @@ def aligned_matrices(frames, grams, timings) -> dict[str, np.ndarray]:
       gram_TT = similarity.pool_gram(gram_TT, pool_UT)
     matrices[name] = np.asarray(similarity.normalise_rows(gram_TT))
   return matrices
+
+
+@functools.cache
+def _compile(model: tagger.Tagger) -> Callable:
+  """`tagger.apply`: one by one, a deep model's operations take 20 s."""
+  return jax.jit(
+    lambda variables, mel_BTF: tagger.apply(model, variables, mel_BTF)
+  )
 
 
 def similarity_matrices(frames) -> dict[str, np.ndarray]:

@@ -110,6 +110,7 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
           record['difference'] = found
     of_teacher = plots.teacher_shown(setup)
     if processes.is_primary():
+      _log_weak_teacher(record)
       shown = {**of_teacher, **others}
       if not alone:
         shown['student'] = trained.load(workdir)
@@ -149,6 +150,20 @@ def _student(config, setup: Setup, workdir, extra) -> dict[str, Any]:
   if name == BASELINE:
     results.finish(workdir, record)
   return record
+
+
+def _log_weak_teacher(record: Mapping[str, Any]) -> None:
+  """Warns where the distilled student does better than its teacher."""
+  name, metric = 'validate', 'micro_auprc'
+  models = [record[of] for of in ('teacher', 'student') if record.get(of)]
+  if len(models) == 2 and any(record.get('weights', {}).values()):
+    weak, own = (of['best'][name]['coarse'][metric] for of in models)
+    if weak is not None and own is not None and weak < own:
+      logs.log(
+        f'warning: the teacher is weaker than the student on {name} (micro-'
+        f'AUPRC {weak:.3f}, {own:.3f}): another teacher may help more, see '
+        'docs/howto/distil_from_a_pretrained_teacher.md'
+      )
 
 
 def _difference(setup: Setup, workdir, bootstrap: int) -> dict[str, Any]:

@@ -96,11 +96,10 @@ class Setup:
 
   def get_teacher(self, required: bool) -> teacher_outputs.Teacher | None:
     """Finds the teacher, or trains it where it is required and not there."""
-    recipe, source = self._config['teacher'], teacher.source(self._config)
-    named = recipe[source] if source else ''
-    if source == 'checkpoint':
-      recipe = teacher.checkpoint_metadata(named)
+    own, source = self._config['teacher'], teacher.source(self._config)
+    named = own[source] if source else ''
     if source != 'outputs':
+      recipe = teacher.recipe_of(self._config)
       logs.log(
         f'teacher: {describe_model(recipe, self.dataset)}'
         + (f', from {named}' if named else '')
@@ -155,14 +154,20 @@ class Setup:
 
   def beside(self, recipe: Recipe) -> terms.Correspondence:
     """How the teacher's outputs lie beside those of a student."""
-    if not self.foreign:
-      return terms.SAME
-    timings, theirs = None, self.foreign.contents.timing
+    timings, theirs = None, self.teacher_timing()
+    known_tags = self.foreign.known_tags if self.foreign else ()
     if theirs is not None:
       model = tagger.build(recipe.plain(), len(self.dataset.tags))
       timings = alignment.Timings(tagger.frame_timing(model), theirs)
-    known = self.foreign.known_tags
-    return terms.Correspondence(timings, () if all(known) else known)
+    return terms.Correspondence(timings, () if all(known_tags) else known_tags)
+
+  def teacher_timing(self) -> alignment.Timing | None:
+    """Of the teacher's frames, where they are not equal parts of a clip."""
+    if self.foreign:
+      return self.foreign.contents.timing
+    if isinstance(self.teacher, trained.Trained):
+      return tagger.given_timing(self.teacher.model)
+    return None
 
   def stores(self) -> bool:
     """Whether outputs of the teacher may be stored at all."""
@@ -288,9 +293,9 @@ def repetitiveness(setup: Setup) -> dict[str, float | None]:
   split = setup.dataset.splits['train']
   outputs = setup.outputs('train', ['frame_gram'])
   stored, starts_T = outputs['frame_gram'], None
-  if own and own.contents.timing:
+  if timing := setup.teacher_timing():
     seconds = setup.dataset.num_samples / datasets.SAMPLE_RATE
-    starts_T = own.contents.timing.edges(stored.shape[1])[0] / seconds
+    starts_T = timing.edges(stored.shape[1])[0] / seconds
   length_N = np.array(
     [split.source[k]['num_samples'] for k in range(len(split))]
   )

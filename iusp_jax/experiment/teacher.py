@@ -8,7 +8,7 @@ fingerprint share one teacher, so that comparisons have the same.
 import contextlib
 import pathlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from iusp_jax.data import (
@@ -17,8 +17,9 @@ from iusp_jax.data import (
   preparation,
   teacher_outputs,
 )
-from iusp_jax.experiment import feeds, identity
+from iusp_jax.experiment import feeds, identity, pretrained
 from iusp_jax.models import trained
+from iusp_jax.models.pretrained import audioset
 from iusp_jax.objectives import terms
 from iusp_jax.runtime import files, logs, processes, wall_time
 from iusp_jax.training import engine, step
@@ -26,7 +27,7 @@ from iusp_jax.training.recipe import Recipe
 from tfds_dcase import sonyc_ust
 
 # Fields of `config.teacher` that name a teacher; without one it is trained.
-SOURCES = ('checkpoint', 'outputs')
+SOURCES = ('checkpoint', 'outputs', 'pretrained')
 
 
 def metadata(
@@ -97,6 +98,16 @@ def source(config: Mapping[str, Any]) -> str:
   return named[0] if named else ''
 
 
+def recipe_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+  """`model` and `frontend` of the teacher, and more where it is trained."""
+  own, named = config['teacher'], source(config)
+  if named == 'checkpoint':
+    return checkpoint_metadata(own['checkpoint'])
+  if named == 'pretrained':
+    return pretrained.recipe(own)
+  return own
+
+
 def check_overrides(config: Mapping[str, Any], asked: Iterable[str]) -> None:
   """Holds what is asked of the teacher against the checkpoint that is named.
 
@@ -110,6 +121,8 @@ def check_overrides(config: Mapping[str, Any], asked: Iterable[str]) -> None:
   """
   if source(config) == 'outputs':
     _check_no_recipe(config['teacher']['outputs'], asked)
+  if source(config) == 'pretrained':
+    pretrained.check_overrides(config['teacher'], asked)
   path = config['teacher']['checkpoint']
   if not path:
     return
@@ -152,13 +165,14 @@ def identified(config: Mapping[str, Any]) -> dict[str, Any]:
 
   In `teacher.checkpoint_model`, by which configs are compared: the same model
   in another place, or under another spelling of its path, is no other teacher.
-  Of `teacher.outputs` and `teacher.tag_map` so in `teacher.outputs_content`.
+  Of `teacher.outputs` and `teacher.tag_map` so in `teacher.outputs_content`,
+  of `teacher.weights` in `teacher.weights_sha256`.
 
   Raises:
-    ValueError: where the path holds no trained model, or no outputs.
+    ValueError: where the path holds no trained model, there are no outputs or
+      no weights.
   """
-  own = dict(config['teacher'])
-  named = source(config)
+  own, named = dict(config['teacher']), source(config)
   if named == 'checkpoint':
     path = own['checkpoint']
     with _naming_checkpoint(path):
@@ -166,6 +180,10 @@ def identified(config: Mapping[str, Any]) -> dict[str, Any]:
     own['checkpoint_model'] = f'{found.fingerprint} {found.weights()}'
   if named == 'outputs':
     own['outputs_content'] = processes.by_primary(lambda: _content(config))
+  if named == 'pretrained':
+    own['weights_sha256'] = processes.by_primary(
+      lambda: pretrained.checksum(config)
+    )
   return {**config, 'teacher': own}
 
 
@@ -176,6 +194,8 @@ def name(config: Mapping[str, Any]) -> str:
     return f'outputs/{own["outputs_content"]}'
   if named == 'checkpoint':
     own = checkpoint_metadata(own['checkpoint'])
+  if named == 'pretrained':
+    own = {**pretrained.made_from(own), 'train_scenes': own['train_scenes']}
   return identity.teacher_name(own)
 
 
@@ -295,8 +315,7 @@ def get_or_train(
     with _naming_checkpoint(path):
       return load(files.resolve(path), dataset)
   dataset = own_dataset(config, dataset)
-  recipe = Recipe.from_config(config['teacher'])
-  of = metadata(recipe.plain(), config['teacher']['seed'], dataset)
+  of, make = _asked(config, dataset)
   workdir = _cached(config, of)
   if _is_done(workdir):
     logs.log(f'teacher: found {of["fingerprint"]} in {workdir}')
@@ -307,7 +326,7 @@ def get_or_train(
   cache = f'config.cache_dir is {config["cache_dir"]}'
   with files.lock_for_all_processes(workdir, busy, name=cache):
     if not _is_done(workdir):
-      _train(recipe, of, dataset, workdir, config)
+      make(workdir)
   return _load_cached(workdir, dataset, of)
 
 
@@ -315,13 +334,24 @@ def find(
   config: Mapping[str, Any], dataset: datasets.Dataset
 ) -> teacher_outputs.Teacher | None:
   """The config's teacher if it has been trained already, else None."""
-  if source(config):
+  if source(config) in ('checkpoint', 'outputs'):
     return get_or_train(config, dataset)
-  recipe = Recipe.from_config(config['teacher']).plain()
-  own = own_dataset(config, dataset)
-  of = metadata(recipe, config['teacher']['seed'], own)
+  of, _ = _asked(config, own_dataset(config, dataset))
   done = _is_done(_cached(config, of))
   return get_or_train(config, dataset) if done else None
+
+
+def _asked(config, dataset) -> tuple[dict[str, Any], Callable]:
+  """What `model.json` will hold of a teacher, and what makes it in a folder."""
+  own = config['teacher']
+  if source(config) == 'pretrained':
+    mapping = audioset.map_tags(dataset.tags)
+    of = {**pretrained.made_from(own), 'tag_map': mapping}
+    of = model_metadata({**of, 'dataset': dataset.fingerprint()}, dataset)
+    return of, lambda folder: pretrained.make(config, of, dataset, folder)
+  recipe = Recipe.from_config(own)
+  of = metadata(recipe.plain(), own['seed'], dataset)
+  return of, lambda folder: _train(recipe, of, dataset, folder, config)
 
 
 def _cached(config, of) -> pathlib.Path:

@@ -12,6 +12,7 @@ from iusp_jax.models.cnn import Cnn
 from iusp_jax.models.crnn import Crnn
 from iusp_jax.models.layers import FieldError, TaggerOutput
 from iusp_jax.models.mobilenet import MobileNet
+from iusp_jax.models.pretrained.efficientat import EfficientAt
 
 __all__ = ['ARCHITECTURES', 'FieldError', 'TaggerOutput', 'build', 'check_name']
 
@@ -20,6 +21,8 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
   'crnn': Crnn,
   'mobilenet': MobileNet,
 }
+# Of teachers that others trained: no config trains them.
+_FROZEN: dict[str, type[nn.Module]] = {'efficientat': EfficientAt}
 
 _NOT_CONFIG = {'num_tags', 'axis_name', 'parent', 'name'}
 
@@ -49,8 +52,9 @@ def build(
       f'to one of {sorted(ARCHITECTURES)}.'
     )
   architecture = fields.pop('architecture')
-  check_name('architecture', architecture, ARCHITECTURES)
-  module = ARCHITECTURES[architecture]
+  if architecture not in _FROZEN:
+    check_name('architecture', architecture, ARCHITECTURES)
+  module = (ARCHITECTURES | _FROZEN)[architecture]
   legal = {
     field.name: field
     for field in dataclasses.fields(module)

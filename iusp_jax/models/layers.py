@@ -72,6 +72,8 @@ class Conv(nn.Module):
   """Convolution over time and frequency without a bias.
 
   A BatchNorm follows every one of them here and would take a bias away again.
+  With `centred`, (size - 1) / 2 zeros stand on either side whatever the
+  stride, as PyTorch's models have it; else padding is as in `convolution`.
   """
 
   features: int
@@ -79,6 +81,7 @@ class Conv(nn.Module):
   strides: tuple[int, int] = (1, 1)
   pad_frequency: bool = True
   depthwise: bool = False
+  centred: bool = False
   dtype: Any = jnp.float32
   lowering: str = 'auto'
 
@@ -94,6 +97,8 @@ class Conv(nn.Module):
       convolution.same_padding(*axis)
       for axis in zip(lengths, self.size, self.strides, strict=True)
     ]
+    if self.centred:
+      padding = [(size // 2, size // 2) for size in self.size]
     if not self.pad_frequency:
       padding[1] = (0, 0)
     return convolution.convolve(

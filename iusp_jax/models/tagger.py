@@ -10,15 +10,20 @@ import jax
 import jax.numpy as jnp
 
 from iusp_jax import models
-from iusp_jax.audio import augment, frontend
+from iusp_jax.audio import augment, frontend, kaldi_mel
 from iusp_jax.models import cost
 from iusp_jax.models.layers import block_name, layer_frames
+from iusp_jax.models.pretrained import efficientat
 from iusp_jax.objectives import alignment
 
 Variables = Mapping[str, Any]
 
 LAST = 'frames'  # The name of the last frame embedding among the layers.
 INNER = 'inner'  # Stands for all `inner_layers` of a model.
+_FRONTENDS = {
+  'log_mel': frontend.FrontendConfig,
+  'kaldi_mel': kaldi_mel.KaldiMelConfig,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +83,12 @@ def build(
   # Recipes of older runs do not have the field.
   dtype = recipe.get('training', {}).get('compute_dtype', 'float32')
   fields = {'dtype': dtype, **recipe['model']}
+  own = dict(recipe['frontend'])
+  kind = own.pop('kind', 'log_mel')  # Only those of pretrained models say it.
+  models.check_name('kind of front end', kind, _FRONTENDS)
   return Tagger(
     module=models.build(fields, num_tags, axis_name),
-    frontend=frontend.FrontendConfig(**recipe['frontend']),
+    frontend=_FRONTENDS[kind](**own),
     num_tags=num_tags,
   )
 
@@ -142,6 +150,21 @@ def frame_reduction(tagger: Tagger) -> int:
   return round(length / output.frames_BTD.shape[1])
 
 
+def given_timing(tagger: Tagger) -> alignment.Timing | None:
+  """When the frames of a model are that says so itself.
+
+  None for one that cuts the clip into equal parts.
+  """
+  module = tagger.module
+  if not isinstance(module, efficientat.EfficientAt):
+    return None
+  return alignment.Timing(
+    module.frame_hop_seconds,
+    module.frame_span_seconds,
+    module.first_frame_seconds,
+  )
+
+
 @functools.cache
 def frame_timing(tagger: Tagger) -> alignment.Timing:
   """When the frame embeddings of a model are, of its log-mel frames.
@@ -149,6 +172,8 @@ def frame_timing(tagger: Tagger) -> alignment.Timing:
   The mean over as many log-mel frames as there are for each: their receptive
   field may be wider, on both sides or, of an LSTM, into the past.
   """
+  if given := given_timing(tagger):
+    return given
   config, count = tagger.frontend, frame_reduction(tagger)
   hop = config.hop_samples / config.sample_rate
   window = config.window_samples / config.sample_rate

@@ -1,0 +1,1 @@
+"""Models that others trained, read from the files that they published."""
