@@ -61,20 +61,35 @@ STUDENTS = {
 }
 
 
-# The objectives of a table, by name. Where `--mode=tune` has been run for a
-# data set and a student, tuned.json has better weights.
-WEIGHTS = {
+# The objectives of a table, by name: fields of `config.objective`. Where
+# `--mode=tune` has been run for a data set and a student, tuned.json has better
+# weights; schedules stay.
+WEIGHTS: dict[str, dict[str, Any]] = {
   'baseline': {},
   **{name: {f'{name}_weight': term.weight} for name, term in TERMS.items()},
-  'iusp_sp': {'iusp_weight': 300.0, 'sp_weight': 30.0},
+  **{
+    name: {f'{term}_weight': TERMS[term].weight for term in terms}
+    for name, terms in {
+      'iusp_sp': ('iusp', 'sp'),
+      'kd_iusp': ('kd', 'iusp'),
+      'kd_iusp_centred': ('kd', 'iusp_centred'),
+      'frame_kd_iusp_centred': ('frame_kd', 'iusp_centred'),
+    }.items()
+  },
+  'iusp_decay': {'iusp_weight': 300.0, 'iusp_schedule': 'decay_to_half'},
+  'iusp_two_step': {
+    'iusp_weight': 300.0,
+    'iusp_schedule': 'off_at_half',
+    'tagging_schedule': 'on_at_half',
+  },
 }
 TUNED = json.loads(pathlib.Path(__file__).with_name('tuned.json').read_text())
 
 
-def weights(name: str, dataset_name: str, student: str) -> dict[str, float]:
+def weights(name: str, dataset_name: str, student: str) -> dict[str, Any]:
   """The weights of an objective: tuned ones where there are any."""
   tuned = TUNED.get(dataset_name, {}).get(student, {})
-  return tuned.get(name, WEIGHTS[name])
+  return WEIGHTS[name] | tuned.get(name, {})
 
 
 def distilled(name: str, arg: str) -> Config:
@@ -186,9 +201,13 @@ def recipe(model: dict, num_mel_bands: int) -> Config:
 def objective() -> Config:
   """What is added to the cross-entropy with the tags.
 
-  For every term of iusp_jax/objectives/terms.py: `<term>_weight`, 0 for none;
+  For every term of iusp_jax/objectives/terms.py: `<term>_weight`, 0 for none,
+  or in its place `<term>_ratio`, at 1 of which the term's gradient is as long
+  as that of the tags (measured once a student, data set and teacher);
   `<term>_schedule` of the weight over training, 'constant', 'ramp' (up, over
-  the first 13 %), 'decay' (linearly to 0) or 'off_at_half'; and its settings.
+  the first 13 %), 'decay' (linearly to 0), 'decay_to_half' (to 0 by half of
+  it), 'off_at_half' or 'on_at_half'; and its settings. `tagging_schedule` is
+  that of the cross-entropy.
   """
   config: Config = ConfigDict(config_fields())
   return config
@@ -207,6 +226,8 @@ def teacher(dataset_name: str) -> Config:
   config.pretrained = ''  # Or 'mn04_as' and so on, that others trained.
   config.weights = ''  # File of a pretrained teacher; '': downloads it.
   config.head = 'probe'  # Of a pretrained teacher: 'probe' or 'zero_shot'.
+  config.outputs = ''  # A folder of outputs that were computed elsewhere.
+  config.tag_map = ''  # JSON from the data set's tags to those of `outputs`.
   # Outputs are computed once and stored where nothing random changes them:
   config.store = 'auto'  # 'auto', 'off', 'float32' or 'float16' (half size).
   config.train_scenes = 0  # To mix for the teacher; 0: the student's.

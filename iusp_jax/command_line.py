@@ -20,7 +20,16 @@ from ml_collections import ConfigDict, config_flags
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 _INSTALLED = (_PACKAGE / 'configs').is_dir()  # Not so in a checkout.
 ROOT = _PACKAGE if _INSTALLED else _PACKAGE.parent  # Of configs/.
-MODES = ('train', 'score', 'table', 'tune', 'report', 'tag', 'export')
+MODES = (
+  'train',
+  'score',
+  'table',
+  'tune',
+  'report',
+  'write_clips',
+  'tag',
+  'export',
+)
 _WITH_NAMES = ('report', 'tag')  # Modes with file names after the flags.
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -51,7 +60,8 @@ TABLE = (
 OUTPUT = flags.DEFINE_string(
   'output',
   '',
-  'score: a JSON file to write; tag: a .csv or .json file; export: a folder.',
+  'score: a JSON file to write; tag: a .csv or .json file; export, '
+  'write_clips: a folder.',
 )
 CHECKPOINT = flags.DEFINE_string(
   'checkpoint', '', 'tag, export: the workdir of a finished run.'
@@ -89,6 +99,11 @@ EXPORT = (
     'max_int8_loss', 0.01, 'export: of micro-AUPRC on validate.'
   ),
 )
+TEACHER_SCENES = flags.DEFINE_bool(
+  'teacher_scenes',
+  False,
+  'write_clips: the training scenes of config.teacher.train_scenes.',
+)
 HOSTS = (
   flags.DEFINE_bool('multihost', False, 'On every host of a TPU pod, Slurm…'),
   flags.DEFINE_string(
@@ -118,6 +133,8 @@ def main(argv) -> None:
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.ERROR)  # The libraries' own messages.
     logs.mute('orbax')  # Tracebacks of what is logged in one line.
+    logs.mute('asyncio')  # Of a checkpoint that failed, after it is said.
+    logs.mute_closed_loop()
   try:
     if MODE.value in ('score', 'report'):
       _report(argv)
@@ -174,8 +191,16 @@ def _deploy(argv) -> None:
 
 
 def _train() -> None:
-  """The modes that train."""
-  from iusp_jax.experiment import fields, identity, run, table, teacher, tuning
+  """The modes that take a config."""
+  from iusp_jax.experiment import (
+    clips,
+    fields,
+    identity,
+    run,
+    table,
+    teacher,
+    tuning,
+  )
   from iusp_jax.runtime import (
     devices,
     environment,
@@ -200,6 +225,11 @@ def _train() -> None:
       table.run(found, folder, **values(TABLE))
     elif MODE.value == 'tune':
       tuning.run(found, folder)
+    elif MODE.value == 'write_clips':
+      if not OUTPUT.value:
+        raise ValueError('--output is missing: the folder to write clips to')
+      place = files.resolve(OUTPUT.value)
+      clips.write(found, place, TEACHER_SCENES.value)
     else:
       run.run(found, folder, CONTINUE_ANYWAY.value)
 

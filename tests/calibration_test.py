@@ -37,6 +37,42 @@ def test_temperatures_stay_within_their_range():
   assert calibration.fit_temperature(logits_N, ~right_N) > 19
 
 
+def test_reliability_against_loops():
+  rng = np.random.default_rng(0)
+  scores_NC = np.append(rng.random((50, 3)) ** 2, [[0.0, 1.0, 0.5]], 0)
+  tags_NC = (rng.random((51, 3)) < scores_NC).astype(np.float64)
+  mask_NC = (rng.random((51, 3)) < 0.8).astype(np.float64)
+  found = calibration.reliability(scores_NC, tags_NC, mask_NC)
+  total, error = mask_NC.sum(), 0.0
+  for k in range(10):
+    inside = [
+      (scores_NC[n, c], tags_NC[n, c])
+      for n in range(51)
+      for c in range(3)
+      if mask_NC[n, c]
+      and (
+        k / 10 <= scores_NC[n, c] < (k + 1) / 10
+        or (k == 9 and scores_NC[n, c] == 1.0)
+      )
+    ]
+    assert found['count'][k] == len(inside)
+    if not inside:
+      assert found['probability'][k] is found['present'][k] is None
+      continue
+    mean, present = np.mean(inside, axis=0)
+    assert found['probability'][k] == pytest.approx(mean)
+    assert found['present'][k] == pytest.approx(present)
+    error += len(inside) / total * abs(mean - present)
+  assert found['error'] == pytest.approx(error)
+
+
+def test_nothing_labelled_has_no_bins():
+  zeros = np.zeros((4, 2))
+  found = calibration.reliability(zeros, zeros, zeros)
+  assert found['error'] == 0.0
+  assert found['present'] == [None] * 10
+
+
 def f1(scores_N, present_N, threshold):
   found_N = scores_N >= threshold
   return 2 * (found_N & present_N).sum() / (found_N.sum() + present_N.sum())

@@ -179,7 +179,8 @@ def objectives_of_the_page(monkeypatch):
     known = terms.TERMS if isinstance(value, terms.Term) else targets.PER_CLIP
     monkeypatch.setitem(known, key, value)
   # Made of TERMS when it is imported.
-  ranges = {**fields._objective(), **fields.RANGES}
+  ranges = {f'objective.{k}': v for k, v in fields._objective().items()}
+  ranges |= fields.RANGES
   monkeypatch.setattr(fields, 'RANGES', ranges)
   return found
 
@@ -190,20 +191,28 @@ def test_objectives_of_the_page_can_be_computed(objectives_of_the_page):
   def draw(*shape):
     return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
-  layers = {'frames': draw(2, 8, 5), 'block_4': draw(2, 8, 4)}
-  teacher = targets.compute(
-    ['logits', 'loudness', 'frame_gram@block_4'],
-    draw(2, 3),
-    layers,
-    lambda x: x,
+  def frame_mask(num_frames):
+    return jnp.ones((2, num_frames))
+
+  outputs = targets.Outputs(
+    logits_BC=draw(2, 3),
+    frame_logits_BTC=draw(2, 8, 3),
+    frames={'frames': draw(2, 8, 5), 'block_4': draw(2, 8, 4)},
+    inner=(),
+    frame_mask=frame_mask,
   )
+  names = ['logits', 'loudness', 'frame_gram@block_4']
+  teacher = targets.compute(names, outputs, lambda x: x, {})
   inputs = terms.Inputs(
     logits_BC=draw(2, 3),
+    frame_logits_BTC=draw(2, 4, 3),
     frames={'frames': draw(2, 4, 6), 'block_1': draw(2, 4, 7)},
+    inner=('block_1',),
     tags_BC=jnp.ones((2, 3)),
     mask_BC=jnp.ones((2, 3)),
     targets=teacher,
-    frame_mask=lambda num_frames: jnp.ones((2, num_frames)),
+    frame_mask=frame_mask,
+    clip_seconds=10.0,
     settings={'temperature': 2.0},
     params=None,
     axis_name='data',

@@ -13,15 +13,20 @@ import numpy as np
 from fakes import NUM_SAMPLES, dataset, recipe
 
 from iusp_jax import models
-from iusp_jax.data import sources
+from iusp_jax.data import sources, teacher_outputs
 from iusp_jax.experiment import feeds
-from iusp_jax.models import tagger
+from iusp_jax.models import tagger, trained
 from iusp_jax.objectives import targets, terms
 from iusp_jax.runtime import checkpoint
 from iusp_jax.training import engine, evaluate, step
 from iusp_jax.training.recipe import Recipe
 
-WEIGHTS = {name: term.weight for name, term in terms.TERMS.items()}
+# The terms that tests of the engine train with: one of every way to compute
+# one. More would be compiled in all of them; all are in terms_step_test.py.
+WEIGHTS = {
+  name: terms.TERMS[name].weight
+  for name in ('kd', 'sp', 'iusp', 'iusp_centred', 'attention_transfer')
+}
 AUGMENT = {
   'mixup_alpha': 0.5,
   'time_roll_seconds': 0.3,
@@ -46,7 +51,7 @@ class Small(nn.Module):
   dropout_rate: float = 0.2
   lowering: str = 'auto'
 
-  num_blocks = 2
+  num_blocks, num_inner = 2, 1
 
   @nn.compact
   def __call__(self, mel_BTF, train=False, keys_B=None):
@@ -114,7 +119,13 @@ def make_job(weights=None, seed=5, data=None, teacher=None, **fields):
   of = objective(weights or {})
   model = frozen()[0] if teacher else None
   made = make_recipe(**fields)
-  return Job(f'seed {seed}', made, of, data or fake(), seed, model)
+  shapes = {}
+  if of.has_params:
+    found = teacher_outputs.shapes(
+      globals()['teacher'](), of.targets, NUM_SAMPLES, fitted(of.targets)
+    )
+    shapes = {name: x.shape[1:] for name, x in found.items()}
+  return Job(f'seed {seed}', made, of, data or fake(), seed, model, shapes)
 
 
 def augmented_job(**fields):
@@ -123,15 +134,35 @@ def augmented_job(**fields):
   return make_job(WEIGHTS, teacher=True, **fields)
 
 
+def teacher():
+  """`frozen`, as it is kept."""
+  return trained.Trained(*frozen(), {'fingerprint': 'abc'}, None)
+
+
+@functools.cache
+def fitted(names):
+  """What fitted targets of `frozen` are made with."""
+  split = fake().splits['train']
+  return {
+    name: teacher_outputs.solve_fit(teacher(), split, name)
+    for name in targets.fitted(names)
+  }
+
+
 @functools.cache
 def stored(names):
   """Outputs of `frozen` for the training clips, all in one piece."""
   model, variables = frozen()
-  waves = sources.features(fake().splits['train'], None)['wave']
-  layers = targets.layers(names)
-  output = tagger.apply(model, variables, tagger.log_mel(model, waves), layers)
-  frames = {targets.FRAMES: output.frames_BTD, **output.layers}
-  found = targets.compute(names, output.logits_BC, frames, lambda x: x)
+  clips = sources.features(fake().splits['train'], None)
+  x = teacher_outputs.apply(
+    model,
+    variables,
+    tagger.log_mel(model, clips['wave']),
+    clips['length'],
+    NUM_SAMPLES,
+    names,
+  )
+  found = targets.compute(names, x, lambda x: x, fitted(names))
   return {sources.TARGET + key: np.asarray(x) for key, x in found.items()}
 
 
@@ -146,8 +177,11 @@ def features(data):
 
 def make_feed(job):
   outputs = {} if job.teacher else stored(job.objective.targets)
-  variables = frozen()[1] if job.teacher else {}
-  return features(job.dataset).feed(job, outputs, variables)
+  of_teacher = {}
+  if job.teacher:
+    fits = fitted(job.objective.targets)
+    of_teacher = {'variables': frozen()[1], 'fits': fits}
+  return features(job.dataset).feed(job, outputs, of_teacher)
 
 
 def fit(jobs, workdir=None, feed=None, budget=PLENTY, stream=False, **named):

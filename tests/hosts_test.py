@@ -120,6 +120,7 @@ def one(make_once, two):
   return make_once('hosts_one', fill)
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_predict_as_one_does(two, one):
   """Splits of 24, 11 and 13 clips in batches of 8: every clip once."""
   predicted, expected = (np.load(x / 'predicted.npz') for x in (two, one))

@@ -134,10 +134,15 @@ def test_student_without_a_teacher_has_none_in_its_identity():
 def test_fields_of_a_term_are_its_own():
   """One whose name begins with another's."""
   found = of_student(plain(**{'objective.iusp_weight': 2.0}))['objective']
-  assert found == {'iusp_weight': 2.0, 'iusp_schedule': 'constant'}
+  assert found == {
+    'iusp_weight': 2.0,
+    'iusp_ratio': 0.0,
+    'iusp_schedule': 'constant',
+  }
   kd = of_student(plain(**{'objective.kd_weight': 2.0}))['objective']
   assert kd == {
     'kd_weight': 2.0,
+    'kd_ratio': 0.0,
     'kd_schedule': 'constant',
     'kd_temperature': terms.TERMS['kd'].settings['temperature'],
   }

@@ -6,6 +6,7 @@ import sys
 import tomllib
 
 import pytest
+import yaml
 from conftest import ROOT
 from deploy_fakes import sound, write_workdir
 
@@ -25,6 +26,12 @@ def test_every_package_is_listed():
   }
   listed = setuptools_settings()['packages']
   assert set(listed) == found | {'iusp_jax.configs'}
+
+
+def test_citation_is_of_this_version():
+  cited = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+  assert cited['version'] == iusp_jax.__version__
+  assert cited['license'] == 'Apache-2.0'
 
 
 BUILD = """

@@ -65,11 +65,11 @@ def prepared(bands, batch, **augmentation):
   job = step.Job('student', made, objective, fake(), 5, teacher())
 
   @jax.jit
-  def prepare(batch, variables):
+  def prepare(batch, of_teacher):
     keys_B = tagger.clip_keys(5, 7, batch['index'])
-    return step._make_prepare(job)(batch, keys_B, variables)
+    return step._make_prepare(job)(batch, keys_B, of_teacher)
 
-  found = prepare(batch, teacher_variables())
+  found = prepare(batch, {'variables': teacher_variables(), 'fits': {}})
   return found['mel'], found[sources.TARGET + 'frame_gram'], job.student()
 
 

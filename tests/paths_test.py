@@ -70,6 +70,16 @@ def test_home_is_meant_by_a_tilde_in_every_field(
   shutil.copytree(tiny / 'teacher', home / 'teacher')
   config['teacher']['checkpoint'] = '~/teacher'
   assert teacher.identified(config)['teacher']['checkpoint_model']
+  config['teacher'] |= {'checkpoint': '', 'outputs': '~/outputs'}
+  config['teacher']['tag_map'] = '~/map.json'
+  with pytest.raises(ValueError, match=f'{home}/outputs is no folder'):
+    teacher.contents(config)
+  with pytest.raises(ValueError, match=f'{home}/map.json is not there'):
+    teacher.tag_map(config)
+  config['teacher'] |= {'outputs': '', 'pretrained': 'mn04_as'}
+  config['teacher'] |= {'tag_map': '', 'weights': '~/weights.pt'}
+  with pytest.raises(ValueError, match=f'{home}/weights.pt is no file'):
+    teacher.identified(config)
   config['compare_with'] = '~/nothing'
   with pytest.raises(ValueError, match=f'{home}/nothing holds no trained'):
     run.named_runs(config, None)  # pyright: ignore
@@ -77,12 +87,13 @@ def test_home_is_meant_by_a_tilde_in_every_field(
 
 def test_every_field_that_is_a_path_is_tried_above():
   tried = {'cache_dir', 'compare_with', 'dataset.data_dir'}
-  tried |= {'dataset.manual_dir', 'teacher.checkpoint'}
+  tried |= {'dataset.manual_dir', 'teacher.checkpoint', 'teacher.outputs'}
+  tried |= {'teacher.tag_map', 'teacher.weights'}
   found = {
     name
     for name, range_of in fields.RANGES.items()
     if isinstance(range_of, fields.Text)
-    and ('folder' in range_of.what or 'workdir' in range_of.what)
+    and any(word in range_of.what for word in ('folder', 'workdir', 'file'))
   }
   assert found == tried
 

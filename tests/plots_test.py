@@ -182,3 +182,21 @@ class TestTagScores:
   def test_bad_input_is_named(self, tmp_path, models, support):
     with pytest.raises(ValueError, match='support'):
       plots.plot_tag_scores(models, support, tmp_path / 'tags.png')
+
+
+def test_reliability_has_a_line_for_what_was_measured(tmp_path):
+  measured = {
+    'uncalibrated': {
+      'count': [3, 0, 1],
+      'probability': [0.1, None, 0.9],
+      'present': [1 / 3, None, 1.0],
+      'error': 0.2,
+    }
+  }
+  plots.plot_reliability(measured, 'validate', tmp_path / 'a.png')
+  lines = (tmp_path / 'a.txt').read_text().splitlines()
+  assert [line.split() for line in lines[1:3]] == [
+    ['uncalibrated', '0.1000', '0.3333', '3'],
+    ['uncalibrated', '0.9000', '1.0000', '1'],
+  ]
+  assert lines[3] == 'expected calibration error: uncalibrated: 0.2000'

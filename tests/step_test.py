@@ -12,7 +12,7 @@ from fits import WEIGHTS, bits, fit, make_feed, make_job
 
 from iusp_jax.data import sources
 from iusp_jax.models import tagger
-from iusp_jax.objectives import losses, terms
+from iusp_jax.objectives import losses, targets, terms
 from iusp_jax.runtime import checkpoint
 from iusp_jax.training import engine, evaluate, optim, step
 
@@ -75,7 +75,7 @@ def test_step_agrees_with_the_objectives_of_the_whole_batch():
   )
   model, variables = fits.frozen()
   teacher = model.module.apply(variables, tagger.log_mel(model, batch['wave']))
-  mask_BT = step.frame_mask(batch['length'], 16_000, own.frames_BTD.shape[1])
+  mask_BT = targets.frame_mask(batch['length'], 16_000, own.frames_BTD.shape[1])
   expected = {
     'tagging': losses.tagging_loss(own.logits_BC, batch['tags'], batch['mask']),
     'kd': losses.kd_loss(own.logits_BC, teacher.logits_BC, 2.0),
@@ -90,7 +90,7 @@ def test_step_agrees_with_the_objectives_of_the_whole_batch():
 
 
 def test_frame_mask_marks_the_padding():
-  mask = step.frame_mask(np.array([160, 81, 80, 0]), 160, 4)
+  mask = targets.frame_mask(np.array([160, 81, 80, 0]), 160, 4)
   np.testing.assert_array_equal(
     mask, [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
   )
@@ -139,7 +139,9 @@ FACTORS = {
   'constant': [1, 1, 1, 1, 1, 1],
   'ramp': [0, 1, 1, 1, 1, 1],  # Whole after 2/15, which is before 1/6.
   'decay': [1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6],
+  'decay_to_half': [1, 4 / 6, 2 / 6, 0, 0, 0],
   'off_at_half': [1, 1, 1, 0, 0, 0],
+  'on_at_half': [0, 0, 0, 1, 1, 1],
 }
 
 
@@ -151,6 +153,17 @@ def test_schedule_multiplies_the_weight_in_every_step(name):
   found = fits.losses(member)
   factor = (found['loss'] - found['tagging']) / (4.0 * found['kd'])
   np.testing.assert_allclose(factor, FACTORS[name], 1e-5, 1e-6)
+
+
+def test_schedule_of_the_labels_multiplies_the_cross_entropy():
+  made = job({'kd': 4.0})
+  schedules = {'kd': 'off_at_half', 'tagging': 'on_at_half'}
+  scheduled = dataclasses.replace(made.objective, schedules=schedules)
+  (member,) = fit([dataclasses.replace(made, objective=scheduled)])
+  found = fits.losses(member)
+  expected = np.concatenate([4.0 * found['kd'][:3], found['tagging'][3:]])
+  np.testing.assert_allclose(found['loss'], expected, 1e-5)
+  assert not made.shares_program(dataclasses.replace(made, objective=scheduled))
 
 
 def test_schedules_of_all_are_here():

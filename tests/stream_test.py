@@ -52,7 +52,7 @@ def test_reach_is_how_far_a_change_goes(own):
   assert max(change(last - i) for i in range(3)) > 0
 
 
-@pytest.mark.parametrize('num_frames', [1, 2, 5])
+@pytest.mark.parametrize('num_frames', [1, 5])
 def test_steps_are_the_whole_clip(own, num_frames):
   step = stream.Stream.of(own, num_frames)
   mel_BTF = mel_of(own)
@@ -75,7 +75,7 @@ def test_steps_are_the_whole_clip(own, num_frames):
     )
 
 
-@pytest.mark.parametrize('part', [160, 1_000, 40_000])
+@pytest.mark.parametrize('part', [160, 40_000])
 def test_a_listener_gives_all_frames_of_a_clip(loaded, part):
   """However the samples come; the end included, where no sound follows."""
   wave_S = audio.to_int16(sound(3.3))

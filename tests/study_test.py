@@ -1,9 +1,14 @@
 """The studies are tables of the objectives that they are about."""
 
+import importlib
+
 import pytest
 
-from configs import base, study_centred, table
-from iusp_jax.experiment import grid
+from configs import base, study_centred, study_related, table
+from iusp_jax.experiment import grid, identity
+from iusp_jax.objectives import terms
+from iusp_jax.objectives.terms import TERMS
+from iusp_jax.reporting.table import objectives
 
 
 def test_the_paper_s_table_has_the_five_objectives():
@@ -11,7 +16,56 @@ def test_the_paper_s_table_has_the_five_objectives():
   assert config.table.objectives == ('baseline', 'kd', 'sp', 'iusp', 'iusp_sp')
 
 
+@pytest.mark.parametrize('arg', ['', 'smoke', 'student=cnn_8'])
+def test_related_systems_are_rows_of_a_table(arg):
+  config = study_related.get_config(arg)
+  grid.check_grid(config)
+  found = {
+    name: grid.objective(config, config.table.students[0], name)
+    for name in config.table.objectives
+  }
+  assert set(found) >= set(TERMS) - {'sp', 'attention_transfer'}
+  assert found['kd_iusp'].terms == ('kd', 'iusp')
+  assert found['frame_kd_iusp_centred'].terms == ('iusp_centred', 'frame_kd')
+  assert found['iusp_decay'].schedules == {'iusp': 'decay_to_half'}
+  assert found['iusp_two_step'].schedules == {
+    'iusp': 'off_at_half',
+    'tagging': 'on_at_half',
+  }
+  own = objectives.from_weights({k: x.weights for k, x in found.items()})
+  assert len({x.title for x in own.values()}) == len(found)
+  assert len({x.colour for x in own.values()}) == len(found)
+
+
+def test_every_row_has_a_config_of_its_own():
+  for name in study_related.OBJECTIVES:
+    module = importlib.import_module(f'configs.{name}')
+    config = identity.plain(module.get_config('smoke'))
+    found = terms.Objective.from_config(config['objective'])
+    expected = dict(base.WEIGHTS[name])
+    assert config['name'] == name
+    assert {f'{k}_weight' for k in found.weights} <= set(expected)
+    for field, value in expected.items():
+      if not field.endswith('_weight'):
+        assert config['objective'][field] == value
+
+
+def test_tuned_weights_keep_the_schedules(monkeypatch):
+  tuned = {'iusp_decay': {'iusp_weight': 7.0}}
+  monkeypatch.setattr(
+    base, 'TUNED', {'urban_scenes/procedural': {'crnn_64': tuned}}
+  )
+  found = base.weights('iusp_decay', 'urban_scenes/procedural', 'crnn_64')
+  assert found == {'iusp_weight': 7.0, 'iusp_schedule': 'decay_to_half'}
+  config = identity.plain(study_related.get_config(''))
+  own = grid.without_weights(config, 'crnn_64', 'iusp_decay')
+  own = grid.with_weights(own, {'iusp_weight': 3.0})  # As tuning does.
+  assert own['iusp_schedule'] == 'decay_to_half'
+  assert own['iusp_weight'] == 3.0
+
+
 @pytest.mark.parametrize('arg', ['', 'clips', 'smoke', 'student=cnn_8'])
+@pytest.mark.slow
 def test_centred_study_trains_the_centred_term(arg):
   config = study_centred.get_config(arg)
   grid.check_grid(config)

@@ -195,6 +195,7 @@ class TestRows:
     assert without['reason'] == 'no pair of all three objectives'
     assert without.get('iusp_gain') is None
 
+  @pytest.mark.slow
   def test_rotations_stay_apart(self):
     table = table_fakes.table(rotations=('a', 'b'), students=TWO)
     found = sections_of(table)

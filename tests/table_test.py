@@ -28,11 +28,11 @@ from iusp_jax.experiment import (
 )
 from iusp_jax.experiment.setup import Setup, repetitiveness
 from iusp_jax.models import tagger
-from iusp_jax.objectives import losses
+from iusp_jax.objectives import losses, targets
 from iusp_jax.reporting import similarity_plot
 from iusp_jax.reporting.table import objectives
 from iusp_jax.runtime import files, logs, metrics_log
-from iusp_jax.training import engine, step
+from iusp_jax.training import engine
 
 
 def record_of(workdir, name):
@@ -85,6 +85,7 @@ def grown(tiny_table, tmp_path):
   return tmp_path / 'table'
 
 
+@pytest.mark.slow
 def test_finished_table_takes_seeds_students_and_objectives(
   tiny, grown, on_fakes, capsys
 ):
@@ -275,6 +276,7 @@ def test_cell_is_a_run_whose_scores_its_checkpoints_give(group, setup):
     ]
 
 
+@pytest.mark.slow
 def test_killed_table_goes_on_with_what_is_missing(group, setup, tmp_path):
   """Of a group killed while its cells were written."""
   config, cells, workdir = group
@@ -306,7 +308,7 @@ def test_frame_distance_is_the_iusp_loss_of_the_test_split(group, setup):
     ]
     frames = [output.frames_BTD for output in frames]
     num_frames = min(f.shape[1] for f in frames)
-    mask = step.frame_mask(
+    mask = targets.frame_mask(
       np.array([example['num_samples']]), 16_000, num_frames
     )
     values.append(float(losses.iusp_loss(*frames, mask)))
@@ -357,6 +359,7 @@ AUGMENT = {
     ],
   ],
 )
+@pytest.mark.slow
 def test_table_with_augmentation(fields, tiny, on_fakes, tmp_path, capsys):
   """The teacher runs in every step, on what the student gets."""
   config = one_cell_config(tiny, **fields)
@@ -370,6 +373,7 @@ def test_table_with_augmentation(fields, tiny, on_fakes, tmp_path, capsys):
   assert 'teacher: runs in every step, since' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_table_that_stores_nothing(tiny, tiny_table, on_fakes, tmp_path):
   """The teacher runs in every step: the same scores, and nothing is stored."""
   fields = {'table.objectives': ('baseline', 'iusp'), 'table.seeds': 1}

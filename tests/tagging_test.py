@@ -325,6 +325,7 @@ def test_json_has_the_same_numbers(workdir, recordings, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_plots(workdir, recordings, tmp_path):
   paths = [str(recordings / 'a.wav'), str(recordings / 'deep' / 'long.flac')]
   folder = tmp_path / 'plots'

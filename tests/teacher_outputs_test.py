@@ -16,7 +16,8 @@ from fits import fake
 from iusp_jax.data import sources, teacher_outputs
 from iusp_jax.experiment import setup
 from iusp_jax.models import tagger, trained
-from iusp_jax.runtime import logs, preemption
+from iusp_jax.objectives import targets
+from iusp_jax.runtime import files, logs, preemption
 
 NAMES = ('logits', 'frame_gram', 'batch_gram')
 INNER = ('frame_gram@block_1', 'batch_gram@block_2')
@@ -93,6 +94,133 @@ def test_outputs_are_those_of_each_clip(tmp_path, precision):
   assert abs(found['frame_gram']).max() <= 1.0
 
 
+# Fitted to the training split ------------------------------------------------
+
+FITTED = ('whitened', 'frame_axes', 'cluster_gram')
+
+
+@functools.cache
+def frames_and_masks():
+  """Of all 24 clips, float64: frames of both layers, and what is recording."""
+  frames = {
+    name: expected_frames(name).astype(np.float64) for name in ('', 'block_1')
+  }
+  length_N = fits.features(fake()).get(None, 'train')['length']
+  num_frames = frames[''].shape[1]
+  starts_T = np.arange(num_frames) * (fits.NUM_SAMPLES / num_frames)
+  return frames, (starts_T[None] < length_N[:, None]).astype(np.float64)
+
+
+def expected_frames(layer):
+  model, variables = fits.frozen()
+  wave_NS = sources.features(fake().splits['train'], None)['wave']
+  names = (layer,) if layer else ()
+  output = tagger.apply(model, variables, tagger.log_mel(model, wave_NS), names)
+  return np.asarray(output.layers[layer] if layer else output.frames_BTD)
+
+
+def test_whitened_embeddings_are_white_over_the_split(tmp_path):
+  """And a linear function of the mean frames of the recordings."""
+  frames, mask_NT = frames_and_masks()
+  mean_ND = (
+    np.einsum('nt,ntd->nd', mask_NT, frames['']) / mask_NT.sum(1)[:, None]
+  )
+  found = np.asarray(folder_in(tmp_path).get_or_build(['whitened'])['whitened'])
+  assert found.shape == (24, 7)  # All axes that the embeddings have.
+  np.testing.assert_allclose(found.mean(0), 0, atol=1e-3)
+  np.testing.assert_allclose(np.cov(found.T)[:3, :3], np.eye(3), atol=1e-2)
+  one = np.concatenate([np.ones((24, 1)), mean_ND], axis=1)
+  rest = np.linalg.lstsq(one, found, rcond=None)[1]
+  assert rest.max() < 1e-3
+
+
+def test_frames_are_turned_to_the_axes_of_the_split(tmp_path):
+  """All seven axes here: the products of frames are those of all."""
+  frames, mask_NT = frames_and_masks()
+  found = folder_in(tmp_path).get_or_build(['frame_axes'])['frame_axes']
+  found = np.asarray(found, np.float64)
+  np.testing.assert_allclose(abs(found).max((1, 2)), 1, 1e-6)
+  gram = frames[''] @ frames[''].swapaxes(1, 2)
+  own = found @ found.swapaxes(1, 2)
+  scale_N = gram.max((1, 2)) / own.max((1, 2))
+  np.testing.assert_allclose(own * scale_N[:, None, None], gram, 1e-3, 1e-4)
+  # The first axis holds the most, of the frames of the recordings alone.
+  kept = (
+    frames[''] * mask_NT[..., None] / np.sqrt(mask_NT.sum(1))[:, None, None]
+  )
+  sizes = np.linalg.svd(kept.reshape(-1, 7), compute_uv=False)
+  own = found * np.sqrt(scale_N)[:, None, None]
+  own = own * mask_NT[..., None] / np.sqrt(mask_NT.sum(1))[:, None, None]
+  np.testing.assert_allclose(
+    np.linalg.norm(own.reshape(-1, 7), axis=0)[:3], sizes[:3], 1e-3
+  )
+
+
+def test_two_layers_are_two_clusters(tmp_path):
+  frames, mask_NT = frames_and_masks()
+  found = folder_in(tmp_path).get_or_build(['cluster_gram'])['cluster_gram']
+  for k, name in enumerate(('block_1', '')):
+    kept = frames[name] * mask_NT[..., None]
+    gram = kept @ kept.swapaxes(1, 2)
+    gram = gram / gram.max((1, 2), keepdims=True)
+    np.testing.assert_allclose(found[:, k], gram, 1e-4, 1e-5)
+
+
+def test_fits_are_solved_once_and_kept_beside(tmp_path, monkeypatch):
+  folder, solved = folder_in(tmp_path), []
+  solve = teacher_outputs.solve_fit
+  monkeypatch.setattr(
+    teacher_outputs,
+    'solve_fit',
+    lambda *args: solved.append(args[2]) or solve(*args),
+  )
+  found = folder.fits(('logits', *FITTED))
+  assert tuple(found) == FITTED
+  assert sorted(path.name for path in tmp_path.glob('*.npy')) == [
+    f'fit-{name}.npy' for name in sorted(FITTED)
+  ]
+  folder.get_or_build(['logits', *FITTED])
+  folder.get_or_build([f'{FITTED[1]}@block_1'])
+  again = folder.fits(FITTED)
+  assert solved == [*FITTED, 'frame_axes@block_1']
+  jax.tree.map(np.testing.assert_array_equal, found, again)
+  flip(folder.file('fit-whitened'))
+  teacher_outputs._verified.clear()
+  jax.tree.map(np.testing.assert_array_equal, found, folder.fits(FITTED))
+  assert solved[-1] == 'whitened'
+
+
+def test_fits_of_large_splits_are_of_some_clips(tmp_path, monkeypatch):
+  """Spread over the split; on two devices and one alike."""
+  own = dataclasses.replace(targets.FITTED['cluster_gram'], max_clips=5)
+  monkeypatch.setattr(
+    targets, 'FITTED', {**targets.FITTED, 'cluster_gram': own}
+  )
+  split, seen = fake().splits['train'], []
+
+  class Watched:
+    def __len__(self):
+      return len(split)
+
+    def __getitem__(self, k):
+      seen.append(int(k))
+      return split.source[k]
+
+  watched = dataclasses.replace(split, source=Watched())
+  teacher_outputs.solve_fit(make_teacher(), watched, 'cluster_gram')
+  assert seen == [0, 6, 12, 17, 23]
+
+
+@pytest.mark.parametrize('precision', teacher_outputs.PRECISIONS)
+def test_fitted_targets_are_held_in_the_precision(tmp_path, precision):
+  names = ('frame_logits', *FITTED)
+  found = folder_in(tmp_path, precision).get_or_build(names)
+  for name in names:
+    half = precision == 'float16' and name != 'whitened'
+    assert found[name].dtype == np.dtype('float16' if half else 'float32')
+    assert np.isfinite(found[name]).all()
+
+
 def test_devices_share_the_clips(tmp_path):
   """24 clips by two devices, five at a time: four."""
   folder = folder_in(tmp_path)
@@ -115,7 +243,7 @@ def test_each_target_is_a_file_that_says_what_it_is(tmp_path):
     ('frame_gram@block_1', [24, 13, 13]),
   ):
     metadata = json.loads((tmp_path / f'{name}.json').read_text())
-    digest = teacher_outputs.checksum(folder.file(name))
+    digest = files.checksum(folder.file(name))
     assert metadata == {
       'format': teacher_outputs.FORMAT,
       'target': name,
@@ -199,9 +327,9 @@ def test_file_is_checked_once_a_process(tmp_path, monkeypatch):
   folder, read = folder_in(tmp_path), []
   folder.get_or_build(['logits'])
   teacher_outputs._verified.clear()
-  original = teacher_outputs.checksum
+  original = files.checksum
   monkeypatch.setattr(
-    teacher_outputs, 'checksum', lambda path: read.append(1) or original(path)
+    files, 'checksum', lambda path: read.append(1) or original(path)
   )
   for _ in range(3):
     folder.get_or_build(['logits'])
@@ -246,6 +374,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_full_disk_names_the_path(tmp_path):
   """A limit on the size of files stands for a full disk."""
   done = subprocess.run(

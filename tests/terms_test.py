@@ -19,7 +19,8 @@ def test_a_config_has_all_fields_and_every_term_is_off():
     assert FIELDS[f'{name}_weight'] == 0.0
     assert FIELDS[f'{name}_schedule'] == 'constant'
   settings = sum(len(term.settings) for term in terms.TERMS.values())
-  assert len(FIELDS) == 2 * len(NAMES) + settings
+  assert FIELDS['tagging_schedule'] == 'constant'
+  assert len(FIELDS) == 1 + 3 * len(NAMES) + settings
   assert terms.Objective.from_config(FIELDS) == terms.Objective({}, {}, {})
 
 
@@ -41,6 +42,11 @@ def test_an_objective_has_the_terms_with_a_weight():
   assert found.targets == ('logits', 'frame_gram')
   assert found.layers == ()
   assert found.compares_clips == ()
+  later = terms.Objective.from_config(
+    FIELDS | {'kd_weight': 1.0, 'tagging_schedule': 'on_at_half'}
+  )
+  assert later.schedules == {'kd': 'constant', 'tagging': 'on_at_half'}
+  assert later.terms == ('kd',)
   both = terms.Objective({'sp': 1.0, 'iusp': 1.0, 'iusp_centred': 1.0})
   assert both.targets == ('batch_gram', 'frame_gram')  # Each once.
   assert both.compares_clips == ('sp',)
@@ -79,16 +85,24 @@ def test_terms_need_what_there_is():
     ('constant', lambda p: np.ones_like(p)),
     ('ramp', lambda p: np.where(p < 20 / 150, p / (20 / 150), 1.0)),
     ('decay', lambda p: 1 - p),
+    ('decay_to_half', lambda p: np.where(p < 0.5, 1 - 2 * p, 0.0)),
     ('off_at_half', lambda p: np.where(p < 0.5, 1.0, 0.0)),
+    ('on_at_half', lambda p: np.where(p < 0.5, 0.0, 1.0)),
   ],
 )
 def test_schedules_by_closed_form(name, expected):
   progress = np.array([0.0, 0.01, 0.1, 0.13, 0.14, 0.25, 0.499, 0.5, 0.7, 0.99])
   found = [terms.SCHEDULES[name](jnp.float32(p)) for p in progress]
-  np.testing.assert_allclose(found, expected(progress), 1e-6)
+  np.testing.assert_allclose(found, expected(progress), 1e-6, 1e-7)
 
 
 # Targets ---------------------------------------------------------------------
+
+
+def outputs(frames, logits_BC=None, frame_logits_BTC=None, **fields):
+  """What a teacher gives, of clips without padding."""
+  fields = {'inner': (), 'frame_mask': None} | fields
+  return targets.Outputs(logits_BC, frame_logits_BTC, frames, **fields)
 
 
 def test_names_of_targets():
@@ -102,7 +116,7 @@ def test_names_of_targets():
 
 @pytest.mark.parametrize('name', ['gram', '@block_1', 'Logits', ''])
 def test_unknown_kind_lists_the_legal_ones(name):
-  message = f'target {name!r} is unknown: expected one of logits, frame_gram, '
+  message = f'target {name!r} is unknown: expected one of logits, frame_logits'
   with pytest.raises(ValueError, match=message):
     targets.split_name(name)
   with pytest.raises(ValueError, match=message):
@@ -118,7 +132,7 @@ def test_targets_are_those_of_their_layer():
     'logits', 'frame_gram', 'frame_gram@block_1', 'batch_gram',
     'batch_gram@block_1',
   )  # fmt: skip
-  found = targets.compute(names, logits_BC, frames, lambda x: x)
+  found = targets.compute(names, outputs(frames, logits_BC), lambda x: x, {})
   assert tuple(found) == names
   np.testing.assert_array_equal(found['logits'], logits_BC)
   for layer, suffix in (('frames', ''), ('block_1', '@block_1')):
@@ -139,5 +153,5 @@ def test_pairwise_targets_have_a_column_a_clip_of_the_whole_batch():
   frames = {'frames': draw(1, 4, 5, 6)}
   own = {'frames': frames['frames'][1:3]}
   flat = frames['frames'].reshape(4, -1)
-  found = targets.compute(['batch_gram'], None, own, lambda _: flat)
+  found = targets.compute(['batch_gram'], outputs(own), lambda _: flat, {})
   np.testing.assert_allclose(found['batch_gram'], flat[1:3] @ flat.T, 1e-5)

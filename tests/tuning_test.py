@@ -12,11 +12,12 @@ from configs import table as table_config
 from iusp_jax.data import datasets, sources
 from iusp_jax.experiment import tuning
 from iusp_jax.models import tagger
-from iusp_jax.objectives import losses, terms
+from iusp_jax.objectives import losses, targets, terms
 from iusp_jax.runtime import processes
-from iusp_jax.training import engine, step
+from iusp_jax.training import engine
 
 
+@pytest.mark.slow
 def test_units_make_gradients_equally_long(tiny, setup):
   """At ratio 1, the gradient of the weighted term is that of the tags.
 
@@ -42,7 +43,7 @@ def test_units_make_gradients_equally_long(tiny, setup):
     own = output
     theirs = tagger.apply(teacher.model, teacher.variables, mel_BTF)
     frames = own.frames_BTD, theirs.frames_BTD
-    mask_BT = step.frame_mask(
+    mask_BT = targets.frame_mask(
       batch['length'], 16_000, min(x.shape[1] for x in frames)
     )
     logits = own.logits_BC, theirs.logits_BC
@@ -64,7 +65,7 @@ def test_units_make_gradients_equally_long(tiny, setup):
     for term, gradient in jacobian(variables['params'], batch).items():
       leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(gradient)]
       lengths[term].append(np.sqrt(sum(np.sum(x**2) for x in leaves)))
-  units = tuning.gradient_units(config, setup, 'tiny', names)
+  units = tuning._units(config, setup, 'tiny', names)
   assert set(units) == set(names)
   for term, unit in units.items():
     ratio = np.mean(lengths['tagging']) / np.mean(lengths[term])
@@ -139,7 +140,7 @@ def tuned(monkeypatch):
     }  # fmt: skip
 
   monkeypatch.setattr(tuning, '_setup', lambda *_: object())
-  monkeypatch.setattr(tuning, 'gradient_units', lambda *_: {'kd': 1.0})
+  monkeypatch.setattr(tuning, '_units', lambda *_: {'kd': 1.0})
   monkeypatch.setattr(tuning, 'tune', tune)
   return tried
 
@@ -186,6 +187,7 @@ def test_tuning_goes_on_with_more_objectives_and_refuses_another_recipe(
     assert 'tiny-kd.json was tuned otherwise' in str(error.value)
 
 
+@pytest.mark.slow
 def test_tuning_trains_and_goes_on(tiny, on_fakes, tmp_path, monkeypatch):
   """Killed in the second objective, it trains only that one again."""
   fields = {
@@ -215,7 +217,7 @@ def test_tuning_trains_and_goes_on(tiny, on_fakes, tmp_path, monkeypatch):
   of = json.loads((tmp_path / 'tuning' / 'tiny-kd.json').read_text())
   best = int(np.argmax(np.mean(of['validate'], 1)))
   value = of['units']['kd'] * of['ratios'][best]
-  assert found['kd']['kd_weight'] == tuning.rounded(value)
+  assert found['kd']['kd_weight'] == terms.rounded(value)
 
 
 def test_weights_are_those_of_process_0(tiny, setup, monkeypatch):
@@ -229,7 +231,7 @@ def test_weights_are_those_of_process_0(tiny, setup, monkeypatch):
     return {'tagging': 2.0, 'kd': 0.5} if is_measured else asked[-1]
 
   monkeypatch.setattr(processes, 'by_primary', by_primary)
-  found = tuning.gradient_units(table_config_of(tiny), setup, 'tiny', ['kd'])
+  found = tuning._units(table_config_of(tiny), setup, 'tiny', ['kd'])
   assert asked[-1].keys() == {'tagging', 'kd'}
   assert found == {'kd': 4.0}
 

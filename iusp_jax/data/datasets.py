@@ -33,6 +33,7 @@ from tfds_dcase import (
   urban_scenes,
 )
 
+SAMPLE_RATE = 16_000  # Hz, of every data set.
 LEVELS = ('coarse', 'fine', 'both')
 
 # What `config.dataset.name` may be, and the builder that makes it.

@@ -1,14 +1,14 @@
 """What the fields of a config must agree in, before any work is done."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from iusp_jax.audio import frontend
-from iusp_jax.data import datasets
+from iusp_jax.data import datasets, foreign_outputs
 from iusp_jax.experiment import fields, teacher
 from iusp_jax.models import tagger
 from iusp_jax.objectives import targets, terms
-from iusp_jax.runtime import logs
+from iusp_jax.runtime import files, logs
 from iusp_jax.training import accumulate
 from iusp_jax.training.recipe import Recipe
 
@@ -21,6 +21,13 @@ def check(config: Mapping[str, Any]) -> None:
   for part in ('student', 'teacher'):
     _check_recipe(config, part)
   _check_pretrained(config['teacher'])
+  if teacher.source(config) == 'outputs':
+    _check_foreign(config)
+  elif config['teacher']['tag_map']:
+    raise ValueError(
+      f'config.teacher.tag_map is {config["teacher"]["tag_map"]!r}, and '
+      "config.teacher.outputs is '': expected both or neither"
+    )
   objective = terms.Objective.from_config(config['objective'])
   check_teacher_layers(config, objective)
   if scenes := config['dataset']['builder'].get('train_scenes'):
@@ -38,6 +45,35 @@ def _check_pretrained(own: Mapping[str, Any]) -> None:
         "config.teacher.pretrained is '': expected the name of a model there, "
         f'or {unset!r} here'
       )
+
+
+def _check_foreign(config: Mapping[str, Any]) -> None:
+  """Raises ValueError for what needs a teacher that can be run."""
+  place = f'config.teacher.outputs is {config["teacher"]["outputs"]!r}'
+  teacher.contents(config)
+  teacher.tag_map(config)
+  if config['fit'] == 'teacher':
+    raise ValueError(
+      f"config.fit is 'teacher', and {place}: that teacher is not trained "
+      "here; expected 'student'"
+    )
+  if config['teacher']['store'] == 'off':
+    raise ValueError(
+      f"config.teacher.store is 'off', and {place}: there is no teacher to run "
+      "in every step; expected 'auto', 'float32' or 'float16'"
+    )
+  if files.is_remote(config['cache_dir']):
+    raise ValueError(
+      f'config.cache_dir is {config["cache_dir"]!r}, and {place}: what is made '
+      'of these is memory-mapped; expected a folder of a file system'
+    )
+  augment = Recipe.from_config(config['student']).augment
+  if field := augment.is_random():
+    raise ValueError(
+      f'config.student.augment.{field} is {getattr(augment, field)}, and '
+      f'{place}: these are of the clips as they are, and an augmented clip is '
+      f'another one; expected config.student.augment.{field} = 0'
+    )
 
 
 def _check_recipe(config: Mapping[str, Any], part: str) -> None:
@@ -72,6 +108,11 @@ def check_recipe(
       f'config.{part}.model, {dict(architecture)} ({error})'
     ) from error
   tagger.check_layers(model, objective.layers)
+  if targets.INNER in objective.layers and not tagger.inner_layers(model):
+    raise ValueError(
+      f'config.{part}.model is {dict(recipe.model)}: expected one with layers '
+      f'before the last frame embedding, for {", ".join(objective.terms)}'
+    )
   try:
     accumulate.check(recipe.training, objective.compares_clips)
   except ValueError as error:
@@ -81,9 +122,69 @@ def check_recipe(
 def check_teacher_layers(
   config: Mapping[str, Any], objective: terms.Objective
 ) -> None:
-  """Raises ValueError where a target is of a layer that the teacher lacks."""
+  """Raises ValueError where a target is of what the teacher does not have."""
+  if teacher.source(config) == 'outputs':
+    check_outputs(teacher.contents(config), objective.terms)
+    return
   model = tagger.build(teacher.recipe_of(config), num_tags=1)
   tagger.check_layers(model, targets.layers(objective.targets))
+
+
+def check_outputs(
+  contents: foreign_outputs.Contents,
+  names: Sequence[str],
+  known_tags: Sequence[bool] = (True,),
+) -> None:
+  """Holds terms against the outputs that there are of a teacher.
+
+  Args:
+    contents: of its folder.
+    names: of the terms.
+    known_tags: for each of the student's tags, whether the teacher has it.
+
+  Raises:
+    ValueError: naming what a term lacks, and the terms that can be used.
+  """
+  lacking = {
+    name: found
+    for name, term in terms.TERMS.items()
+    if (found := _lacking(contents, term, known_tags))
+  }
+  for name in names:
+    if name in lacking:
+      usable = ', '.join(n for n in terms.TERMS if n not in lacking) or 'none'
+      raise ValueError(
+        f'the objective has the term {name!r}, but {lacking[name]}. Terms that '
+        f'can be used with it: {usable}'
+      )
+
+
+def _lacking(contents, term: terms.Term, known_tags: Sequence[bool]) -> str:
+  """What a teacher's outputs lack for a term, in words; or nothing."""
+  path = contents.path
+  for name in term.targets:
+    kind, layer = targets.split_name(name)
+    if layer != targets.FRAMES:
+      return f'{path} has no frames of inner layers, of which {name} is made'
+    need = targets.NEEDS.get(kind)
+    if need is None:
+      return f'{name} is made with a model, and {path} has outputs alone'
+    if not contents.gives(need):
+      needed = f'{need}.npy'
+      if need == 'logits':
+        needed += ' or probabilities.npy'
+      return f'{path}/train has no {needed}, of which {name} is made'
+    if not need.endswith('logits') or all(known_tags):
+      continue
+    if not any(known_tags):
+      return (
+        f'the tags in {path}/{foreign_outputs.METADATA} lack some of the data '
+        "set's: expected the same names, or which belong together in "
+        'config.teacher.tag_map'
+      )
+    if not term.masks_tags:
+      return 'some tags have none of the teacher, which it does not leave out'
+  return ''
 
 
 def check_batches(

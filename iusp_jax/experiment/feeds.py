@@ -3,12 +3,12 @@
 import functools
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from iusp_jax.audio import frontend
 from iusp_jax.data import datasets, sources
-from iusp_jax.models import tagger
 from iusp_jax.runtime import logs, memory
 from iusp_jax.training import engine, evaluate, step
 
@@ -25,21 +25,21 @@ class Features:
     self,
     job: step.Job,
     outputs: Mapping[str, np.ndarray] | None = None,
-    teacher_variables: tagger.Variables | None = None,
+    of_teacher: Mapping[str, Any] | None = None,
   ) -> engine.Feed:
     """Training and validation clips for jobs like this one.
 
     Args:
       job: of the data set.
       outputs: stored outputs of the teacher, as `target/<name>`.
-      teacher_variables: of a teacher that runs in every step.
+      of_teacher: `variables` and `fits` of one that runs in every step.
     """
     waves = job.teacher is not None or job.recipe.augment.needs_waves()
     config = None if waves else job.recipe.frontend
     return engine.Feed(
       functools.partial(self._source, config, outputs or {}),
       self.clips(job.recipe.frontend, 'validate'),
-      teacher_variables or {},
+      of_teacher or {},
     )
 
   def _source(self, config, outputs, order, layout, max_steps):

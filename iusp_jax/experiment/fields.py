@@ -210,12 +210,13 @@ def _recipe(part: str) -> dict[str, Range]:
 
 def _objective() -> dict[str, Range]:
   """Of `config.objective`: what each of `TERMS` has."""
-  fields: dict[str, Range] = {}
+  schedule = Choice(tuple(terms.SCHEDULES))
+  fields: dict[str, Range] = {f'{terms.TAGGING}_schedule': schedule}
   for name, term in terms.TERMS.items():
-    fields[f'{name}_weight'] = _WEIGHT
-    fields[f'{name}_schedule'] = Choice(tuple(terms.SCHEDULES))
+    fields[f'{name}_weight'] = fields[f'{name}_ratio'] = _WEIGHT
+    fields[f'{name}_schedule'] = schedule
     fields |= {f'{name}_{key}': Number(1e-6, 1e6) for key in term.settings}
-  return {f'objective.{name}': found for name, found in fields.items()}
+  return fields
 
 
 # By pattern of a field's dotted name; the first that fits counts.
@@ -250,12 +251,14 @@ RANGES: dict[str, Range] = {
   'dataset.builder.split_by': Choice(tuple(recordings.SPLIT_BY)),
   'dataset.builder.on_bad_recording': Choice(('stop', 'skip')),
   **_recipe('student'),
-  **_objective(),
+  **{f'objective.{name}': found for name, found in _objective().items()},
   **_recipe('teacher'),
   'teacher.checkpoint': Text("a run's workdir", 'to train a teacher'),
   'teacher.pretrained': Choice(('', *pretrained.RELEASES)),
   'teacher.weights': Text('a file', 'to download it'),
   'teacher.head': Choice(pretrained.HEADS),
+  'teacher.outputs': Text("a folder of a teacher's outputs", 'for none'),
+  'teacher.tag_map': Text('a JSON file', 'where tags have the same names'),
   'teacher.store': Choice(STORES),
   'teacher.train_scenes': whole(0, 10_000_000, "scenes (0: the student's)"),
   'teacher.seed': _SEED,
@@ -266,9 +269,9 @@ RANGES: dict[str, Range] = {
   'table.rotations': Several(Several(_FOLD, least=2, most=2)),
   'table.models.*.architecture': Choice(tuple(models.ARCHITECTURES)),
   'table.models.*.*': Model(),
+  # Of each objective of each student.
   **{
-    f'table.weights.*.*.{name}_weight': _WEIGHT
-    for name in terms.TERMS  # Of each objective of each student.
+    f'table.weights.*.*.{name}': found for name, found in _objective().items()
   },
   'table.tuned.*': Several(_NAME),
   'table.tune_ratios': Several(Number(0, _LARGE, above=True), least=1),

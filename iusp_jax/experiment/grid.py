@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from iusp_jax.data import datasets
-from iusp_jax.experiment import check, identity, results
+from iusp_jax.experiment import check, identity, results, teacher
 from iusp_jax.experiment.setup import Setup
 from iusp_jax.objectives import terms
 from iusp_jax.runtime import processes
 from iusp_jax.training.recipe import Recipe
 
 Rotation = tuple[int, int]
+
+KINDS = ('weight', 'ratio')  # Of a term's share in an objective.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +90,21 @@ def config_of(
 def with_weights(
   config: Mapping[str, Any], weights: Mapping[str, float]
 ) -> dict[str, Any]:
-  """All fields of `config.objective`, with these weights and no others."""
-  none = {f'{name}_weight': 0.0 for name in terms.TERMS}
+  """All fields of `config.objective`, with these weights (or ratios) alone.
+
+  Schedules and settings that stand beside the weights count as well.
+  """
+  none = {f'{n}_{kind}': 0.0 for n in terms.TERMS for kind in KINDS}
   return dict(config['objective']) | none | dict(weights)
+
+
+def without_weights(
+  config: Mapping[str, Any], student: str, name: str
+) -> dict[str, Any]:
+  """A config with the schedules and settings of one objective of a student."""
+  own = config['table']['weights'][student][name]
+  others = {k: v for k, v in own.items() if not k.endswith('_weight')}
+  return {**config, 'objective': {**config['objective'], **others}}
 
 
 def objective(
@@ -177,11 +191,15 @@ def _check_rotations(config: Mapping[str, Any]) -> None:
       'no folds: expected ()'
     )
   _check_repeated('rotations', pairs)
-  if len(pairs) > 1 and config['teacher']['checkpoint']:
+  named = teacher.source(config)
+  why = {
+    'checkpoint': 'it was trained on the test fold of one of them',
+    'outputs': 'their clips are others of the same names',
+  }
+  if len(pairs) > 1 and named in why:
     raise ValueError(
-      f'config.teacher.checkpoint is {config["teacher"]["checkpoint"]!r} for '
-      f'the rotations {pairs}: it was trained on the test fold of one of '
-      "them; expected '', for a teacher of each"
+      f'config.teacher.{named} is {config["teacher"][named]!r} for the '
+      f"rotations {pairs}: {why[named]}; expected '', for a teacher of each"
     )
   for pair in pairs:
     if pair[0] == pair[1]:
@@ -200,8 +218,9 @@ def _check_ignored(config: Mapping[str, Any]) -> None:
     'compare_with': ('', run_by_run),
     'train_baseline': (False, 'the objective baseline'),
   } | {
-    f'objective.{term}_weight': (0.0, 'config.table.weights.STUDENT.OBJECTIVE')
+    f'objective.{term}_{kind}': (0.0, 'config.table.weights.STUDENT.OBJECTIVE')
     for term in terms.TERMS
+    for kind in KINDS
   }
   own = identity.plain(config)
   fields = identity.flat(own)

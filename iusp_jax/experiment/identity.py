@@ -15,6 +15,7 @@ from typing import Any
 # does what was done before: with it, a field changes no identity.
 NEUTRAL = {
   'objective.*_schedule': 'constant',
+  'objective.*_ratio': 0.0,
   '*training.accumulate_steps': 1,
   '*training.compute_dtype': 'float32',
   'dataset.builder.snr_db': [-6.0, 12.0],
@@ -116,6 +117,8 @@ def of_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
     weights = own.get('weights_sha256', own['weights'])
     named = {k: own[k] for k in ('pretrained', 'head', 'train_scenes')}
     return stored | named | {'weights': weights}
+  if outputs := own.get('outputs'):  # Configs of older runs have no such field.
+    return stored | {'outputs': own.get('outputs_content', outputs)}
   recipe = {k: own[k] for k in ('model', 'frontend', 'training', 'augment')}
   return (
     stored
@@ -155,16 +158,19 @@ def of_student(
     seed: of the student.
   """
   fields_of = config['objective']
-  active = [
-    key.removesuffix('_weight')
+  active = dict.fromkeys(
+    key.rpartition('_')[0]
     for key, value in fields_of.items()
-    if key.endswith('_weight') and value
-  ]
+    if key.endswith(('_weight', '_ratio')) and value
+  )
   objective = {
     key: value
     for key, value in fields_of.items()
     if any(_belongs(key, name, fields_of) for name in active)
   }
+  labels = 'tagging_schedule'  # Of no term; records of earlier runs lack it.
+  if (schedule := fields_of.get(labels, 'constant')) != 'constant':
+    objective[labels] = schedule
   return {
     'student': dict(recipe),
     'objective': objective,

@@ -139,7 +139,7 @@ def recipe(config: Mapping[str, Any]) -> dict[str, Any]:
     'objective': {
       name: value
       for name, value in own['objective'].items()
-      if not name.endswith('_weight')
+      if not name.endswith(('_weight', '_ratio'))
     },
     'teacher': {'store': identity.of_teacher(own)['store']},
   }

@@ -1,5 +1,6 @@
 """The plots of a run, from its models and results."""
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
@@ -10,20 +11,60 @@ import numpy as np
 
 from iusp_jax.data import datasets
 from iusp_jax.experiment import results
+from iusp_jax.experiment.setup import Setup
 from iusp_jax.models import tagger, trained
-from iusp_jax.objectives import similarity
+from iusp_jax.objectives import alignment, similarity
 from iusp_jax.reporting import plots, similarity_plot
 from iusp_jax.reporting.table import objectives
-from iusp_jax.runtime import metrics_log
+from iusp_jax.runtime import files, logs, metrics_log
+from iusp_jax.scoring import calibration
 from iusp_jax.training import evaluate
 
 _MODELS = ('teacher', 'baseline', 'student')
-NAMES = ('learning_curves.png', 'tag_scores.png', 'similarities.png')
+NAMES = (
+  'learning_curves.png',
+  'tag_scores.png',
+  'similarities.png',
+  'reliability.png',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredFrames:
+  """Frame similarities of a teacher that cannot be run.
+
+  Attributes:
+    gram_NTT: of the clips of the split that is drawn.
+    timing: of its frames.
+  """
+
+  gram_NTT: np.ndarray
+  timing: alignment.Timing
+
+
+Shown = trained.Trained | StoredFrames
+
+
+def teacher_shown(setup: Setup) -> dict[str, Shown]:
+  """The teacher as plots of similarities show it, as 'teacher'; or nothing."""
+  own = setup.foreign
+  if own is None:
+    found = setup.teacher
+    return {'teacher': found} if isinstance(found, trained.Trained) else {}
+  split, timing = results.scored_splits(setup.dataset)[-1], own.contents.timing
+  if timing is None or not own.contents.gives('frames', split):
+    logs.log(
+      f'similarities are drawn without the teacher: {own.contents.path} has no '
+      f'frames of {split}'
+    )
+    return {}
+  gram_NTT = setup.outputs(split, ['frame_gram'])['frame_gram']
+  return {'teacher': StoredFrames(gram_NTT, timing)}
 
 
 def draw(
   dataset: datasets.Dataset,
-  shown: Mapping[str, trained.Trained],
+  shown: Mapping[str, Shown],
   record: Mapping[str, Any],
   workdir: pathlib.Path,
 ) -> None:
@@ -37,6 +78,7 @@ def draw(
     workdir: of the run.
   """
   subject = shown.get('student') or shown['teacher']
+  assert isinstance(subject, trained.Trained)
   rows = metrics_log.read_metrics(subject.workdir / 'metrics.jsonl')
   plots.plot_learning_curves(
     rows, workdir / NAMES[0], best_by=evaluate.selection_metric(dataset)
@@ -44,6 +86,12 @@ def draw(
   draw_tags(dataset, record, workdir)
   panels = similarity_panels(dataset, shown)
   similarity_plot.plot_similarities(panels, workdir / NAMES[2], titles(record))
+  path = subject.workdir / calibration.NAME
+  if path.exists():  # Not of a teacher, which nobody tags with.
+    of = files.read_json(path)
+    plots.plot_reliability(
+      of['reliability'], of['fitted_on'], workdir / NAMES[3]
+    )
 
 
 def titles(record: Mapping[str, Any]) -> dict[str, str]:
@@ -66,6 +114,8 @@ def draw_tags(dataset, record, workdir) -> None:
   support = dict(zip(dataset.coarse, truth.sum(0).tolist(), strict=True))
   by_model = {}
   for name, title in titles(record).items():
+    if split not in record[name]['best']:  # Of a teacher from elsewhere.
+      continue
     scores = record[name]['best'][split]['coarse']
     by_model[title] = {
       tag: None if k in scores['undefined'] else value
@@ -77,7 +127,7 @@ def draw_tags(dataset, record, workdir) -> None:
 
 
 def similarity_panels(
-  dataset: datasets.Dataset, shown: Mapping[str, trained.Trained]
+  dataset: datasets.Dataset, shown: Mapping[str, Shown]
 ) -> list:
   """Three test clips, each with every model's frame similarities.
 
@@ -94,7 +144,13 @@ def similarity_panels(
     example = split.source[int(k)]
     wave_BS = example['audio'][None]
     frames, log_mel = {}, np.zeros((0, 0))
+    grams, timings = {}, {}
     for name, found in shown.items():
+      if isinstance(found, StoredFrames):
+        grams[name] = np.asarray(found.gram_NTT[k], np.float32)
+        timings[name] = found.timing
+        continue
+      timings[name] = tagger.frame_timing(found.model)
       mel_BTF = tagger.log_mel(found.model, wave_BS)
       output = _compile(found.model)(found.variables, mel_BTF)
       frames[name] = output.frames_BTD[0]
@@ -106,8 +162,12 @@ def similarity_panels(
         title=truth['clip_id'][k],
         tags=tuple(names),
         log_mel_TF=log_mel,
-        seconds=wave_BS.shape[1] / 16_000,
-        similarity=similarity_matrices(frames),
+        seconds=wave_BS.shape[1] / datasets.SAMPLE_RATE,
+        similarity=(
+          aligned_matrices(frames, grams, timings)
+          if grams
+          else similarity_matrices(frames)
+        ),
       )
     )
   return panels
@@ -119,6 +179,31 @@ def _compile(model: tagger.Tagger) -> Callable:
   return jax.jit(
     lambda variables, mel_BTF: tagger.apply(model, variables, mel_BTF)
   )
+
+
+def aligned_matrices(frames, grams, timings) -> dict[str, np.ndarray]:
+  """As `similarity_matrices`, by the time that frames cover.
+
+  Args:
+    frames: by model, `[T_model, D]`.
+    grams: by model, `[T_model, T_model]`, of those that have no frames.
+    timings: by model, of both.
+  """
+  made = {
+    name: similarity.gram(frames_TD) for name, frames_TD in frames.items()
+  }
+  made = {name: (grams | made)[name] for name in timings}
+  coarse = max(timings, key=lambda name: timings[name].hop_seconds)
+  count, matrices = len(made[coarse]), {}
+  for name, gram_TT in made.items():
+    pair = alignment.Timings(timings[name], timings[coarse])
+    if alignment.align(pair, len(gram_TT), count) is not None:
+      pool_UT = alignment.pooling_by_time(
+        pair.student, len(gram_TT), pair.teacher, count
+      )
+      gram_TT = similarity.pool_gram(gram_TT, pool_UT)
+    matrices[name] = np.asarray(similarity.normalise_rows(gram_TT))
+  return matrices
 
 
 def similarity_matrices(frames) -> dict[str, np.ndarray]:

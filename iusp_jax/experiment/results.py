@@ -16,11 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iusp_jax.data import datasets, sources
+from iusp_jax.data import (
+  datasets,
+  foreign_outputs,
+  sources,
+  teacher_outputs,
+)
 from iusp_jax.experiment import identity, teacher
 from iusp_jax.experiment.setup import Setup
 from iusp_jax.models import tagger, trained
-from iusp_jax.objectives import losses
+from iusp_jax.objectives import terms
 from iusp_jax.runtime import devices, environment, files, logs, processes
 from iusp_jax.scoring import calibration, metrics, score_file
 from iusp_jax.training import engine, evaluate, step
@@ -146,12 +151,16 @@ def _write_calibration(dataset, scores, workdir) -> None:
   the order of scores across tags.
   """
   split = 'validate'
-  if split in scores:
-    tags_NC, mask_NC = datasets.labels(dataset.splits[split])
-    found = calibration.fit(
-      scores[split], tags_NC, mask_NC, dataset.tags, split
-    )
-    calibration.save(workdir, found, dataset.tags)
+  if split not in scores:
+    return
+  labels = datasets.labels(dataset.splits[split])
+  found = calibration.fit(scores[split], *labels, dataset.tags, split)
+  calibrated_NC = found.probabilities(calibration.logit(scores[split]))
+  measured = {
+    'uncalibrated': calibration.reliability(scores[split], *labels),
+    'calibrated': calibration.reliability(calibrated_NC, *labels),
+  }
+  calibration.save(workdir, found, dataset.tags, measured)
 
 
 def finish(workdir: pathlib.Path, record: Mapping[str, Any]) -> None:
@@ -228,27 +237,37 @@ def describe(
     'macs': model.num_macs(dataset.num_samples),
   }
   for which, by_split in scores.items():
-    result[which] = {
-      split: evaluate.score_split(
-        dataset,
-        datasets.truth(dataset.splits[split]),
-        scores_NC,
-        bootstrap=bootstrap if which == 'best' else 0,
-      )
-      for split, scores_NC in by_split.items()
-    }
+    resamples = bootstrap if which == 'best' else 0
+    result[which] = _score(dataset, by_split, resamples)
   return result
 
 
+def _score(dataset, scores, bootstrap: int) -> dict[str, Any]:
+  """Of probabilities `[N, C]` by split, with so many resamples."""
+  return {
+    split: evaluate.score_split(
+      dataset,
+      datasets.truth(dataset.splits[split]),
+      scores_NC,
+      bootstrap=bootstrap,
+    )
+    for split, scores_NC in scores.items()
+  }
+
+
 def measure_trained(
-  setup: Setup, found: trained.Trained, bootstrap: int
+  setup: Setup, found: teacher_outputs.Teacher, bootstrap: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """Scores of the best and the last checkpoint of a trained model.
+
+  Of a teacher from elsewhere those of its stored outputs, as 'best'.
 
   Returns:
     What `results.json` holds of it ({} on processes that do not write), and
     the best checkpoint's probabilities `[N, C]` by split.
   """
+  if isinstance(found, foreign_outputs.Foreign):
+    return _measure_foreign(setup, found, bootstrap)
   last = trained.load(found.workdir, 'last')
   variables = {'best': found.variables, 'last': last.variables}
   scores = {
@@ -271,6 +290,37 @@ def measure_trained(
     'trained_in': done.read_text().strip() if done.exists() else '',
   }
   return result, scores['best']
+
+
+def _measure_foreign(setup, found: foreign_outputs.Foreign, bootstrap):
+  """See `measure_trained`; `withheld` says of which splits there are none."""
+  splits = scored_splits(setup.dataset)
+  if found.contents.gives('frames', splits[-1]):
+    # Needed after training, and what is wrong in there is reported before.
+    setup.outputs(splits[-1], ['frame_gram'])
+  withheld = {s: reason for s in splits if (reason := found.scores(s))}
+  scores = {
+    split: evaluate.probabilities(
+      np.asarray(setup.outputs(split, ['logits'])['logits'])
+    )
+    for split in splits
+    if split not in withheld
+  }
+  for split, reason in withheld.items():
+    logs.log(f'teacher: has no scores on {split}: {reason}')
+  if not processes.is_primary():
+    return {}, scores
+  of = found.contents.metadata
+  result = {name: of[name] for name in ('name', 'source', 'licence')}
+  result |= {
+    'fingerprint': found.fingerprint,
+    'weights': found.weights(),
+    'outputs': str(found.contents.path),
+    'trained_in': '',
+    'withheld': withheld,
+    'best': _score(setup.dataset, scores, bootstrap),
+  }
+  return result, scores
 
 
 def predict(
@@ -316,11 +366,17 @@ def _frame_distances(setup, members, variables, layout) -> list[float | None]:
   split = scored_splits(setup.dataset)[-1]
   job = members[0].job
   stored = setup.stores() and job.teacher is None
+  own = setup.foreign
+  if own and not own.contents.gives('frames', split):
+    stored = False
   if setup.teacher is None or not stored:
     return [None] * len(members)
-  outputs = {_GRAM: setup.outputs(split, ['frame_gram'])['frame_gram']}
+  found = setup.outputs(split, ['frame_gram'])
+  outputs = {sources.TARGET + name: x for name, x in found.items()}
   clips = setup.features.clips(job.recipe.frontend, split, outputs)
-  of_output = _frame_distance(setup.dataset.num_samples)
+  of_output = _frame_distance(
+    job.student(), setup.dataset.num_samples, job.beside
+  )
   found_MN = evaluate.map_clips(
     job.student(), variables, clips, layout, of_output
   )
@@ -328,14 +384,17 @@ def _frame_distances(setup, members, variables, layout) -> list[float | None]:
 
 
 @functools.cache
-def _frame_distance(num_samples: int) -> evaluate.OfOutput:
+def _frame_distance(
+  student: tagger.Tagger, num_samples: int, beside: terms.Correspondence
+) -> evaluate.OfOutput:
   """The IUSP loss of each clip, given the teacher's frame Gram matrices."""
 
   def of_output(output, batch):
-    teacher_BTT = batch[_GRAM].astype(jnp.float32)
-    num_frames = min(output.frames_BTD.shape[1], teacher_BTT.shape[1])
-    mask_BT = step.frame_mask(batch['length'], num_samples, num_frames)
-    return losses.iusp_per_clip(output.frames_BTD, teacher_BTT, mask_BT)
+    labels = jnp.zeros((len(batch['length']), 0))  # IUSP takes none.
+    batch = {**batch, _GRAM: batch[_GRAM].astype(jnp.float32)}
+    batch |= {'tags': labels, 'mask': labels}
+    inputs = step.inputs_of(student, num_samples, beside, output, batch, {})
+    return terms.TERMS['iusp'].per_clip(inputs)
 
   return of_output
 

@@ -8,7 +8,14 @@ from typing import Any
 import jax
 
 from iusp_jax.data import datasets
-from iusp_jax.experiment import check, identity, plots, results, teacher
+from iusp_jax.experiment import (
+  check,
+  gradient_units,
+  identity,
+  plots,
+  results,
+  teacher,
+)
 from iusp_jax.experiment.setup import Setup, describe_model
 from iusp_jax.models import trained
 from iusp_jax.objectives import terms
@@ -101,12 +108,12 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
         found = _difference(setup, workdir, config['bootstrap'])
         if processes.is_primary():
           record['difference'] = found
+    of_teacher = plots.teacher_shown(setup)
     if processes.is_primary():
       _log_weak_teacher(record)
-      shown = {'teacher': setup.teacher, **others}
+      shown = {**of_teacher, **others}
       if not alone:
         shown['student'] = trained.load(workdir)
-      shown = {k: v for k, v in shown.items() if v is not None}
       plots.draw(setup.dataset, shown, record, workdir)
       record['wall_seconds'] = spent()
       results.finish(workdir, record)
@@ -120,6 +127,7 @@ def _student(config, setup: Setup, workdir, extra) -> dict[str, Any]:
   objective = terms.Objective.from_config(config['objective'])
   name = BASELINE if workdir.name == BASELINE else 'student'
   logs.log(f'{name}: {describe_model(config["student"], setup.dataset)}')
+  objective = gradient_units.weigh(setup, recipe, objective)
   started = time.monotonic()
   job = setup.job(name, recipe, objective, config['seed'])
   of = identity.of_student(config, recipe.plain(), config['seed'])
@@ -172,9 +180,10 @@ def _difference(setup: Setup, workdir, bootstrap: int) -> dict[str, Any]:
 def without_terms(config: Mapping[str, Any]) -> dict[str, Any]:
   """A config with every term of its objective off."""
   objective = {
-    key: 0.0 if key.endswith('_weight') else value
+    key: 0.0 if key.endswith(('_weight', '_ratio')) else value
     for key, value in config['objective'].items()
   }
+  objective[f'{terms.TAGGING}_schedule'] = 'constant'
   return {**config, 'objective': objective, 'name': BASELINE}
 
 
@@ -305,7 +314,9 @@ def log_results(record: Mapping[str, Any], workdir: pathlib.Path) -> None:
   logs.log(formatting.score_table(models))
   if 'difference' in record:
     scores = {
-      title: model['best']['test']['coarse'] for title, model in models.items()
+      title: model['best']['test']['coarse']
+      for title, model in models.items()
+      if 'test' in model['best']  # Not of every teacher from elsewhere.
     }
     table = 'docs/findings/table.md'
     logs.log(formatting.comparison(scores, record['difference'], table))

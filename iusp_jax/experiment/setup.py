@@ -7,10 +7,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from iusp_jax.data import datasets, preparation, sources, teacher_outputs
-from iusp_jax.experiment import feeds, teacher
+from iusp_jax.data import (
+  datasets,
+  foreign_outputs,
+  frame_order,
+  preparation,
+  sources,
+  teacher_outputs,
+)
+from iusp_jax.experiment import check, feeds, teacher
 from iusp_jax.models import tagger, trained
-from iusp_jax.objectives import targets, terms
+from iusp_jax.objectives import alignment, targets, terms
 from iusp_jax.runtime import files, logs
 from iusp_jax.training import engine, step
 from iusp_jax.training.recipe import Recipe
@@ -61,6 +68,7 @@ class Setup:
   """The data, teacher and features that runs share.
 
   Attributes:
+    cache_dir: for what later runs find again.
     dataset: to train and score on.
     features: of its clips, in memory.
     teacher: the frozen one, after `get_teacher`; None where there is none.
@@ -74,23 +82,32 @@ class Setup:
         a teacher looks at count.
     """
     self._config = config
-    self._cache_dir = config['cache_dir']
+    self.cache_dir = config['cache_dir']
     self._store = config['teacher']['store']
     self.dataset = load_dataset(config['dataset'])
     self.features = feeds.Features(self.dataset)
-    self.teacher: trained.Trained | None = None
+    self.teacher: teacher_outputs.Teacher | None = None
 
-  def get_teacher(self, required: bool) -> trained.Trained | None:
+  @property
+  def foreign(self) -> foreign_outputs.Foreign | None:
+    """The teacher, where there are its outputs and no model."""
+    own = self.teacher
+    return own if isinstance(own, foreign_outputs.Foreign) else None
+
+  def get_teacher(self, required: bool) -> teacher_outputs.Teacher | None:
     """Finds the teacher, or trains it where it is required and not there."""
-    own, source = self._config['teacher'], teacher.source(self._config)
-    named = own[source] if source else ''
-    recipe = teacher.recipe_of(self._config)
-    logs.log(
-      f'teacher: {describe_model(recipe, self.dataset)}'
-      + (f', from {named}' if named else '')
-    )
+    recipe, source = self._config['teacher'], teacher.source(self._config)
+    named = recipe[source] if source else ''
+    if source != 'outputs':
+      recipe = teacher.recipe_of(self._config)
+      logs.log(
+        f'teacher: {describe_model(recipe, self.dataset)}'
+        + (f', from {named}' if named else '')
+      )
     get = teacher.get_or_train if required else teacher.find
     self.teacher = get(self._config, self.dataset)
+    if self.foreign:
+      _log_foreign(self.foreign, self.dataset.splits['train'])
     return self.teacher
 
   def job(
@@ -102,20 +119,64 @@ class Setup:
       ValueError: where stored outputs are demanded and cannot be right.
     """
     runs_in_step = None
+    if self.foreign:
+      known_tags = self.foreign.known_tags
+      check.check_outputs(self.foreign.contents, objective.terms, known_tags)
     if objective.terms and not self._stores(recipe, objective.targets):
-      assert self.teacher is not None
+      assert isinstance(self.teacher, trained.Trained)
       runs_in_step = self.teacher.model
-    return step.Job(name, recipe, objective, self.dataset, seed, runs_in_step)
+    shapes = {}
+    if objective.has_params:
+      shapes = self._target_shapes(objective.targets, runs_in_step is None)
+    return step.Job(
+      name,
+      recipe,
+      objective,
+      self.dataset,
+      seed,
+      runs_in_step,
+      shapes,
+      self.beside(recipe),
+    )
+
+  def _target_shapes(
+    self, names: Sequence[str], stored: bool
+  ) -> dict[str, tuple[int, ...]]:
+    """Of a clip's targets."""
+    if stored:
+      found = self.outputs('train', names)
+    else:
+      assert isinstance(self.teacher, trained.Trained)
+      found = teacher_outputs.shapes(
+        self.teacher, names, self.dataset.num_samples, self.fits(names)
+      )
+    return {name: x.shape[1:] for name, x in found.items()}
+
+  def beside(self, recipe: Recipe) -> terms.Correspondence:
+    """How the teacher's outputs lie beside those of a student."""
+    if not self.foreign:
+      return terms.SAME
+    timings, theirs = None, self.foreign.contents.timing
+    if theirs is not None:
+      model = tagger.build(recipe.plain(), len(self.dataset.tags))
+      timings = alignment.Timings(tagger.frame_timing(model), theirs)
+    known = self.foreign.known_tags
+    return terms.Correspondence(timings, () if all(known) else known)
 
   def stores(self) -> bool:
     """Whether outputs of the teacher may be stored at all."""
-    return self._store != 'off' and not files.is_remote(self._cache_dir)
+    return self._store != 'off' and not files.is_remote(self.cache_dir)
 
   def _stores(self, recipe: Recipe, names: Sequence[str]) -> bool:
     if self._store == 'off':
       return False
     count = len(self.dataset.splits['train'])
-    reason = teacher_must_run(recipe, names, self._cache_dir, count)
+    reason = teacher_must_run(recipe, names, self.cache_dir, count)
+    if reason and self.foreign:
+      raise ValueError(
+        f'{self.foreign.contents.path} has outputs of a teacher that cannot be '
+        f'run, and {reason}: leave that term out, or switch that off'
+      )
     if reason and self._store != 'auto':
       raise ValueError(
         f'config.teacher.store is {self._store!r}, but the outputs of the '
@@ -127,7 +188,26 @@ class Setup:
     return not reason
 
   def outputs(self, split: str, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Stored outputs of the teacher for a split, by target."""
+    """Stored outputs of the teacher for a split, by target.
+
+    With frames of which clips have different numbers also `num_frames`.
+    """
+    if self.foreign:
+      names = [*names, *self.foreign.more_targets(split, names)]
+    return self._folder(split).get_or_build(names)
+
+  def fits(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """What fitted targets are made with, of the training clips, by target."""
+    if self.stores():
+      return self._folder('train').fits(names)
+    assert isinstance(self.teacher, trained.Trained)
+    split = self.dataset.splits['train']
+    return {
+      name: teacher_outputs.solve_fit(self.teacher, split, name)
+      for name in targets.fitted(names)
+    }
+
+  def _folder(self, split: str) -> teacher_outputs.Folder:
     assert self.teacher is not None
     precision = self._store
     if precision not in teacher_outputs.PRECISIONS:
@@ -135,14 +215,13 @@ class Setup:
     name = teacher_outputs.folder_name(
       self.teacher, self.dataset.fingerprint(), f'{split} {precision}'
     )
-    folder = teacher_outputs.Folder(
-      files.resolve(self._cache_dir) / 'outputs' / name,
+    return teacher_outputs.Folder(
+      files.resolve(self.cache_dir) / 'outputs' / name,
       self.teacher,
       self.dataset.splits[split],
       precision,
-      f'config.cache_dir is {self._cache_dir}',
+      f'config.cache_dir is {self.cache_dir}',
     )
-    return folder.get_or_build(names)
 
   def feed(self, job: step.Job) -> engine.Feed:
     """Training and validation clips for jobs like this one."""
@@ -151,11 +230,34 @@ class Setup:
     if job.objective.terms and not runs_in_step:
       found = self.outputs('train', job.objective.targets)
       outputs = {sources.TARGET + name: x for name, x in found.items()}
-    variables = {}
+    of_teacher = {}
     if runs_in_step:
-      assert self.teacher is not None
-      variables = self.teacher.variables
-    return self.features.feed(job, outputs, variables)
+      assert isinstance(self.teacher, trained.Trained)
+      fits = self.fits(job.objective.targets)
+      of_teacher = {'variables': self.teacher.variables, 'fits': fits}
+    return self.features.feed(job, outputs, of_teacher)
+
+
+def _log_foreign(found: foreign_outputs.Foreign, train: datasets.Split) -> None:
+  """Logs whose outputs they are, and a warning where frames look wrong."""
+  of = found.contents.metadata
+  outputs = ', '.join(found.contents.splits['train'].arrays)
+  logs.log(
+    f'teacher: {of["name"]} ({of["source"]}; {of["licence"]}), {outputs} from '
+    f'{found.contents.path}'
+  )
+  unknown = found.known_tags.count(False)
+  if unknown and found.contents.gives('logits'):
+    logs.log(
+      f'teacher: {unknown} of {len(found.known_tags)} tags have none of its own'
+    )
+  if found.contents.gives('frames'):
+    likeness = frame_order.compare(found, train)
+    if likeness and (problem := likeness.problem()):
+      logs.log(
+        f'warning: teacher: {problem}: frames.npy should be in order of time, '
+        f'and of the times in {foreign_outputs.METADATA}'
+      )
 
 
 def describe_model(recipe: Mapping[str, Any], dataset: datasets.Dataset) -> str:
@@ -179,18 +281,29 @@ def repetitiveness(setup: Setup) -> dict[str, float | None]:
   changes. None for a tag that no training clip has, and for all where no
   outputs of the teacher are stored.
   """
-  if not setup.stores():
+  own = setup.foreign
+  if not setup.stores() or (own and not own.contents.gives('frames')):
     return dict.fromkeys(setup.dataset.coarse)
   split = setup.dataset.splits['train']
-  stored = setup.outputs('train', ['frame_gram'])['frame_gram']
+  outputs = setup.outputs('train', ['frame_gram'])
+  stored, starts_T = outputs['frame_gram'], None
+  if own and own.contents.timing:
+    seconds = setup.dataset.num_samples / datasets.SAMPLE_RATE
+    starts_T = own.contents.timing.edges(stored.shape[1])[0] / seconds
   length_N = np.array(
     [split.source[k]['num_samples'] for k in range(len(split))]
   )
   mask_NT = np.asarray(
-    step.frame_mask(
-      jnp.asarray(length_N), setup.dataset.num_samples, stored.shape[1]
+    targets.frame_mask(
+      jnp.asarray(length_N),
+      setup.dataset.num_samples,
+      stored.shape[1],
+      starts_T,
     )
   )
+  if targets.NUM_FRAMES in outputs:
+    count_N1 = outputs[targets.NUM_FRAMES][:, None]
+    mask_NT = mask_NT * (np.arange(stored.shape[1])[None] < count_N1)
   mean_N = np.concatenate(
     [
       _mean_cosine(stored[k : k + 256], mask_NT[k : k + 256])

@@ -16,6 +16,7 @@ from typing import Any
 
 from iusp_jax.experiment import (
   check,
+  gradient_units,
   grid,
   identity,
   parts,
@@ -201,6 +202,7 @@ def run_group(
   objective = grid.objective(config, first.student, first.objective)
   runs = [grid.run_of(config, cell, workdir) for cell in cells]
   recipe = Recipe.from_config(runs[0].config['student'])
+  objective = gradient_units.weigh(setup, recipe, objective)
   jobs = [
     setup.job(
       f'{cell.student} {cell.objective} seed {cell.seed}',
@@ -268,15 +270,17 @@ def keep_similarities(
     runs += f', {grid.describe(rotation)}'
   # Another process may have more runs by now: the last one draws them all.
   message = 'another process compares frames'
+  of_teacher = plots.teacher_shown(setup)  # By all processes.
   with files.lock_for_all_processes(workdir / 'groups', message):
     if not processes.is_primary():
       return
     folders = _drawn(config, rotation, workdir)
-    assert setup.teacher is not None
-    shown = {'teacher': setup.teacher} | {
+    shown: dict[str, plots.Shown] = of_teacher | {
       name: teacher.load(folder, setup.dataset)
       for name, folder in folders.items()
     }
+    if not shown:
+      return
     panels = [
       dataclasses.replace(panel, runs=runs)
       for panel in plots.similarity_panels(setup.dataset, shown)
@@ -342,7 +346,7 @@ def save_setup(
         of |= {
           'rotation': name,
           'dataset': setup.dataset.name,
-          **{key: result[key] for key in _MODEL_FIELDS},
+          **{key: result[key] for key in _MODEL_FIELDS if key in result},
           **parts.scores_of(result),
         }
       files.write_atomically(path, files.to_json(of))
@@ -374,7 +378,10 @@ def _is_there(path: pathlib.Path, own) -> bool:
   return True
 
 
-_MODEL_FIELDS = ('fingerprint', 'weights', 'parameters', 'macs', 'trained_in')
+_MODEL_FIELDS = (
+  *('fingerprint', 'weights', 'parameters', 'macs', 'trained_in'),
+  *('name', 'source', 'licence'),  # Of a teacher from elsewhere.
+)
 
 
 def report(paths: Sequence[pathlib.Path], place: pathlib.Path | None) -> None:

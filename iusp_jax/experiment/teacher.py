@@ -11,7 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from iusp_jax.data import datasets, preparation
+from iusp_jax.data import (
+  datasets,
+  foreign_outputs,
+  preparation,
+  teacher_outputs,
+)
 from iusp_jax.experiment import feeds, identity, pretrained
 from iusp_jax.models import trained
 from iusp_jax.models.pretrained import audioset
@@ -22,7 +27,7 @@ from iusp_jax.training.recipe import Recipe
 from tfds_dcase import sonyc_ust
 
 # Fields of `config.teacher` that name a teacher; without one it is trained.
-SOURCES = ('checkpoint', 'pretrained')
+SOURCES = ('checkpoint', 'outputs', 'pretrained')
 
 
 def metadata(
@@ -112,8 +117,10 @@ def check_overrides(config: Mapping[str, Any], asked: Iterable[str]) -> None:
 
   Raises:
     ValueError: for a field that the checkpoint's model does not meet, or that
-      a pretrained one does not have.
+      a teacher from elsewhere does not have.
   """
+  if source(config) == 'outputs':
+    _check_no_recipe(config['teacher']['outputs'], asked)
   if source(config) == 'pretrained':
     pretrained.check_overrides(config['teacher'], asked)
   path = config['teacher']['checkpoint']
@@ -133,6 +140,16 @@ def check_overrides(config: Mapping[str, Any], asked: Iterable[str]) -> None:
       )
 
 
+def _check_no_recipe(path: str, asked: Iterable[str]) -> None:
+  parts = ('model', 'frontend', 'training', 'augment', 'seed', 'train_scenes')
+  for field in asked:
+    if field.startswith(tuple(f'teacher.{part}' for part in parts)):
+      raise ValueError(
+        f'config.{field} is set, and config.teacher.outputs is {path!r}: that '
+        f'teacher is not made here; leave out --config.{field}'
+      )
+
+
 def checkpoint_metadata(path: str) -> dict[str, Any]:
   """What `model.json` says of the run that config.teacher.checkpoint names.
 
@@ -149,11 +166,13 @@ def identified(config: Mapping[str, Any]) -> dict[str, Any]:
   In `teacher.checkpoint_model`, by which configs are compared: the same model
   in another place, or under another spelling of its path, is no other teacher.
   Of `teacher.weights` so in `teacher.weights_sha256`.
+  Of `teacher.outputs` and `teacher.tag_map` so in `teacher.outputs_content`.
 
   Raises:
-    ValueError: where the path holds no trained model, or there are no weights.
+    ValueError: where the path holds no trained model, or no outputs.
   """
-  own, named = dict(config['teacher']), source(config)
+  own = dict(config['teacher'])
+  named = source(config)
   if named == 'checkpoint':
     path = own['checkpoint']
     with _naming_checkpoint(path):
@@ -163,17 +182,72 @@ def identified(config: Mapping[str, Any]) -> dict[str, Any]:
     own['weights_sha256'] = processes.by_primary(
       lambda: pretrained.checksum(config)
     )
+  if named == 'outputs':
+    own['outputs_content'] = processes.by_primary(lambda: _content(config))
   return {**config, 'teacher': own}
 
 
 def name(config: Mapping[str, Any]) -> str:
   """What the teacher of a config is made by, see `identity.teacher_name`."""
   own, named = config['teacher'], source(config)
+  if named == 'outputs':
+    return f'outputs/{own["outputs_content"]}'
   if named == 'checkpoint':
     own = checkpoint_metadata(own['checkpoint'])
   if named == 'pretrained':
     own = {**pretrained.made_from(own), 'train_scenes': own['train_scenes']}
   return identity.teacher_name(own)
+
+
+def contents(config: Mapping[str, Any]) -> foreign_outputs.Contents:
+  """What the folder that config.teacher.outputs names says of itself.
+
+  Raises:
+    ValueError: where there is no such folder, or its files do not agree.
+  """
+  path = config['teacher']['outputs']
+  if files.is_remote(path):
+    raise ValueError(
+      f'config.teacher.outputs is {path!r}: expected a folder of a file '
+      'system, since its arrays are memory-mapped'
+    )
+  try:
+    return foreign_outputs.inspect(files.resolve(path))
+  except ValueError as error:
+    raise ValueError(f'config.teacher.outputs is {path!r}: {error}') from error
+
+
+def tag_map(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+  """What config.teacher.tag_map holds; nothing where it is empty.
+
+  Raises:
+    ValueError: where the file is not there, or no mapping.
+  """
+  path = config['teacher']['tag_map']
+  if not path:
+    return {}
+  try:
+    return foreign_outputs.read_tag_map(files.resolve(path))
+  except ValueError as error:
+    raise ValueError(f'config.teacher.tag_map is {path!r}: {error}') from error
+
+
+def _content(config) -> str:
+  """Names the outputs and the mapping of tags, wherever they are."""
+  kept = files.resolve(config['cache_dir']) / 'outputs' / 'checksums'
+  return foreign_outputs.fingerprint(contents(config), tag_map(config), kept)
+
+
+def _foreign(config, dataset: datasets.Dataset) -> foreign_outputs.Foreign:
+  """The teacher of config.teacher.outputs beside the tags of a data set.
+
+  `config` is one that `identified` has seen.
+  """
+  found, own = contents(config), config['teacher']
+  seconds = dataset.num_samples / datasets.SAMPLE_RATE
+  foreign_outputs.check_extent(found, seconds)
+  columns = foreign_outputs.columns(found, dataset.tags, tag_map(config))
+  return foreign_outputs.Foreign(found, columns, own['outputs_content'])
 
 
 @contextlib.contextmanager
@@ -222,7 +296,7 @@ def check_leak(trained_on: str, scored_on: str) -> None:
 
 def get_or_train(
   config: Mapping[str, Any], dataset: datasets.Dataset
-) -> trained.Trained:
+) -> teacher_outputs.Teacher:
   """The teacher that a config asks for; trains it if there is none yet.
 
   Args:
@@ -232,8 +306,11 @@ def get_or_train(
 
   Raises:
     ValueError: if `config.teacher.checkpoint` is no run's workdir, or of
-      other tags, or a cached teacher is damaged.
+      other tags, or a cached teacher is damaged, or the files of
+      `config.teacher.outputs` do not agree.
   """
+  if source(config) == 'outputs':
+    return _foreign(config, dataset)
   if path := config['teacher']['checkpoint']:
     with _naming_checkpoint(path):
       return load(files.resolve(path), dataset)
@@ -255,9 +332,9 @@ def get_or_train(
 
 def find(
   config: Mapping[str, Any], dataset: datasets.Dataset
-) -> trained.Trained | None:
+) -> teacher_outputs.Teacher | None:
   """The config's teacher if it has been trained already, else None."""
-  if config['teacher']['checkpoint']:
+  if source(config) in ('checkpoint', 'outputs'):
     return get_or_train(config, dataset)
   of, _ = _asked(config, own_dataset(config, dataset))
   done = _is_done(_cached(config, of))

@@ -6,24 +6,18 @@ term is as long as that of the tags, measured after one epoch without
 distillation. Scored on validate only, with seeds that the table never uses.
 """
 
-import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from iusp_jax.data import datasets, sources
-from iusp_jax.experiment import check, grid, identity, teacher
+from iusp_jax.experiment import check, gradient_units, grid, identity, teacher
 from iusp_jax.experiment.setup import Setup
-from iusp_jax.models import tagger
-from iusp_jax.objectives import losses, targets, terms
+from iusp_jax.objectives import terms
 from iusp_jax.reporting import formatting
 from iusp_jax.runtime import devices, files, logs, processes
-from iusp_jax.training import engine, optim, step
+from iusp_jax.training import engine, step
 from iusp_jax.training.recipe import Recipe
 
 
@@ -65,10 +59,11 @@ def run(config: Any, workdir: pathlib.Path) -> None:
       if found is None:
         setup = setup or _setup(config)
         needed = grid.objective(config, student, name).terms
+        of_name = grid.without_weights(config, student, name)
         if units is None:
-          units = gradient_units(config, setup, student, names)
+          units = _units(config, setup, student, names)
         try:
-          found = tune(config, setup, student, needed, units, path)
+          found = tune(of_name, setup, student, needed, units, path)
         except FloatingPointError as error:
           failures.append(f'{student} {name}: {error}')
           logs.log(failures[-1])
@@ -103,7 +98,8 @@ def _identity(config, student: str, name: str) -> dict[str, Any]:
 
   Of its weights only which terms there are: their values are looked for.
   """
-  own = grid.config_of(config, grid.rotations(config)[0], student)
+  of_name = grid.without_weights(config, student, name)
+  own = grid.config_of(of_name, grid.rotations(config)[0], student)
   weights = dict.fromkeys(
     (f'{t}_weight' for t in grid.objective(config, student, name).terms), 1.0
   )
@@ -171,7 +167,7 @@ def tune(
     setup: data and teacher.
     student: name of its model.
     names: terms of the objective.
-    units: from `gradient_units`.
+    units: from `gradient_units.measure`.
     path: of the result; checkpoints are kept beside it.
 
   Returns:
@@ -184,7 +180,7 @@ def tune(
   ratios = list(config['table']['tune_ratios'])
   seeds = range(config['table']['tune_seeds'])
   points = [
-    {f'{t}_weight': rounded(ratio * units[t] / len(names)) for t in names}
+    {f'{t}_weight': terms.rounded(ratio * units[t] / len(names)) for t in names}
     for ratio in ratios
   ]
   jobs = [
@@ -227,99 +223,17 @@ def _job(config, setup: Setup, student: str, weights, seed: int) -> step.Job:
   return setup.job(f'{student} seed {seed}', recipe, objective, seed)
 
 
-def rounded(value: float) -> float:
-  """To two significant digits: a weight is no more exact than that."""
-  return float(f'{value:.2g}')
-
-
-def gradient_units(
+def _units(
   config: Mapping[str, Any],
   setup: Setup,
   student: str,
   objectives: Sequence[str],
 ) -> dict[str, float]:
-  """By term, how many times longer the gradient of the tags is.
-
-  Measured on four batches, after an epoch without distillation.
-
-  Args:
-    config: plain, of the table.
-    setup: data and teacher.
-    student: name of its model.
-    objectives: whose terms are measured.
-  """
-  needed = [
-    t
+  """Of every term of some objectives, see `gradient_units.measure`."""
+  needed = {
+    f'{t}_weight': 1.0
     for name in objectives
     for t in grid.objective(config, student, name).terms
-  ]
-  names = tuple(name for name in terms.TERMS if name in needed)
-  plain = _job(config, setup, student, {}, 0)
-  weights = {f'{name}_weight': 1.0 for name in names}
-  job = _job(config, setup, student, weights, 0)
-  split = setup.dataset.splits['train']
-  plan = optim.Plan.of(job.recipe.training, len(split))
-  steps = max(1, round(plan.steps_per_epoch))
-  variables = engine.train_without_validation(plain, setup.feed(plain), steps)
-  order = sources.Order(len(split), job.recipe.training.batch_size, (0,))
-  numbers = range(steps, steps + 4)
-  batches = _batches(setup, job, order.clips(numbers)['own'][0])
-  norms = jax.jit(functools.partial(_gradient_norms, job))
-  found = [norms(variables, batch) for batch in batches]
-  mean = {n: float(np.mean([row[n] for row in found])) for n in found[0]}
-  # Weights follow from it, so that processes must have the same bits.
-  mean = processes.by_primary(lambda: mean)
-  return {name: mean['tagging'] / max(mean[name], 1e-12) for name in names}
-
-
-def _batches(setup: Setup, job: step.Job, clips_KB: np.ndarray):
-  """Batches of these clips, with the teacher's outputs for them."""
-  assert setup.teacher is not None
-  model, names = setup.teacher.model, job.objective.targets
-  student, split = job.student(), setup.dataset.splits['train']
-  for clips_B in clips_KB:
-    found = [datasets.read_clip(split, k) for k in clips_B]
-    batch = {key: np.stack([clip[key] for clip in found]) for key in found[0]}
-    wave_BS = jnp.asarray(batch.pop('wave'))
-    mel_BTF = tagger.log_mel(model, wave_BS)
-    output = tagger.apply(
-      model, setup.teacher.variables, mel_BTF, targets.layers(names)
-    )
-    frames = {targets.FRAMES: output.frames_BTD, **output.layers}
-    of_teacher = targets.compute(
-      names, output.logits_BC, frames, lambda array: array
-    )
-    batch |= {sources.TARGET + name: x for name, x in of_teacher.items()}
-    yield batch | {'mel': tagger.log_mel(student, wave_BS)}
-
-
-def _gradient_norms(job: step.Job, variables, batch):
-  """Lengths of the gradients of the tags and of every term."""
-  model = job.student()
-
-  def loss(params, name, batch):
-    output, _ = tagger.forward(
-      model,
-      {**variables, 'params': params},
-      batch['mel'],
-      train=True,
-      layers=job.objective.layers,
-    )
-    if name == 'tagging':
-      return losses.tagging_loss(output.logits_BC, batch['tags'], batch['mask'])
-    own = job.objective.settings[name]
-    num_samples = job.dataset.num_samples
-    params_of = step.initial_term_params(job).get(name)
-    inputs = step.term_inputs(output, batch, num_samples, own, params_of)
-    return jnp.mean(terms.TERMS[name].per_clip(inputs))
-
-  def norm(name):
-    # The batch is in one place: an axis of one device for SP's gather.
-    one = jax.tree.map(lambda x: x[None], batch)
-    gradient = jax.vmap(
-      lambda batch: jax.grad(loss)(variables['params'], name, batch),
-      axis_name=devices.AXIS,
-    )(one)
-    return optax.global_norm(gradient)
-
-  return {name: norm(name) for name in ('tagging', *job.objective.terms)}
+  }
+  job = _job(config, setup, student, needed, 0)
+  return gradient_units.measure(setup, job.recipe, job.objective)

@@ -69,6 +69,11 @@ class Cnn(nn.Module):
     kinds = ('max', 'average')
     layers.check_choice('Cnn', 'block_pool', self.block_pool, kinds)
 
+  @property
+  def num_inner(self) -> int:
+    """How many blocks come before the last frame embedding."""
+    return self.num_blocks - 1
+
   @nn.compact
   def __call__(self, mel_BTF, train: bool = False, keys_B=None):
     """Tags log-mel spectrograms [B, T, F]."""

@@ -60,6 +60,11 @@ class Crnn(nn.Module):
     """How many inner layers have a name."""
     return 1
 
+  @property
+  def num_inner(self) -> int:
+    """How many of them come before the last frame embedding."""
+    return 1
+
   @nn.compact
   def __call__(self, mel_BTF, train: bool = False, keys_B=None):
     """Tags log-mel spectrograms [B, T, F]."""

@@ -98,6 +98,11 @@ class MobileNet(nn.Module):
     """How many inner layers have a name."""
     return len(self._bottlenecks()) + 2
 
+  @property
+  def num_inner(self) -> int:
+    """How many of them come before the last frame embedding."""
+    return self.num_blocks - 1
+
   def _bottlenecks(self) -> list[tuple[int, int, tuple[int, int]]]:
     """Channels, expansion and strides of each bottleneck."""
     reduction, found = self.stem_stride, []

@@ -13,6 +13,8 @@ from iusp_jax import models
 from iusp_jax.audio import augment, frontend, kaldi_mel
 from iusp_jax.models import cost
 from iusp_jax.models.layers import block_name, layer_frames
+from iusp_jax.models.pretrained import efficientat
+from iusp_jax.objectives import alignment
 
 Variables = Mapping[str, Any]
 
@@ -21,6 +23,7 @@ _FRONTENDS = {
   'log_mel': frontend.FrontendConfig,
   'kaldi_mel': kaldi_mel.KaldiMelConfig,
 }
+INNER = 'inner'  # Stands for all `inner_layers` of a model.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,13 +141,37 @@ def mask(
 
 def frame_reduction(tagger: Tagger) -> int:
   """Log-mel frames for each frame embedding."""
-  length = 1024  # A multiple of every reduction there is.
+  length = 1 << 14  # So many that the last, cut frame does not matter.
   mel_BTF = jax.ShapeDtypeStruct(
     (1, length, tagger.frontend.num_mel_bands), jnp.float32
   )
   key = jax.random.key(0)
   output, _ = jax.eval_shape(tagger.module.init_with_output, key, mel_BTF)
-  return length // output.frames_BTD.shape[1]
+  return round(length / output.frames_BTD.shape[1])
+
+
+@functools.cache
+def frame_timing(tagger: Tagger) -> alignment.Timing:
+  """When the frame embeddings of a model are, of its log-mel frames.
+
+  The mean over as many log-mel frames as there are for each: their receptive
+  field may be wider, on both sides or, of an LSTM, into the past.
+  """
+  module = tagger.module
+  if isinstance(module, efficientat.EfficientAt):  # Its frames are centred.
+    return alignment.Timing(
+      module.frame_hop_seconds,
+      module.frame_span_seconds,
+      module.first_frame_seconds,
+    )
+  config, count = tagger.frontend, frame_reduction(tagger)
+  hop = config.hop_samples / config.sample_rate
+  window = config.window_samples / config.sample_rate
+  return alignment.Timing(
+    hop_seconds=count * hop,
+    span_seconds=count * hop,
+    first_seconds=(count - 1) / 2 * hop + window / 2,
+  )
 
 
 def layer_names(tagger: Tagger) -> tuple[str, ...]:
@@ -158,9 +185,23 @@ def layer_names(tagger: Tagger) -> tuple[str, ...]:
   return (*map(block_name, numbers), LAST)
 
 
+def inner_layers(tagger: Tagger) -> tuple[str, ...]:
+  """The blocks before the last frame embedding, from the first on."""
+  numbers = range(1, cast(Any, tagger.module).num_inner + 1)
+  return tuple(map(block_name, numbers))
+
+
+def expand(tagger: Tagger, names: Iterable[str]) -> tuple[str, ...]:
+  """Names of layers, each once, with `INNER` as those it stands for."""
+  found: dict[str, None] = {}
+  for name in names:
+    found |= dict.fromkeys(inner_layers(tagger) if name == INNER else [name])
+  return tuple(found)
+
+
 def check_layers(tagger: Tagger, names: Iterable[str]) -> None:
   """Raises ValueError for a layer that the model does not have."""
-  for name in names:
+  for name in expand(tagger, names):
     models.check_name('layer', name, layer_names(tagger))
 
 
@@ -186,7 +227,7 @@ def forward(
     mel_BTF: log-mel [B, T, F] of the model's front end.
     train: whether BatchNorm takes the statistics of this batch.
     keys_B: a random key a clip, for dropout in training; None switches it off.
-    layers: of `layer_names`.
+    layers: of `layer_names`, or `INNER`.
 
   Returns:
     The output, with the frames of the named layers in `layers`; and the next
@@ -195,7 +236,7 @@ def forward(
   Raises:
     ValueError: for a layer that the model does not have.
   """
-  names = tuple(layers)
+  names = expand(tagger, layers)
   check_layers(tagger, names)
   paths = {(name,) for name in names}
   inner = any(name != LAST for name in names)

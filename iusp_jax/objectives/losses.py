@@ -9,6 +9,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from iusp_jax.objectives import similarity
@@ -55,8 +56,17 @@ def kd_per_clip(
   student_logits_BC: jax.Array,
   teacher_logits_BC: jax.Array,
   temperature: float,
+  mask_C: jax.Array | np.ndarray | None = None,
 ) -> jax.Array:
-  """See `kd_loss`; one value a clip, `[B]`."""
+  """See `kd_loss`; one value a clip, `[B]`.
+
+  Args:
+    student_logits_BC: `[B, C]`.
+    teacher_logits_BC: `[B, C]`; finite also where the mask is 0.
+    temperature: τ > 0.
+    mask_C: 1 for the tags that the teacher has, over which the mean is, `[C]`;
+      all by default.
+  """
   _same_shape(student=student_logits_BC, teacher=teacher_logits_BC)
   # Within jit it may be a traced number, of which nothing is known.
   if isinstance(temperature, int | float) and not temperature > 0:
@@ -66,7 +76,10 @@ def kd_per_clip(
   # With 1 − σ(r) as σ(−r): float32 cannot tell σ(17) from 1.
   entropy_BC = jax.nn.sigmoid(teacher_BC) * jax.nn.softplus(-student_BC)
   entropy_BC += jax.nn.sigmoid(-teacher_BC) * jax.nn.softplus(student_BC)
-  return temperature**2 * jnp.mean(entropy_BC, axis=1)
+  if mask_C is None:
+    return temperature**2 * jnp.mean(entropy_BC, axis=1)
+  total_B = jnp.sum(entropy_BC * mask_C[None], axis=1)
+  return temperature**2 * total_B / jnp.maximum(jnp.sum(mask_C), 1.0)
 
 
 def kd_loss(

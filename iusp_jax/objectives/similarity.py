@@ -215,16 +215,56 @@ def align_frames(frames_TD: jax.Array, num_frames: int) -> jax.Array:
   """Average-pools `[T, D]` frames in time to `[num_frames, D]`."""
   if frames_TD.shape[0] == num_frames:
     return frames_TD
-  pool = pooling_matrix(frames_TD.shape[0], num_frames)
-  return jnp.matmul(
-    pool, frames_TD.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
-  )
+  return pool_frames(frames_TD, pooling_matrix(frames_TD.shape[0], num_frames))
+
+
+def finer_mask(mask_BT: jax.Array, num_frames: int) -> jax.Array:
+  """The mask of `num_frames` finer frames: 1 for all that a 1 is pooled of."""
+  if mask_BT.shape[1] == num_frames:
+    return mask_BT
+  share = pooling_matrix(num_frames, mask_BT.shape[1])
+  touched_BT = jnp.matmul((mask_BT > 0).astype(jnp.float32), share > 0)
+  return (touched_BT > 0).astype(jnp.float32)
 
 
 def align_gram(gram_TT: jax.Array, num_frames: int) -> jax.Array:
   """The Gram matrix of the average-pooled frames, from that of the frames."""
   if gram_TT.shape[0] == num_frames:
     return gram_TT
-  pool = pooling_matrix(gram_TT.shape[0], num_frames)
-  product = jnp.matmul(pool, gram_TT, precision=jax.lax.Precision.HIGHEST)
-  return jnp.matmul(product, pool.T, precision=jax.lax.Precision.HIGHEST)
+  return pool_gram(gram_TT, pooling_matrix(gram_TT.shape[0], num_frames))
+
+
+def pool_frames(frames_TD: jax.Array, pool_UT: np.ndarray) -> jax.Array:
+  """Sums of `[T, D]` frames with the weights of each row: `[U, D]`."""
+  return jnp.matmul(
+    pool_UT, frames_TD.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+  )
+
+
+def pool_gram(gram_TT: jax.Array, pool_UT: np.ndarray) -> jax.Array:
+  """The Gram matrix `[U, U]` of `pool_frames`, from that of the frames."""
+  product = jnp.matmul(pool_UT, gram_TT, precision=jax.lax.Precision.HIGHEST)
+  return jnp.matmul(product, pool_UT.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def linear_cka(gram_TT: np.ndarray, other_TT: np.ndarray) -> float:
+  """How alike two sets of frames change over a clip, from 0 to 1.
+
+  Args:
+    gram_TT: inner products of the frames of one model.
+    other_TT: of another model's frames at the same times.
+
+  Returns:
+    The cosine of the two centred Gram matrices; 0 where one does not change.
+
+  References:
+    Kornblith et al., ICML 2019, arXiv 1905.00414, Sec. 3.
+  """
+  centred = [
+    (gram - gram.mean(0) - gram.mean(1, keepdims=True) + gram.mean()).ravel()
+    for gram in (np.asarray(x, np.float64) for x in (gram_TT, other_TT))
+  ]
+  lengths = [np.linalg.norm(x) for x in centred]
+  if not all(lengths):
+    return 0.0
+  return float(centred[0] @ centred[1] / (lengths[0] * lengths[1]))

@@ -291,3 +291,47 @@ def _label_tags(axes, models, support) -> None:
     frameon=False,
     handletextpad=0.3,
   )
+
+
+def plot_reliability(
+  measured: Mapping[str, Mapping[str, Any]],
+  split: str,
+  path: str | os.PathLike,
+) -> None:
+  """Draws how often tags are there against how probable they were said to be.
+
+  Args:
+    measured: `calibration.reliability` by name of what was measured.
+    split: whose clips they are of, on which temperatures were fitted.
+    path: of the plot, `.png`; the numbers go to `.txt` beside it.
+  """
+  rows = []
+  with figures.figure(3.2, path) as page:
+    axes = page.add_subplot()
+    axes.plot([0, 1], [0, 1], color=figures.GREY, linewidth=0.8)
+    for m, (name, of) in enumerate(measured.items()):
+      bins = zip(of['probability'], of['present'], of['count'], strict=True)
+      filled = [row for row in bins if row[2]]
+      axes.plot(
+        [row[0] for row in filled],
+        [row[1] for row in filled],
+        label=f'{name}: expected calibration error {of["error"]:.3f}',
+        color=_COLOURS[m],
+        marker=_MARKERS[m],
+        markersize=3.8,
+        linewidth=1.0,
+      )
+      rows += [
+        (name, *map(formatting.number, row[:2]), f'{row[2]}') for row in filled
+      ]
+    axes.set_xlabel(f'probability of a tag, mean of a bin ({split} split)')
+    axes.set_ylabel('fraction of clips with the tag')
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.02)
+    axes.grid()
+    axes.legend(loc='upper left', frameon=False)
+  head = ('probabilities', 'mean', 'present', 'count')
+  errors = [f'{name}: {of["error"]:.4f}' for name, of in measured.items()]
+  text = formatting.align([head, *rows])
+  text += f'expected calibration error: {", ".join(errors)}\n'
+  figures.save_text(text, path)

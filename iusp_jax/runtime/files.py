@@ -5,6 +5,7 @@ Of several processes only process 0 writes.
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from etils import epath
 from iusp_jax.runtime import logs, preemption, processes
 
 _LOCK_POLL_SECONDS = 0.2
+_BLOCK = 1 << 24  # Bytes that are read at a time.
 
 
 def write_atomically(
@@ -145,6 +147,16 @@ def read_json(path: pathlib.Path, remedy: str = '') -> Any:
       f'{path}: expected JSON, found {len(content)} bytes that are damaged or '
       f'cut short ({error}); {remedy}'
     ) from error
+
+
+def checksum(path: pathlib.Path) -> str:
+  """SHA-256 of a file."""
+  digest = hashlib.sha256()
+  with path.open('rb') as file:
+    while block := file.read(_BLOCK):
+      preemption.check()
+      digest.update(block)
+  return digest.hexdigest()
 
 
 def remove_folder(path: Any) -> None:

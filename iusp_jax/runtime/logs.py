@@ -45,6 +45,21 @@ def mute(package: str) -> None:
   )
 
 
+def mute_closed_loop() -> None:
+  """Drops tracebacks of threads that report to Orbax's closed event loop.
+
+  TensorStore's do so after a write that failed, a traceback for each array; the
+  failure itself is raised where the checkpoint was saved.
+  """
+  report = sys.unraisablehook
+
+  def hook(found):
+    if str(found.exc_value) != 'Event loop is closed':
+      report(found)
+
+  sys.unraisablehook = hook
+
+
 class Progress:
   """A bar on a terminal, a plain line now and then elsewhere."""
 

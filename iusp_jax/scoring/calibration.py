@@ -21,6 +21,7 @@ from iusp_jax.runtime import files
 NAME = 'calibration.json'
 MIN_POSITIVES = 5
 _RANGE = (0.05, 20.0)  # Of temperatures.
+_NUM_BINS = 10
 _TINY = 1e-12  # What a probability is at least away from 0 and 1.
 
 
@@ -76,11 +77,49 @@ def fit(
     if present_N.sum() < MIN_POSITIVES:
       uncalibrated.append(name)
       continue
-    logits_N = _logit(probabilities_NC[labelled_N, c])
+    logits_N = logit(probabilities_NC[labelled_N, c])
     temperatures_C[c] = fit_temperature(logits_N, present_N)
     calibrated_N = 1 / (1 + np.exp(-logits_N / temperatures_C[c]))
     thresholds_C[c] = best_threshold(calibrated_N, present_N)
   return Calibration(temperatures_C, thresholds_C, tuple(uncalibrated), split)
+
+
+def reliability(
+  probabilities_NC: np.ndarray, tags_NC: np.ndarray, mask_NC: np.ndarray
+) -> dict[str, Any]:
+  """How often tags are there, by how probable they were said to be.
+
+  Over all labelled tags of all clips, in ten bins of equal width.
+
+  Args:
+    probabilities_NC: within 0 and 1.
+    tags_NC: 1 where a tag is present.
+    mask_NC: 1 where the tag is labelled.
+
+  Returns:
+    `count`, `probability` (its mean) and `present` (a fraction) by bin, None
+    where it is empty, and `error`, the expected calibration error: the mean
+    difference of the two, weighted by count (Guo et al., equation 3).
+  """
+  labelled = mask_NC > 0
+  scores, present = probabilities_NC[labelled], tags_NC[labelled] > 0.5
+  bins = np.minimum((scores * _NUM_BINS).astype(int), _NUM_BINS - 1)
+  count = np.bincount(bins, minlength=_NUM_BINS)
+  sums = [
+    np.bincount(bins, weights=values, minlength=_NUM_BINS)
+    for values in (scores, present)
+  ]
+  means = [
+    [total / n if n else None for total, n in zip(sum_, count, strict=True)]
+    for sum_ in sums
+  ]
+  error = float(np.abs(sums[0] - sums[1]).sum() / max(1, count.sum()))
+  return {
+    'count': count.tolist(),
+    'probability': means[0],
+    'present': means[1],
+    'error': error,
+  }
 
 
 def fit_temperature(logits_N: np.ndarray, present_N: np.ndarray) -> float:
@@ -125,10 +164,21 @@ def best_threshold(scores_N: np.ndarray, present_N: np.ndarray) -> float:
 
 
 def save(
-  folder: pathlib.Path, found: Calibration, names: Sequence[str]
+  folder: pathlib.Path,
+  found: Calibration,
+  names: Sequence[str],
+  measured: Mapping[str, Any] | None = None,
 ) -> None:
-  """Writes `calibration.json` into a folder."""
-  files.write_atomically(folder / NAME, files.to_json(plain(found, names)))
+  """Writes `calibration.json` into a folder.
+
+  Args:
+    folder: of the run.
+    found: what was fitted.
+    names: of the tags.
+    measured: the `reliability` before and after it, for a plot.
+  """
+  content = plain(found, names) | {'reliability': dict(measured or {})}
+  files.write_atomically(folder / NAME, files.to_json(content))
 
 
 def plain(found: Calibration, names: Sequence[str]) -> dict[str, Any]:
@@ -174,6 +224,7 @@ def _column(by_name: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
   return values_C
 
 
-def _logit(probabilities: np.ndarray) -> np.ndarray:
+def logit(probabilities: np.ndarray) -> np.ndarray:
+  """The logits of probabilities; finite for 0 and 1, too."""
   clipped = np.clip(probabilities, _TINY, 1 - _TINY)
   return np.log(clipped) - np.log1p(-clipped)

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from iusp_jax.data import datasets, sources
-from iusp_jax.models import tagger
 from iusp_jax.runtime import (
   checkpoint,
   devices,
@@ -75,12 +74,12 @@ class Feed:
     source: of training clips, for a layout, a largest number of steps that it
       is asked for at a time, and an order of clips.
     validate: clips that the best epoch is chosen by.
-    teacher_variables: of a teacher that runs in every step, else {}.
+    of_teacher: `variables` and `fits` of one that runs in every step, else {}.
   """
 
   source: Callable[[sources.Order, devices.Layout, int], Source]
   validate: evaluate.Clips
-  teacher_variables: tagger.Variables = dataclasses.field(default_factory=dict)
+  of_teacher: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def fit(
@@ -149,7 +148,7 @@ def train_without_validation(job: Job, feed: Feed, num_steps: int) -> Any:
   settings = jax.tree.map(lambda x: np.asarray(x)[None], job.settings())
   layout = group.layout
   state, settings = layout.put(state), layout.put(settings)
-  teacher = layout.share(feed.teacher_variables)
+  teacher = layout.share(feed.of_teacher)
   for first in range(0, num_steps, group.source.max_steps):
     preemption.check()
     numbers = range(first, min(first + group.source.max_steps, num_steps))
@@ -294,7 +293,7 @@ class Group:
       self._validate_and_save(state)
     settings = [job.settings() for job in self.jobs]
     settings = self.layout.put(jax.tree.map(lambda *x: np.stack(x), *settings))
-    teacher = self.layout.share(self._feed.teacher_variables)
+    teacher = self.layout.share(self._feed.of_teacher)
     pending, self._seconds, self._clock = None, None, time.monotonic()
     self._first_step, self._looked = self._step, -np.inf
     while self._step < self.plan.num_steps and self._alive():
@@ -315,13 +314,13 @@ class Group:
       if pending is not None:
         self._log(*pending)
       pending = first, count, outputs
-      if is_milestone := self._step == self.plan.next_milestone(first):
+      if self._step == self.plan.next_milestone(first):
         self._log(*pending)
         pending = None
         self._validate_and_save(state)
         self._clock = time.monotonic()
       if self._must_stop():
-        if not is_milestone:
+        if pending is not None:  # Not saved yet.
           self._log(*pending)
           self._save(self.layout.get(state), validated=True)
         raise preemption.Preempted
@@ -542,11 +541,11 @@ def _make_advance(step: Callable) -> Callable:
 
   def advance(member, shared):
     state, settings, places = member
-    arrays, teacher_variables, count = shared
+    arrays, of_teacher, count = shared
 
     def one(state, at: Mapping[str, jax.Array]):
       batch = sources.take(arrays, at)
-      return step(state, settings, teacher_variables, batch)
+      return step(state, settings, of_teacher, batch)
 
     def at(k):
       return {name: values[k] for name, values in places.items()}

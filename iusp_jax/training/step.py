@@ -8,6 +8,7 @@ number is a function of seed, step and clip.
 """
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 import optax
 
 from iusp_jax.audio import augment, frontend
-from iusp_jax.data import datasets, sources
+from iusp_jax.data import datasets, sources, teacher_outputs
 from iusp_jax.models import tagger
 from iusp_jax.objectives import losses, targets, terms
 from iusp_jax.runtime import devices
@@ -67,6 +68,8 @@ class Job:
     seed: of initial values, order, augmentation and dropout.
     teacher: the frozen model, where it runs in every step; None where its
       outputs are stored, or there is none.
+    target_shapes: of a clip's targets, for the parameters of terms.
+    beside: how a teacher from elsewhere lies beside the student.
   """
 
   name: str
@@ -75,6 +78,10 @@ class Job:
   dataset: datasets.Dataset
   seed: int
   teacher: tagger.Tagger | None = None
+  target_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(
+    default_factory=dict
+  )
+  beside: terms.Correspondence = terms.SAME
 
   def settings(self) -> dict[str, Any]:
     """What differs between the jobs that one compiled step serves."""
@@ -94,37 +101,53 @@ class Job:
       self.recipe == other.recipe
       and self.dataset is other.dataset
       and self.teacher == other.teacher
+      and self.beside == other.beside
       and self.objective.without_weights() == other.objective.without_weights()
     )
 
 
-def frame_mask(
-  length_B: jax.Array, num_samples: int, num_frames: int
-) -> jax.Array:
-  """1 for the frames of the recording, 0 for those of padding, `[B, T]`."""
-  starts_T = jnp.arange(num_frames) * (num_samples / num_frames)
-  return (starts_T[None] < length_B[:, None]).astype(jnp.float32)
-
-
 def term_inputs(
+  job: Job,
+  name: str,
   output: Any,
   batch: Mapping[str, jax.Array],
+  params: Any = None,
+) -> terms.Inputs:
+  """What a term of a job is computed from.
+
+  Args:
+    job: that has the term.
+    name: of the term.
+    output: the student's, with the layers that the term looks at.
+    batch: as `sources.take` gives it.
+    params: of the term.
+  """
+  return inputs_of(
+    job.student(),
+    job.dataset.num_samples,
+    job.beside,
+    output,
+    batch,
+    job.objective.settings[name],
+    params,
+  )
+
+
+def inputs_of(
+  student: tagger.Tagger,
   num_samples: int,
+  beside: terms.Correspondence,
+  output: Any,
+  batch: Mapping[str, jax.Array],
   settings: Mapping[str, float],
   params: Any = None,
 ) -> terms.Inputs:
-  """What a term is computed from.
-
-  Args:
-    output: the student's, with the layers that the term looks at.
-    batch: as `sources.take` gives it.
-    num_samples: of a clip.
-    settings: of the term.
-    params: of the term.
-  """
+  """`term_inputs` of a student by itself."""
   return terms.Inputs(
     logits_BC=output.logits_BC,
+    frame_logits_BTC=output.frame_logits_BTC,
     frames={targets.FRAMES: output.frames_BTD, **output.layers},
+    inner=tagger.inner_layers(student),
     tags_BC=batch['tags'],
     mask_BC=batch['mask'],
     targets={
@@ -132,12 +155,15 @@ def term_inputs(
       for key, value in batch.items()
       if key.startswith(sources.TARGET)
     },
-    frame_mask=lambda num_frames: frame_mask(
-      batch['length'], num_samples, num_frames
+    frame_mask=functools.partial(
+      targets.frame_mask, batch['length'], num_samples
     ),
+    clip_seconds=num_samples / student.frontend.sample_rate,
     settings=settings,
     params=params,
     axis_name=devices.AXIS,
+    timings=beside.timings,
+    mask_C=beside.mask(),
   )
 
 
@@ -145,22 +171,24 @@ def make_step(job: Job, plan: optim.Plan) -> Callable:
   """The pure train step, to be mapped by `devices.Layout`.
 
   Returns:
-    `step(state, settings, teacher_variables, batch)`: the next state, and the
-    loss, its terms and the length of the student's gradient.
+    `step(state, settings, of_teacher, batch)`: the next state, and the loss,
+    its terms and the length of the student's gradient. A teacher that runs in
+    the step has its `variables` and `fits` (see `targets.compute`) in
+    `of_teacher`.
   """
   prepare, loss_part = _make_prepare(job), _make_loss(job, plan)
   training = job.recipe.training
   optimizer = optim.optimizer(training, plan)
   term_optimizer = optim.optimizer(training, plan)
 
-  def step(state: State, settings, teacher_variables, batch):
+  def step(state: State, settings, of_teacher, batch):
     batch = _mixed(batch)
     num_labelled = jax.lax.psum(jnp.sum(batch['mask']), devices.AXIS)
 
     def part(batch_stats, batch):
       """Some of the clips: statistics; gradients and parts of the loss."""
       keys_B = tagger.clip_keys(settings['seed'], state.step, batch['index'])
-      batch = prepare(batch, keys_B, teacher_variables)
+      batch = prepare(batch, keys_B, of_teacher)
       gradients, (loss_terms, batch_stats) = jax.grad(
         loss_part, argnums=(0, 1), has_aux=True
       )(
@@ -223,18 +251,18 @@ def _make_prepare(job: Job) -> Callable:
   """What a batch still lacks: the student's log-mel, the teacher's outputs."""
   fields, student = job.recipe.augment, job.student()
   masks = augment.spec_augment_config(dataclasses.asdict(fields))
-  names = job.objective.targets
-  layers = targets.layers(names)
+  names, num_samples = job.objective.targets, job.dataset.num_samples
 
-  def teacher_targets(wave_BS, keys_B, variables):
+  def teacher_targets(wave_BS, keys_B, length_B, shared):
     assert job.teacher is not None
     mel_BTF = tagger.log_mel(job.teacher, wave_BS, keys_B, masks)
-    output = tagger.apply(job.teacher, variables, mel_BTF, layers)
-    frames = {targets.FRAMES: output.frames_BTD, **output.layers}
-    found = targets.compute(names, output.logits_BC, frames, devices.gather)
+    x = teacher_outputs.apply(
+      job.teacher, shared['variables'], mel_BTF, length_B, num_samples, names
+    )
+    found = targets.compute(names, x, devices.gather, shared['fits'])
     return {sources.TARGET + name: value for name, value in found.items()}
 
-  def prepare(batch, keys_B, teacher_variables):
+  def prepare(batch, keys_B, of_teacher):
     mask_keys_B = tagger.subkeys(keys_B, 1)
     if 'mel' in batch:
       mel_BTF = tagger.mask(batch['mel'], mask_keys_B, masks)
@@ -243,7 +271,9 @@ def _make_prepare(job: Job) -> Callable:
     if roll := fields.time_roll_seconds:
       wave_BS = augment.time_roll(wave_BS, tagger.subkeys(keys_B, 0), roll)
     if job.teacher is not None:
-      batch = batch | teacher_targets(wave_BS, mask_keys_B, teacher_variables)
+      batch = batch | teacher_targets(
+        wave_BS, mask_keys_B, batch['length'], of_teacher
+      )
     mel_BTF = tagger.log_mel(student, wave_BS, mask_keys_B, masks)
     return batch | {'mel': mel_BTF}
 
@@ -277,20 +307,17 @@ def _make_loss(job: Job, plan: optim.Plan) -> Callable:
       output.logits_BC, batch['tags'], batch['mask']
     )
     loss = jnp.sum(entropy_BC) / jnp.maximum(num_labelled, 1.0)
-    loss_terms = {'tagging': loss}
+    loss_terms = {terms.TAGGING: loss}
+    progress = step / plan.num_steps
+    if schedule := objective.schedules.get(terms.TAGGING):
+      loss = terms.SCHEDULES[schedule](progress) * loss
     for name in objective.terms:
-      inputs = term_inputs(
-        output,
-        batch,
-        job.dataset.num_samples,
-        objective.settings[name],
-        term_params.get(name),
-      )
+      inputs = term_inputs(job, name, output, batch, term_params.get(name))
       value_B = terms.TERMS[name].per_clip(inputs)
       num_clips = value_B.shape[0] * jax.lax.axis_size(devices.AXIS)
       loss_terms[name] = jnp.sum(value_B) / (num_clips * num_parts)
       schedule = objective.schedules.get(name, 'constant')
-      factor = terms.SCHEDULES[schedule](step / plan.num_steps)
+      factor = terms.SCHEDULES[schedule](progress)
       loss = loss + settings['weights'][name] * factor * loss_terms[name]
     return loss, (loss_terms | {'loss': loss}, batch_stats)
 
@@ -333,10 +360,13 @@ def initial_term_params(job: Job) -> dict[str, Any]:
   )
   labels = jax.ShapeDtypeStruct((1, len(job.dataset.tags)), jnp.float32)
   batch = {'tags': labels, 'mask': labels, 'length': jnp.full(1, num_samples)}
+  batch |= {
+    sources.TARGET + name: jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    for name, shape in job.target_shapes.items()
+  }
   found = {}
   for name in with_params:
-    settings = job.objective.settings[name]
-    inputs = term_inputs(output, batch, num_samples, settings)
+    inputs = term_inputs(job, name, output, batch)
     init = terms.TERMS[name].init
     assert init is not None
     number = zlib.crc32(name.encode())  # Independent of the other terms.

@@ -117,6 +117,11 @@ class EfficientAt(nn.Module):
     """How many inner layers have a name."""
     return len(BLOCKS) + 2
 
+  @property
+  def num_inner(self) -> int:
+    """How many of them come before the last frame embedding."""
+    return self.num_blocks - 1
+
   @nn.compact
   def __call__(self, mel_BTF, train: bool = False, keys_B=None):
     """Tags log-mel spectrograms [B, T, F] of `audio.kaldi_mel`."""
