@@ -76,6 +76,10 @@ def test_home_is_meant_by_a_tilde_in_every_field(
     teacher.contents(config)
   with pytest.raises(ValueError, match=f'{home}/map.json is not there'):
     teacher.tag_map(config)
+  config['teacher'] |= {'outputs': '', 'pretrained': 'mn04_as'}
+  config['teacher'] |= {'tag_map': '', 'weights': '~/weights.pt'}
+  with pytest.raises(ValueError, match=f'{home}/weights.pt is no file'):
+    teacher.identified(config)
   config['compare_with'] = '~/nothing'
   with pytest.raises(ValueError, match=f'{home}/nothing holds no trained'):
     run.named_runs(config, None)  # pyright: ignore
@@ -84,7 +88,7 @@ def test_home_is_meant_by_a_tilde_in_every_field(
 def test_every_field_that_is_a_path_is_tried_above():
   tried = {'cache_dir', 'compare_with', 'dataset.data_dir'}
   tried |= {'dataset.manual_dir', 'teacher.checkpoint', 'teacher.outputs'}
-  tried |= {'teacher.tag_map'}
+  tried |= {'teacher.tag_map', 'teacher.weights'}
   found = {
     name
     for name, range_of in fields.RANGES.items()

@@ -13,6 +13,7 @@ from sonyc_ust_world import Server
 from torch_files import write_tensors
 
 from configs import base
+from iusp_jax.deploy import export
 from iusp_jax.experiment import (
   check,
   identity,
@@ -135,10 +136,19 @@ def test_configs_of_older_runs_have_the_same_teacher():
   assert teacher.name(older) == teacher.name(config)
 
 
+def padded(path, weights):
+  """A file that is too large to be of the model."""
+  path.write_bytes(weights.read_bytes() + bytes(2**23))
+  return path
+
+
 def test_weights_of_another_width_are_refused(tmp_path, weights, fake):
   config = config_of(tmp_path, weights, pretrained='mn02_as')
   with pytest.raises(ValueError, match='file of another config'):
     teacher.get_or_train(config, fake)
+  wider = config_of(tmp_path, padded(tmp_path / 'large.pt', weights))
+  with pytest.raises(ValueError, match='bytes: expected at most'):
+    teacher.get_or_train(wider, fake)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +263,9 @@ def test_run_may_stop_after_it(tiny, weights, on_fakes, tmp_path):
   record = run.run(config, tmp_path / 'run')
   assert record['teacher']['parameters'] > 123_783
   text = (tmp_path / 'run/learning_curves.txt').read_text()
-  assert 'validate/coarse_micro_auprc' in text or 'micro' in text
+  assert 'validate/coarse_micro_auprc' in text
+  with pytest.raises(ValueError, match='expected the workdir of a student'):
+    export.run(record['teacher']['workdir'], f'{tmp_path}/export')
 
 
 def test_student_better_than_its_teacher_is_reported():

@@ -192,11 +192,11 @@ def _check_rotations(config: Mapping[str, Any]) -> None:
     )
   _check_repeated('rotations', pairs)
   named = teacher.source(config)
-  if len(pairs) > 1 and named:
-    why = {
-      'checkpoint': 'it was trained on the test fold of one of them',
-      'outputs': 'their clips are others of the same names',
-    }
+  why = {
+    'checkpoint': 'it was trained on the test fold of one of them',
+    'outputs': 'their clips are others of the same names',
+  }
+  if len(pairs) > 1 and named in why:
     raise ValueError(
       f'config.teacher.{named} is {config["teacher"][named]!r} for the '
       f"rotations {pairs}: {why[named]}; expected '', for a teacher of each"

@@ -157,9 +157,10 @@ def make(
   model = tagger.build(of, len(dataset.tags))
   path = processes.primary_first(lambda: _weights_file(config))
   _check_checksum(path, of['weights_sha256'])
+  shapes = model.shapes(dataset.num_samples)
   variables = efficientat.zero_shot(
-    model.shapes(dataset.num_samples),
-    torch_file.read(path),
+    shapes,
+    torch_file.read(path, _most_bytes(shapes)),
     audioset.matrix(of['tag_map']),
   )
   unmatched = [tag for tag, names in of['tag_map'].items() if not names]
@@ -178,6 +179,11 @@ def make(
   trained.save(workdir, of, both, {'best': 0, 'last': 0})
   minutes = (time.monotonic() - started) / 60
   files.write_atomically(workdir / 'done', f'{minutes:.1f} minutes\n')
+
+
+def _most_bytes(shapes) -> int:
+  """More than a file of a model's weights can have."""
+  return 2 * sum(4 * leaf.size for leaf in jax.tree.leaves(shapes)) + 2**20
 
 
 def _check_checksum(path, expected: str) -> None:
