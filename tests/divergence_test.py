@@ -209,6 +209,7 @@ CHUNK = engine.Group, '_next_chunk'
 
 
 @pytest.mark.parametrize('stream', [False, True])
+@pytest.mark.slow
 def test_roll_back_is_training_without_the_batch(tmp_path, monkeypatch, stream):
   """Against an order that never had the batches; also stopped and killed."""
   monkeypatch.setattr(engine, 'CHUNK_SECONDS', 0.0)

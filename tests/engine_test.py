@@ -370,6 +370,7 @@ def jobs_on():
   return {'one': [fits.augmented_job()], 'three': five[:3], 'five': five}
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_number_of_devices(tmp_path, members):
   """Batches are spread where there are fewer members, members else."""
   path = tmp_path / 'found.json'

@@ -104,6 +104,7 @@ def test_moved_folder_is_the_same_teacher_and_a_changed_array_another(
     train(tiny, tmp_path / 'run', folder)
 
 
+@pytest.mark.slow
 def test_run_that_is_stopped_goes_on(
   tiny, whole, on_fakes, tmp_path, monkeypatch
 ):
@@ -242,6 +243,7 @@ def test_no_two_teachers_are_named(tiny, whole):
   assert "'/a'" in str(error.value)
 
 
+@pytest.mark.slow
 def test_table_and_tuning(tiny, whole, on_fakes, tmp_path, logged):
   fields = fields_of(
     whole,

@@ -227,9 +227,8 @@ def test_download_that_fails_names_what_to_do(tmp_path, server, fake):
     teacher.get_or_train(config, fake)
 
 
-@pytest.mark.parametrize(
-  'store', ['auto', pytest.param('off', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('store', ['auto', 'off'])
 def test_run_distils_from_it(tiny, weights, on_fakes, tmp_path, store):
   """From stored outputs, and from a teacher that runs in every step."""
   fields = {'checkpoint': '', 'pretrained': NAME, 'store': store}

@@ -132,6 +132,7 @@ def test_checkpoint_holds_all_of_every_member(whole):
   np.testing.assert_array_equal(arrays['state']['step'], [9, 9, 9])
 
 
+@pytest.mark.slow
 def test_metrics_of_a_run_that_is_stopped_are_those_of_the_whole(
   tmp_path, monkeypatch
 ):

@@ -129,11 +129,13 @@ def test_losses_do_not_depend_on_the_number_of_devices():
   fits.assert_same_losses(one, run_of_all())
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_a_teacher_that_runs_in_every_step():
   (running,) = fit([job(teacher=True)])
   fits.assert_same_losses(running, run_of_all())
 
 
+@pytest.mark.slow
 def test_terms_of_weight_0_leave_the_student_as_it_is():
   """Also those with parameters of their own, to the last bit."""
   fields = {'clip_norm': 0.5, 'ema_decay': 0.9}
@@ -177,7 +179,7 @@ def test_tuning_measures_terms_with_parameters_and_fits(tiny, setup):
     model = {'architecture': 'crnn', 'width': 4, 'hidden': 6}
     config.table.models.tiny = model
   names = (*WITH_PARAMS, 'inter_kd', 'cluster_iusp')
-  units = tuning.gradient_units(config, setup, 'tiny', names)
+  units = tuning._units(config, setup, 'tiny', names)
   for name in names:
     assert 1e-4 < units[name] < 1e6
 

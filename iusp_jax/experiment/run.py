@@ -155,9 +155,13 @@ def _student(config, setup: Setup, workdir, extra) -> dict[str, Any]:
 def _log_weak_teacher(record: Mapping[str, Any]) -> None:
   """Warns where the distilled student does better than its teacher."""
   name, metric = 'validate', 'micro_auprc'
-  models = [record[of] for of in ('teacher', 'student') if record.get(of)]
-  if len(models) == 2 and any(record.get('weights', {}).values()):
-    weak, own = (of['best'][name]['coarse'][metric] for of in models)
+  found = [
+    record[of]['best'][name]['coarse'][metric]
+    for of in ('teacher', 'student')
+    if name in record.get(of, {}).get('best', {})  # Outputs may lack a split.
+  ]
+  if len(found) == 2 and any(record.get('weights', {}).values()):
+    weak, own = found
     if weak is not None and own is not None and weak < own:
       logs.log(
         f'warning: the teacher is weaker than the student on {name} (micro-'
