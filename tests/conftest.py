@@ -60,6 +60,15 @@ settings.register_profile(
 settings.load_profile('iusp')
 
 
+@pytest.fixture(autouse=True, scope='module')
+def forget_programs():
+  """Else thousands of tests take more memory maps than Linux gives."""
+  from iusp_jax.runtime import devices
+
+  yield
+  devices.forget_programs()
+
+
 @pytest.fixture(scope='session')
 def make_once(tmp_path_factory):
   """Gives folders that are filled once for all workers of a test run.

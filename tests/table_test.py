@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -313,6 +314,25 @@ def test_frame_distance_is_the_iusp_loss_of_the_test_split(group, setup):
     )
     values.append(float(losses.iusp_loss(*frames, mask)))
   np.testing.assert_allclose(record['frame_distance'], np.mean(values), 1e-4)
+
+
+@pytest.mark.skipif(
+  not pathlib.Path('/proc/self/maps').exists(), reason='only on Linux'
+)
+def test_groups_leave_no_compiled_programs(tiny, setup, tmp_path):
+  """A table of a hundred groups would take all memory maps of a process."""
+
+  def num_maps():
+    with open('/proc/self/maps') as file:
+      return sum(1 for _ in file)
+
+  config = table_config_of(tiny)
+  numbers = []
+  for name in ('baseline', 'kd', 'iusp'):
+    cells = cells_of(config, name)
+    table.run_group(config, setup, cells, tmp_path)
+    numbers.append(num_maps())
+  assert max(numbers[1:]) < numbers[0] + 200
 
 
 def test_cell_that_diverges_stops_no_other(tiny, setup, tmp_path):

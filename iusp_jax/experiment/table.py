@@ -227,6 +227,7 @@ def run_group(
     results.finish(run.workdir, record)
   processes.barrier()
   files.remove_folder(folder)
+  devices.forget_programs()
   return time.monotonic() - started
 
 

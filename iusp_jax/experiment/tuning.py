@@ -192,6 +192,7 @@ def tune(
   prints = [identity.fingerprint(job.objective.weights) for job in jobs]
   members = engine.fit(jobs, setup.feed(jobs[0]), folder, identities=prints)
   files.remove_folder(folder)
+  devices.forget_programs()
   if all(member.diverged for member in members):
     raise FloatingPointError(
       f'all {len(members)} runs diverged, the first since '

@@ -288,6 +288,15 @@ def gather(array_bX: jax.Array) -> jax.Array:
   return jax.lax.all_gather(array_bX, AXIS, tiled=True)
 
 
+def forget_programs() -> None:
+  """Gives up compiled programs, to be called where most are done with.
+
+  One takes a hundred memory maps, of which Linux gives a process 65530: beyond
+  that it is aborted. What is used again is read from the cache on the disk.
+  """
+  jax.clear_caches()
+
+
 def any_host(value: bool) -> bool:
   """Whether it is true on any host; all hosts must ask, and get one answer."""
   if jax.process_count() == 1:
