@@ -1,6 +1,7 @@
 """The package as `pip install` gives it: a wheel, and the command iusp."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -59,21 +60,11 @@ def installed(tmp_path_factory):
 
 def _copy(folder):
   """The files of the project that a wheel is built from."""
-  names = subprocess.run(
-    ['git', 'ls-files', '-co', '--exclude-standard'],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  ).stdout.splitlines()
-  tops = ('iusp_jax/', 'tfds_dcase/', 'configs/', 'pyproject', 'README', 'LIC')
-  for name in names:
-    if name.startswith(tops) and (ROOT / name).is_file():
-      target = folder / name
-      target.parent.mkdir(parents=True, exist_ok=True)
-      target.write_bytes((ROOT / name).read_bytes())
-  if not names:
-    pytest.skip('not a git checkout: which files are the project is unknown')
+  for name in ('iusp_jax', 'tfds_dcase', 'configs'):
+    ignored = shutil.ignore_patterns('__pycache__')
+    shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+  for name in ('pyproject.toml', 'README.md', 'LICENSE'):
+    shutil.copy(ROOT / name, folder)
   return folder
 
 
