@@ -25,6 +25,7 @@ def get_config(arg: str = ''):
   config.table.objectives = ('baseline', 'kd', 'sp', 'iusp', 'iusp_sp')
   config.table.students = tuple(base.STUDENTS)
   config.table.seeds = 8  # Of the students, from first_seed on.
+  config.train_baseline = False  # It is an objective here.
   config.table.first_seed = 100  # Seeds below are for tuning.
   config.table.rotations = ()  # ((validate_fold, test_fold), …) of clips.
   config.table.models = ConfigDict(base.STUDENTS)
