@@ -133,7 +133,7 @@ def main(argv) -> None:
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.ERROR)  # The libraries' own messages.
     logs.mute('orbax')  # Tracebacks of what is logged in one line.
-    logs.mute('asyncio')  # Of a checkpoint that failed, after it is said.
+    logs.mute('asyncio')  # Repeats why a checkpoint was not written.
     logs.mute_closed_loop()
   try:
     if MODE.value in ('score', 'report'):

@@ -31,7 +31,8 @@ def load():
     'frame_span_seconds': 0.32,
     'first_frame_seconds': 0.16,
   }
-  raise NotImplementedError(f'return {metadata} of yours, and a torch module')
+  # Load yours, and give `metadata, module` instead.
+  raise NotImplementedError(f'no module yet for {metadata["name"]!r}: see load')
 
 
 def main(clips_folder, folder):

@@ -196,6 +196,15 @@ def frame_kd_loss(
 # Clips -----------------------------------------------------------------------
 
 
+def _per_tag(student_logits_BC, teacher_logits_BC, temperature) -> jax.Array:
+  """`τ² KL(σ(r/τ) ‖ σ(s/τ))` of every tag of clips, `[B, C]`."""
+  value_BC = divergence(
+    soft_tags(teacher_logits_BC, temperature),
+    soft_tags(student_logits_BC, temperature),
+  )
+  return temperature**2 * value_BC
+
+
 def kd_per_clip(
   student_logits_BC: jax.Array,
   teacher_logits_BC: jax.Array,
@@ -206,11 +215,8 @@ def kd_per_clip(
   `losses.kd_per_clip` less the teacher's entropy: the gradient is the same.
   """
   _check(student_logits_BC, temperature, teacher=teacher_logits_BC)
-  value_BC = divergence(
-    soft_tags(teacher_logits_BC, temperature),
-    soft_tags(student_logits_BC, temperature),
-  )
-  return temperature**2 * jnp.mean(value_BC, axis=1)
+  value_BC = _per_tag(student_logits_BC, teacher_logits_BC, temperature)
+  return jnp.mean(value_BC, axis=1)
 
 
 def emphasised_kd_per_clip(
@@ -234,11 +240,8 @@ def emphasised_kd_per_clip(
   # An unknown tag may hold any number.
   absent_BC = jnp.where(mask_BC > 0, 1.0 - tags_BC.astype(jnp.float32), 0.0)
   weight_BC = 1.0 + (gamma - 1.0) * absent_BC
-  value_BC = divergence(
-    soft_tags(teacher_logits_BC, temperature),
-    soft_tags(student_logits_BC, temperature),
-  )
-  return temperature**2 * jnp.mean(weight_BC * value_BC, axis=1)
+  value_BC = _per_tag(student_logits_BC, teacher_logits_BC, temperature)
+  return jnp.mean(weight_BC * value_BC, axis=1)
 
 
 def emphasised_kd_loss(
