@@ -14,7 +14,7 @@ Arguments follow the file name, separated by commas, in any order:
   student=NAME   one of STUDENTS below
 
 As it stands it is the student without a teacher, whose scores are in
-baseline.py; `--config.objective.<term>_weight=1` adds a term. The scores of the
+baseline.py; `--config.objective.<term>_ratio=3` adds a term. The scores of the
 teacher are in teacher.py.
 """
 
@@ -61,50 +61,58 @@ STUDENTS = {
 }
 
 
-# The objectives of a table, by name: fields of `config.objective`. Where
-# `--mode=tune` has been run for a data set and a student, tuned.json has better
-# weights; schedules stay.
-WEIGHTS: dict[str, dict[str, Any]] = {
-  'baseline': {},
-  **{name: {f'{name}_weight': term.weight} for name, term in TERMS.items()},
-  **{
-    name: {f'{term}_weight': TERMS[term].weight for term in terms}
-    for name, terms in {
-      'iusp_sp': ('iusp', 'sp'),
-      'kd_iusp': ('kd', 'iusp'),
-      'kd_iusp_centred': ('kd', 'iusp_centred'),
-      'frame_kd_iusp_centred': ('frame_kd', 'iusp_centred'),
-    }.items()
-  },
-  'iusp_decay': {'iusp_weight': 300.0, 'iusp_schedule': 'decay_to_half'},
+# The objectives of a table, by name: fields of `config.objective`. Terms that
+# go together have the same ratio. Where `--mode=tune` has been run for a data
+# set, tuned.json has better ratios, and learning rates of the students.
+UNTUNED = 3.0
+LEARNING_RATE = 3e-3
+_COMBINED = {
+  'iusp_sp': ('iusp', 'sp'),
+  'kd_iusp': ('kd', 'iusp'),
+  'kd_iusp_centred': ('kd', 'iusp_centred'),
+  'frame_kd_iusp_centred': ('frame_kd', 'iusp_centred'),
+  'iusp_decay': ('iusp',),
+  'iusp_two_step': ('iusp',),
+}
+_SCHEDULES = {
+  'iusp_decay': {'iusp_schedule': 'decay_to_half'},
   'iusp_two_step': {
-    'iusp_weight': 300.0,
     'iusp_schedule': 'off_at_half',
     'tagging_schedule': 'on_at_half',
   },
 }
-TUNED = json.loads(pathlib.Path(__file__).with_name('tuned.json').read_text())
+OBJECTIVES: dict[str, tuple[str, ...]] = {
+  'baseline': (),
+  **{name: (name,) for name in TERMS},
+  **_COMBINED,
+}
+TUNED_FILE = pathlib.Path(__file__).with_name('tuned.json')
+TUNED = json.loads(TUNED_FILE.read_text())
 
 
-def weights(name: str, dataset_name: str, student: str) -> dict[str, Any]:
-  """The weights of an objective: tuned ones where there are any."""
-  tuned = TUNED.get(dataset_name, {}).get(student, {})
-  return WEIGHTS[name] | tuned.get(name, {})
+def fields_of(name: str, dataset_name: str) -> dict[str, Any]:
+  """What an objective sets of `config.objective`."""
+  ratio = TUNED.get(dataset_name, {}).get('ratios', {}).get(name, UNTUNED)
+  ratios = {f'{term}_ratio': ratio for term in OBJECTIVES[name]}
+  return ratios | _SCHEDULES.get(name, {})
+
+
+def tuned_training(dataset_name: str, student: str) -> dict[str, Any]:
+  """What tuning has found of `config.student.training`."""
+  return TUNED.get(dataset_name, {}).get('training', {}).get(student, {})
+
+
+def is_checkout() -> bool:
+  """Whether configs are those of a checkout, and not of an installed wheel."""
+  return (TUNED_FILE.parents[1] / 'pyproject.toml').exists()
 
 
 def distilled(name: str, arg: str) -> Config:
-  """Base with the terms of one objective, at the weights found for it."""
+  """Base with the terms of one objective, at the ratios found for it."""
   config, options = get_config(arg), parse(arg)
   config.name = name
-  config.objective.update(weights(name, options['dataset'], options['student']))
-  if name in TUNED.get(options['dataset'], {}).get(options['student'], {}):
-    config.tuned_with = tuned_with(options['dataset'])
+  config.objective.update(fields_of(name, options['dataset']))
   return config
-
-
-def tuned_with(dataset_name: str) -> str:
-  """The teacher that the weights of a data set were tuned with."""
-  return TUNED.get('teachers', {}).get(dataset_name, '')
 
 
 def get_config(arg: str = '') -> Config:
@@ -122,8 +130,10 @@ def get_config(arg: str = '') -> Config:
   config.train_baseline = False  # The student without distillation as well.
   config.dataset = dataset(options['dataset'])
   config.student = recipe(STUDENTS[options['student']], num_mel_bands=20)
+  config.student.training.update(
+    tuned_training(options['dataset'], options['student'])
+  )
   config.objective = objective()
-  config.tuned_with = ''  # Teacher that the weights are for, by --mode=tune.
   config.teacher = teacher(options['dataset'])
   if options['demo']:
     make_demo(config)
@@ -181,10 +191,11 @@ def recipe(model: dict, num_mel_bands: int) -> Config:
   config.training.accumulate_steps = 1  # Parts.
   config.training.compute_dtype = 'float32'  # Or 'bfloat16', of activations.
   config.training.epochs = 20.0  # Passes over the training split.
-  config.training.learning_rate = 3e-3  # Peak.
+  config.training.learning_rate = LEARNING_RATE  # Peak.
   config.training.warmup_epochs = 1.0  # Epochs of linear warm-up.
   config.training.weight_decay = 1e-4  # Of AdamW.
-  config.training.clip_norm = 1.0  # Of the whole gradient; 0: no clipping.
+  # Of the running mean of the gradient's length; 0: no clipping.
+  config.training.clip_factor = 1.0
   config.training.ema_decay = 0.0  # Of averaged weights, a step; 0: none.
   config.training.eval_every_epochs = 1.0  # Validation and checkpoint.
   config.training.log_every_steps = 10  # Rows of metrics.jsonl.

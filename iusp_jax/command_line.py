@@ -47,15 +47,13 @@ CONTINUE_ANYWAY = flags.DEFINE_bool(
   False,
   'train: continue under other settings of JAX or XLA than at the start.',
 )
-TABLE = (
-  flags.DEFINE_string('shard', '', 'table: i/n, a part of the grid.'),
-  flags.DEFINE_integer(
-    'jobs',
-    1,
-    'table: processes that share the cores of a CPU; 0: is one of them, and '
-    'leaves the report to others.',
-    lower_bound=0,
-  ),
+SHARD = flags.DEFINE_string('shard', '', 'table: i/n, a part of the grid.')
+JOBS = flags.DEFINE_integer(
+  'jobs',
+  1,
+  'table, tune: processes that share the cores of a CPU; 0: is one of them, '
+  'and leaves the report to others.',
+  lower_bound=0,
 )
 OUTPUT = flags.DEFINE_string(
   'output',
@@ -222,9 +220,9 @@ def _train() -> None:
     teacher.check_overrides(found, overrides())
     folder = files.resolve(workdir())
     if MODE.value == 'table':
-      table.run(found, folder, **values(TABLE))
+      table.run(found, folder, SHARD.value, JOBS.value)
     elif MODE.value == 'tune':
-      tuning.run(found, folder)
+      tuning.run(found, folder, JOBS.value)
     elif MODE.value == 'write_clips':
       if not OUTPUT.value:
         raise ValueError('--output is missing: the folder to write clips to')
@@ -253,10 +251,11 @@ def config() -> Any:
     raise ValueError(
       f'--mode={mode} with the config {found.name!r}: expected {table}'
     )
-  for flag in TABLE:
-    if mode != 'table' and flag.value != flag.default:
+  for flag, modes in ((SHARD, ['table']), (JOBS, ['table', 'tune'])):
+    if mode not in modes and flag.value != flag.default:
       raise ValueError(
-        f'--{flag.name}={flag.value} with --mode={mode}: expected --mode=table'
+        f'--{flag.name}={flag.value} with --mode={mode}: expected '
+        f'--mode={" or ".join(modes)}'
       )
   if PROFILE.value:
     found.profile_steps = PROFILE.value

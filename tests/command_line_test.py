@@ -187,13 +187,13 @@ def test_arguments_make_the_config_that_they_name():
   assert config.dataset.name == 'urban_scenes/clips'
   assert config.seed == 3
   assert config.student.model.architecture == 'cnn'
-  assert config.objective.iusp_weight > 0
-  assert config.objective.sp_weight == 0
+  assert config.objective.iusp_ratio > 0
+  assert config.objective.sp_ratio == 0
   assert teacher.get_config('').fit == 'teacher'
   both = iusp_sp.get_config('').objective
-  assert both.iusp_weight > 0
-  assert both.sp_weight > 0
-  assert sp.get_config('').objective.iusp_weight == 0
+  assert both.iusp_ratio > 0
+  assert both.sp_ratio > 0
+  assert sp.get_config('').objective.iusp_ratio == 0
 
 
 @pytest.mark.parametrize('dataset', base.DATASETS)

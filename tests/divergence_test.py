@@ -196,7 +196,7 @@ def test_kept_batch_names_the_clips_that_were_mixed_in(tmp_path):
 
 
 def test_loss_that_is_not_finite_says_what_to_do(tmp_path):
-  made = job(learning_rate=1e30, clip_norm=0.0)
+  made = job(learning_rate=1e30, clip_factor=0.0)
   with pytest.raises(finite.NotFinite, match='lower the learning_rate'):
     fit([made], on_nan='stop')
 
@@ -274,7 +274,7 @@ def kill_at_save(monkeypatch, made, workdir, at, **named):
 
 
 def test_roll_backs_end_where_it_is_not_the_batch(lines):
-  made = job(learning_rate=1e30, clip_norm=0.0)
+  made = job(learning_rate=1e30, clip_factor=0.0)
   with pytest.raises(finite.NotFinite, match='lower the learning_rate'):
     fit([made], on_nan='roll_back')
   assert sum('rolls back' in line for line in lines) == finite.MAX_SKIPPED

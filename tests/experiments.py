@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from fakes import TINY, dataset, recipe, teacher_recipe
+from fits import WEIGHTS
 
 from configs import base, iusp
 from configs import table as table_config
@@ -99,8 +100,20 @@ def run_config(folder: pathlib.Path, module: Any = iusp, **fields: Any) -> Any:
   That of `configs/iusp.py` is the one in `one_cell_config`.
   """
   if module is iusp:
-    fields = {'objective.iusp_weight': 300.0, **fields}
+    weights = {'objective.iusp_weight': 300.0, 'objective.iusp_ratio': 0.0}
+    fields = {**weights, **fields}
   return _tiny(module.get_config('smoke'), folder, fields)
+
+
+def _weights() -> dict[str, dict[str, Any]]:
+  """By objective, with weights in place of ratios: nothing is measured."""
+  found = {}
+  for name in base.OBJECTIVES:
+    fields = base.fields_of(name, '')
+    kept = {k: v for k, v in fields.items() if not k.endswith('_ratio')}
+    of_name = base.OBJECTIVES[name]
+    found[name] = {f'{t}_weight': WEIGHTS.get(t, 1.0) for t in of_name} | kept
+  return found
 
 
 def table_config_of(folder: pathlib.Path, **fields: Any) -> Any:
@@ -109,7 +122,8 @@ def table_config_of(folder: pathlib.Path, **fields: Any) -> Any:
   with config.unlocked():
     config.table.models = {'tiny': recipe(TINY)['model']}
     config.table.students = ('tiny',)
-    config.table.weights = {'tiny': base.WEIGHTS}
+    config.table.weights = {'tiny': _weights()}
+    config.table.learning_rates = {'tiny': base.LEARNING_RATE}
   return _tiny(config, folder, fields)
 
 

@@ -45,7 +45,7 @@ ZERO_IS_LEGAL = {
   )),
   *(f'{part}.{name}' for part in ('student', 'teacher') for name in (
     'frontend.min_hertz', 'training.warmup_epochs', 'training.weight_decay',
-    'training.clip_norm', 'training.ema_decay', 'augment.mixup_alpha',
+    'training.clip_factor', 'training.ema_decay', 'augment.mixup_alpha',
     'augment.time_roll_seconds', 'augment.num_time_masks',
     'augment.max_time_fraction', 'augment.num_mel_masks',
     'augment.max_mel_fraction',
@@ -63,7 +63,6 @@ EMPTY_IS_LEGAL = {
   'teacher.tag_map',
   'teacher.pretrained',
   'teacher.weights',
-  'tuned_with',
 }
 
 
@@ -166,9 +165,9 @@ def test_configs_are_legal(path):
   ('field', 'value', 'message'),
   [
     (
-      'student.training.clip_norm',
+      'student.training.clip_factor',
       -1.0,
-      'config.student.training.clip_norm is -1.0: expected a number from 0 to',
+      'config.student.training.clip_factor is -1.0: expected a number from 0',
     ),
     (
       'student.training.epochs',

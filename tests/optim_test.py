@@ -79,14 +79,22 @@ def test_milestones_are_validations_and_the_end(step, expected):
   assert optim.Plan(14, 3, 3.0).next_milestone(step) == expected
 
 
-def adamw(params, gradients, rates, clip, decay, decaying):
+def adamw(params, gradients, rates, factor, decay, decaying):
   """Loshchilov & Hutter's algorithm 2 after clipping, in float64."""
   params = {k: np.asarray(v, np.float64) for k, v in params.items()}
   first = {k: np.zeros_like(v) for k, v in params.items()}
   second = {k: np.zeros_like(v) for k, v in params.items()}
+  norms, num_clipped = [], 0
   for t, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), 1):
     norm = math.sqrt(sum(np.square(g).sum() for g in gradient.values()))
-    share = min(1.0, clip / norm) if clip else 1.0
+    share = 1.0
+    if factor and norms:
+      # The last counts most; their weights add up to 1.
+      weights = 0.98 ** np.arange(len(norms))[::-1]
+      limit = factor * np.exp(np.average(np.log(norms), weights=weights))
+      share = min(1.0, limit / norm)
+    num_clipped += share < 1
+    norms.append(norm)
     for k, g in gradient.items():
       first[k] = 0.9 * first[k] + 0.1 * share * g
       second[k] = 0.999 * second[k] + 0.001 * np.square(share * g)
@@ -95,28 +103,18 @@ def adamw(params, gradients, rates, clip, decay, decaying):
       if k in decaying:
         change = change + decay * params[k]
       params[k] = params[k] - rate * change
-  return params
+  return params, num_clipped
 
 
-@pytest.mark.parametrize('clip', [0.0, 1.0])
-@pytest.mark.parametrize('num_steps', [1, 3])
-def test_steps_are_those_of_adamw_after_clipping(clip, num_steps):
-  rng = np.random.default_rng(0)
-  shapes = {'kernel': (3, 4), 'recurrent': (2, 2, 3), 'bias': (4,), 'gain': ()}
-  params = {k: rng.normal(size=shape) for k, shape in shapes.items()}
-  # The first is longer than 1 and is clipped, the second is not: the moments
-  # of a clipped gradient are not those of the gradient.
-  gradients = [
-    {k: size * rng.normal(size=shape) for k, shape in shapes.items()}
-    for size in (3.0, 0.05, 0.3)
-  ][:num_steps]
-  # The rates of the first steps: the first of a warm-up would be 0.
+SHAPES = {'kernel': (3, 4), 'recurrent': (2, 2, 3), 'bias': (4,), 'gain': ()}
+
+
+def steps_of(factor, gradients, params):
+  """The package's steps; the first rates of a schedule without a warm-up."""
   made = training(
-    clip_norm=clip, weight_decay=0.1, learning_rate=PEAK, warmup_epochs=0.0
+    clip_factor=factor, weight_decay=0.1, learning_rate=PEAK, warmup_epochs=0.0
   )
-  plan = optim.Plan(4, 1, 3.0)
-  rates = [PEAK * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(num_steps)]
-  optimizer = optim.optimizer(made, plan)
+  optimizer = optim.optimizer(made, optim.Plan(8, 1, 3.0))
 
   def to_float32(tree):
     return {k: np.asarray(x, np.float32) for k, x in tree.items()}
@@ -126,9 +124,64 @@ def test_steps_are_those_of_adamw_after_clipping(clip, num_steps):
   for gradient in gradients:
     changes, state = update(to_float32(gradient), state, found)
     found = {k: found[k] + changes[k] for k in found}
-  expected = adamw(params, gradients, rates, clip, 0.1, {'kernel', 'recurrent'})
-  for k in shapes:
+  return found, optim.clipped_share(state)
+
+
+def drawn(sizes, seed=0):
+  """Parameters, and gradients that are about so long."""
+  rng = np.random.default_rng(seed)
+  params = {k: rng.normal(size=shape) for k, shape in SHAPES.items()}
+  gradients = [
+    {k: size * rng.normal(size=shape) for k, shape in SHAPES.items()}
+    for size in sizes
+  ]
+  return params, gradients
+
+
+@pytest.mark.parametrize('factor', [0.0, 0.4, 1.0, 2.0])
+@pytest.mark.parametrize('num_steps', [1, 6])
+def test_steps_are_those_of_adamw_after_clipping(factor, num_steps):
+  # Some are clipped, others not: the moments of a clipped gradient are not
+  # those of the gradient, nor is a clipped norm part of the mean.
+  sizes = (0.3, 3.0, 0.05, 0.3, 9.0, 0.4)[:num_steps]
+  params, gradients = drawn(sizes)
+  rates = [PEAK * (1 + math.cos(math.pi * k / 8)) / 2 for k in range(num_steps)]
+  found, share = steps_of(factor, gradients, params)
+  expected, num_clipped = adamw(
+    params, gradients, rates, factor, 0.1, {'kernel', 'recurrent'}
+  )
+  for k in SHAPES:
     np.testing.assert_allclose(found[k], expected[k], 2e-6, 5e-7, err_msg=k)
+  np.testing.assert_allclose(share, num_clipped / num_steps, 1e-6)
+  assert (num_clipped > 0) == (factor > 0 and num_steps > 1)
+
+
+@pytest.mark.parametrize('scale', [0.1, 10.0, 1e4])
+def test_scale_of_the_loss_changes_no_step(scale):
+  """A term makes the gradient longer: that alone is to change no student."""
+  params, gradients = drawn((0.3, 3.0, 0.05, 0.3, 9.0, 0.4))
+  longer = [{k: scale * g for k, g in row.items()} for row in gradients]
+  found, share = steps_of(1.0, gradients, params)
+  other, other_share = steps_of(1.0, longer, params)
+  assert share == other_share > 0
+  for k in SHAPES:
+    np.testing.assert_allclose(found[k], other[k], 1e-5, 1e-6, err_msg=k)
+
+
+def test_gradient_of_length_0_moves_no_limit():
+  params, gradients = drawn((0.3, 0.0, 3.0))
+  del gradients[1]['gain']
+  gradients[1]['gain'] = np.zeros(())
+  one, _ = steps_of(1.0, gradients, params)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(one))
+  clip = optim.clip_by_running_norm(1.0)
+  state = clip.init(None)
+  _, state = clip.update({'a': jnp.full(4, 2.0)}, state)
+  _, zero = clip.update({'a': jnp.zeros(4)}, state)
+  for here, there in zip(state, zero, strict=True):
+    assert here == there
+  clipped, _ = clip.update({'a': jnp.full(4, 4.0)}, zero)
+  np.testing.assert_allclose(clipped['a'], 2.0, 1e-5)
 
 
 @pytest.mark.parametrize('architecture', ['cnn', 'crnn', 'mobilenet'])
@@ -144,7 +197,7 @@ def test_only_matrices_and_kernels_decay(architecture):
   params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
   rates = {'learning_rate': 0.5, 'warmup_epochs': 0.0}
   optimizer = optim.optimizer(
-    training(clip_norm=1.0, weight_decay=0.1, **rates), optim.Plan(4, 1, 3.0)
+    training(clip_factor=1.0, weight_decay=0.1, **rates), optim.Plan(4, 1, 3.0)
   )
 
   @jax.jit

@@ -11,9 +11,9 @@ import pytest
 from commands import ROOT
 from experiments import run_config, save_teacher
 
-from configs import base, iusp, iusp_sp, kd, sp
+from configs import base
 from iusp_jax.data import datasets, preparation, sources
-from iusp_jax.experiment import check, feeds, fields, identity, run, teacher
+from iusp_jax.experiment import feeds, fields, identity, run, teacher
 from iusp_jax.runtime import checkpoint
 from iusp_jax.scoring import score_file
 
@@ -104,38 +104,6 @@ def test_home_is_meant_by_a_tilde_in_the_flags_of_scoring(home):
 
 
 # Settings that fight.
-
-
-@pytest.mark.parametrize('module', [kd, sp, iusp, iusp_sp])
-@pytest.mark.parametrize('argument', ['', 'clips', 'student=crnn_32'])
-def test_weights_are_for_the_teacher_of_the_config(module, argument, capsys):
-  config = identity.plain(module.get_config(argument))
-  assert config['tuned_with']
-  check.log_conflicts(config)
-  assert not capsys.readouterr().out
-  config['teacher']['model']['width'] += 1
-  check.log_conflicts(config)
-  (line,) = capsys.readouterr().out.splitlines()
-  assert 'warning: the weights for urban_scenes/' in line
-  assert 'were tuned with another teacher' in line
-
-
-def test_weights_without_a_teacher_are_not_compared(capsys):
-  for argument in ('folder', 'sonyc_ust'):
-    config = identity.plain(iusp.get_config(argument))
-    assert not config['tuned_with']
-    check.log_conflicts(config)
-  assert not capsys.readouterr().out
-
-
-def test_teacher_of_a_checkpoint_is_compared_by_its_recipe(tiny, capsys):
-  config = identity.plain(run_config(tiny))
-  config['tuned_with'] = teacher.name(config) + '4800'
-  check.log_conflicts(config)
-  assert not capsys.readouterr().out
-  config['tuned_with'] = 'abc/4800'
-  check.log_conflicts(config)
-  assert 'another teacher' in capsys.readouterr().out
 
 
 def test_tags_that_are_rarer_than_a_batch_has_clips_are_named_once(

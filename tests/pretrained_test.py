@@ -123,8 +123,6 @@ def test_other_weights_or_head_are_another_teacher(tmp_path, weights, fake):
   assert differing(config_of(tmp_path, copy)) == []
   assert 'weights' in differing(config_of(tmp_path, other))[0]
   assert 'head' in differing(config_of(tmp_path, weights, head='zero_shot'))[0]
-  assert teacher.name(config) == teacher.name(config_of(tmp_path, copy))
-  assert teacher.name(config) != teacher.name(config_of(tmp_path, other))
 
 
 def test_configs_of_older_runs_have_the_same_teacher():
@@ -133,7 +131,6 @@ def test_configs_of_older_runs_have_the_same_teacher():
   for field in ('pretrained', 'weights', 'head'):
     del older['teacher'][field]
   assert identity.of_teacher(older) == identity.of_teacher(config)
-  assert teacher.name(older) == teacher.name(config)
 
 
 def padded(path, weights):

@@ -35,7 +35,7 @@ def add_term(monkeypatch):
   """Puts a term into the list of all."""
 
   def add(name, per_clip, **fields):
-    fields = {'targets': (), 'weight': 1.0} | fields
+    fields = {'targets': ()} | fields
     term = terms.Term('T', '#123456', 'v', per_clip=per_clip, **fields)
     monkeypatch.setitem(terms.TERMS, name, term)
 
@@ -241,7 +241,7 @@ def test_term_of_weight_0_leaves_the_student_as_it_is(add_term):
 
   With clipping and a moving average; the term's own gradient is long.
   """
-  fields = {'clip_norm': 0.5, 'ema_decay': 0.9}
+  fields = {'clip_factor': 0.5, 'ema_decay': 0.9}
   add_term(
     'hint', lambda x: 1e6 * hint(x), targets=('logits',), init=hint_params
   )
@@ -260,7 +260,7 @@ def test_gradient_of_a_terms_parameters_clips_no_step_of_the_student(add_term):
     lambda x: 1e6 * jnp.square(x.params).sum() * jnp.ones(len(x.logits_BC)),
     init=lambda key, x: jax.random.normal(key, (3,)),
   )
-  fields = {'clip_norm': 0.5}
+  fields = {'clip_factor': 0.5}
   (member,) = fit([job({'apart': 1.0}, **fields)])
   (plain,) = fit([job(**fields)])
   one, two = fits.losses(member), fits.losses(plain)
@@ -272,6 +272,36 @@ def test_gradient_of_a_terms_parameters_clips_no_step_of_the_student(add_term):
     plain.last,
   )
   assert one['apart'][-1] < one['apart'][1]  # The first rate is 0.
+
+
+def test_objective_ten_times_as_long_gives_the_same_student(monkeypatch):
+  """Clipping and Adam leave no second knob in the scale of the loss."""
+  make_loss = step._make_loss
+
+  def longer(job, plan):
+    loss_part = make_loss(job, plan)
+
+    def ten_times(*arguments):
+      loss, rest = loss_part(*arguments)
+      return 10 * loss, rest
+
+    return ten_times
+
+  made = job({'kd': 3.0}, clip_factor=0.5)
+  (plain,) = fit([made])
+  monkeypatch.setattr(step, '_make_loss', longer)
+  (other,) = fit([made])
+  one, two = fits.losses(plain), fits.losses(other)
+  np.testing.assert_allclose(
+    two['gradient_norm'], 10 * one['gradient_norm'], 1e-3
+  )
+  np.testing.assert_allclose(one['loss'], two['loss'], 1e-4)
+  assert one['clipped_share'][-1] > 0
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, 1e-3, 1e-5),
+    plain.last,
+    other.last,
+  )
 
 
 def test_terms_parameters_are_the_same_on_one_device(add_term):

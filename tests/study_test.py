@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 from configs import base, study_centred, study_related, table
-from iusp_jax.experiment import grid, identity
+from iusp_jax.experiment import grid, identity, tuning
 from iusp_jax.objectives import terms
 from iusp_jax.objectives.terms import TERMS
 from iusp_jax.reporting.table import objectives
@@ -32,7 +32,7 @@ def test_related_systems_are_rows_of_a_table(arg):
     'iusp': 'off_at_half',
     'tagging': 'on_at_half',
   }
-  own = objectives.from_weights({k: x.weights for k, x in found.items()})
+  own = objectives.from_weights({k: x.ratios for k, x in found.items()})
   assert len({x.title for x in own.values()}) == len(found)
   assert len({x.colour for x in own.values()}) == len(found)
 
@@ -42,26 +42,22 @@ def test_every_row_has_a_config_of_its_own():
     module = importlib.import_module(f'configs.{name}')
     config = identity.plain(module.get_config('smoke'))
     found = terms.Objective.from_config(config['objective'])
-    expected = dict(base.WEIGHTS[name])
     assert config['name'] == name
-    assert {f'{k}_weight' for k in found.weights} <= set(expected)
-    for field, value in expected.items():
-      if not field.endswith('_weight'):
-        assert config['objective'][field] == value
+    assert set(found.terms) == set(base.OBJECTIVES[name])
+    for field, value in base.fields_of(name, '').items():
+      assert config['objective'][field] == value
 
 
-def test_tuned_weights_keep_the_schedules(monkeypatch):
-  tuned = {'iusp_decay': {'iusp_weight': 7.0}}
-  monkeypatch.setattr(
-    base, 'TUNED', {'urban_scenes/procedural': {'crnn_64': tuned}}
-  )
-  found = base.weights('iusp_decay', 'urban_scenes/procedural', 'crnn_64')
-  assert found == {'iusp_weight': 7.0, 'iusp_schedule': 'decay_to_half'}
+def test_tuned_ratios_keep_the_schedules(monkeypatch):
+  tuned = {'ratios': {'iusp_decay': 7.0}}
+  monkeypatch.setattr(base, 'TUNED', {'urban_scenes/procedural': tuned})
+  found = base.fields_of('iusp_decay', 'urban_scenes/procedural')
+  assert found == {'iusp_ratio': 7.0, 'iusp_schedule': 'decay_to_half'}
   config = identity.plain(study_related.get_config(''))
-  own = grid.without_weights(config, 'crnn_64', 'iusp_decay')
-  own = grid.with_weights(own, {'iusp_weight': 3.0})  # As tuning does.
+  search = tuning.Search('crnn_64', 'iusp_decay', None)
+  own = tuning._with_value(config, search, 10.0)['objective']
   assert own['iusp_schedule'] == 'decay_to_half'
-  assert own['iusp_weight'] == 3.0
+  assert own['iusp_ratio'] == 10.0
 
 
 @pytest.mark.parametrize('arg', ['', 'clips', 'smoke', 'student=cnn_8'])

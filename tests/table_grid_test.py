@@ -93,17 +93,13 @@ def test_impossible_weights_are_refused(weights, expected, tmp_path):
   assert 'config.table.weights.tiny.iusp' in str(error.value)
 
 
-def test_weights_that_nobody_tuned_are_known(monkeypatch):
-  found = {'kd': {'kd_weight': 2.0}, 'iusp': {'iusp_weight': 2.0}}
-  tuned = {'urban_scenes/procedural': {'crnn_32': found}}
-  monkeypatch.setattr(base, 'TUNED', tuned)
+def test_ratios_that_nobody_tuned_are_known(monkeypatch):
+  found = {'ratios': {'kd': 2.0, 'iusp': 5.0}}
+  monkeypatch.setattr(base, 'TUNED', {'urban_scenes/procedural': found})
   config = table_config.get_config('')
-  config.table.students = ('crnn_32', 'cnn_8')
-  every = ['kd', 'sp', 'iusp', 'iusp_sp']
-  of_cnn = [f'cnn_8 {name}' for name in every]
-  assert grid.untuned(config) == ['crnn_32 sp', 'crnn_32 iusp_sp', *of_cnn]
+  assert grid.untuned(config) == ['sp', 'iusp_sp']
   config = table_config.get_config('clips')
-  assert len(grid.untuned(config)) == 4 * len(config.table.students)
+  assert grid.untuned(config) == ['kd', 'sp', 'iusp', 'iusp_sp']
 
 
 @pytest.mark.parametrize('ratios', [(), (0.0, 1.0), (1.0, float('inf'))])
@@ -194,8 +190,8 @@ def test_a_cell_has_the_identity_and_the_config_of_its_run(tmp_path):
   objective = run.identity['objective']
   assert {name.split('_')[0] for name in objective} == {'iusp'}
   own = run.config['objective']
-  assert own['iusp_weight'] == objective['iusp_weight'] > 0
-  assert own['sp_weight'] == own['iusp_centred_weight'] == 0
+  assert own['iusp_ratio'] == objective['iusp_ratio'] > 0
+  assert own['sp_ratio'] == own['iusp_centred_ratio'] == 0
   assert run.identity['student']['model']['width'] == 4
   assert run.identity['dataset']['builder']['test_fold'] == 2
   assert run.identity['teacher'] is not None

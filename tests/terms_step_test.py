@@ -138,7 +138,7 @@ def test_losses_are_those_of_a_teacher_that_runs_in_every_step():
 @pytest.mark.slow
 def test_terms_of_weight_0_leave_the_student_as_it_is():
   """Also those with parameters of their own, to the last bit."""
-  fields = {'clip_norm': 0.5, 'ema_decay': 0.9}
+  fields = {'clip_factor': 0.5, 'ema_decay': 0.9}
   (member,) = fit([job(dict.fromkeys(NAMES, 0.0), **fields)])
   (plain,) = fit([job({}, **fields)])
   for row in member.rows:

@@ -226,7 +226,6 @@ def _objective() -> str:
     [
       f'`{name}`',
       term.title,
-      f'`{term.weight:g}`',
       ', '.join(f'`{name}_{key}={v!r}`' for key, v in term.settings.items()),
     ]
     for name, term in terms.TERMS.items()
@@ -234,10 +233,10 @@ def _objective() -> str:
   schedules = ', '.join(f'`{name!r}`' for name in terms.SCHEDULES)
   said = ' '.join((inspect.getdoc(base.objective) or '').split())
   return (
-    f'{said} The weights of the single runs and tables are in '
-    f'`configs/tuned.json` and, where nothing was tuned, the defaults below. '
+    f'{said} The ratios of the single runs and tables are in '
+    f'`configs/tuned.json` and, where nothing was tuned, {base.UNTUNED:g}. '
     f'Schedules: {schedules}. A weight is {legal("objective.kd_weight")}.\n\n'
-    + grid(['term', 'title', 'weight untuned', 'settings'], rows)
+    + grid(['term', 'title', 'settings'], rows)
   )
 
 

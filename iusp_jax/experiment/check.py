@@ -8,7 +8,7 @@ from iusp_jax.data import datasets, foreign_outputs
 from iusp_jax.experiment import fields, teacher
 from iusp_jax.models import tagger
 from iusp_jax.objectives import targets, terms
-from iusp_jax.runtime import files, logs
+from iusp_jax.runtime import files
 from iusp_jax.training import accumulate
 from iusp_jax.training.recipe import Recipe
 
@@ -216,22 +216,3 @@ def _check_batches(config, num_clips: int, distils: bool) -> None:
         f'config.{part}.training.batch_size is {found}: expected at most '
         f'{num_clips}, the clips that the {part} is trained on'
       )
-
-
-def log_conflicts(config: Mapping[str, Any]) -> None:
-  """Logs a warning where weights were tuned with another teacher.
-
-  To be called for students that are distilled.
-
-  Args:
-    config: plain, of a run or a table.
-  """
-  expected, found = config['tuned_with'], teacher.name(config)
-  if found.endswith('/'):  # Its scenes are not known.
-    expected = expected.partition('/')[0] + '/'
-  if config['tuned_with'] and expected != found:
-    logs.log(
-      f'warning: the weights for {config["dataset"]["name"]} in '
-      'configs/tuned.json were tuned with another teacher than '
-      'config.teacher: others may be better, see --mode=tune'
-    )

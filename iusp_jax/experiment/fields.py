@@ -194,7 +194,7 @@ def _recipe(part: str) -> dict[str, Range]:
     'training.learning_rate': Number(0, _LARGE, above=True),
     'training.warmup_epochs': Number(0, 1e6, 'epochs'),
     'training.weight_decay': Number(0, _LARGE),
-    'training.clip_norm': Number(0, _LARGE, '(0: no clipping)'),
+    'training.clip_factor': Number(0, _LARGE, '(0: no clipping)'),
     'training.ema_decay': Number(0, 1, '(0: no average)', below=True),
     'training.eval_every_epochs': _EPOCHS,
     'training.log_every_steps': whole(1, 10**9, 'steps'),
@@ -230,7 +230,6 @@ RANGES: dict[str, Range] = {
   'profile_steps': whole(0, 100_000, 'steps'),
   'compare_with': Text("another run's workdir", 'for none'),
   'train_baseline': Flag(),
-  'tuned_with': Text('the name of a teacher in configs/tuned.json', 'for none'),
   'dataset.name': Choice(tuple(datasets.BUILDERS)),
   'dataset.data_dir': Text('a folder'),
   'dataset.manual_dir': Text('the folder of your recordings', 'for none'),
@@ -273,8 +272,11 @@ RANGES: dict[str, Range] = {
   **{
     f'table.weights.*.*.{name}': found for name, found in _objective().items()
   },
-  'table.tuned.*': Several(_NAME),
+  'table.learning_rates.*': Number(0, _LARGE, above=True),
+  'table.tuned': Several(_NAME),
+  'table.tuned_file': Text('a JSON file', 'for none'),
   'table.tune_ratios': Several(Number(0, _LARGE, above=True), least=1),
+  'table.tune_learning_rates': Several(Number(0, _LARGE, above=True), least=1),
   'table.tune_seeds': whole(1, 10_000, 'seeds'),
 }
 

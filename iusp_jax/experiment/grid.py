@@ -77,13 +77,15 @@ def config_of(
 ) -> dict[str, Any]:
   """The plain config of a run of the table, without objective and seed."""
   own = identity.plain(config)
-  models = own.pop('table')['models']
+  table = own.pop('table')
   if rotation:
     validate_fold, test_fold = rotation
     own['dataset']['builder']['validate_fold'] = validate_fold
     own['dataset']['builder']['test_fold'] = test_fold
   if student:
-    own['student']['model'] = models[student]
+    own['student']['model'] = table['models'][student]
+    rate = table['learning_rates'][student]
+    own['student']['training']['learning_rate'] = rate
   return own
 
 
@@ -98,13 +100,9 @@ def with_weights(
   return dict(config['objective']) | none | dict(weights)
 
 
-def without_weights(
-  config: Mapping[str, Any], student: str, name: str
-) -> dict[str, Any]:
-  """A config with the schedules and settings of one objective of a student."""
-  own = config['table']['weights'][student][name]
-  others = {k: v for k, v in own.items() if not k.endswith('_weight')}
-  return {**config, 'objective': {**config['objective'], **others}}
+def is_weight(field: str) -> bool:
+  """Whether a field of `config.objective` is a weight or a ratio."""
+  return field.endswith(tuple(f'_{kind}' for kind in KINDS))
 
 
 def objective(
@@ -229,6 +227,12 @@ def _check_ignored(config: Mapping[str, Any]) -> None:
     for field, (default, other) in instead.items()
     if fields[field] != default
   ]
+  rate = own['student']['training']['learning_rate']
+  if rate not in own['table']['learning_rates'].values():
+    found.append(
+      f'config.student.training.learning_rate is {rate:g}, of no student of '
+      'the table: use config.table.learning_rates.STUDENT'
+    )
   model, models = own['student']['model'], own['table']['models']
   if model not in models.values():
     found.append(
@@ -256,14 +260,13 @@ def check_dataset(config: Mapping[str, Any], dataset: datasets.Dataset) -> None:
 
 
 def untuned(config: Mapping[str, Any]) -> list[str]:
-  """Students and objectives whose weights are defaults that nobody tuned."""
+  """Objectives whose ratios are defaults that nobody tuned."""
   table = config['table']
   return [
-    f'{student} {name}'
-    for student in table['students']
+    name
     for name in table['objectives']
-    if objective(config, student, name).terms
-    and name not in table['tuned'].get(student, ())
+    if objective(config, table['students'][0], name).terms
+    and name not in table['tuned']
   ]
 
 

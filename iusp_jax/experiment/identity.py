@@ -131,23 +131,6 @@ def of_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
   )
 
 
-def teacher_name(of: Mapping[str, Any]) -> str:
-  """Names what a teacher is made by, in `tuned_with`.
-
-  Args:
-    of: `teacher` of a config, or what `model.json` holds, which does not say
-      how many scenes there were.
-
-  Returns:
-    A fingerprint of the recipe, `/`, and scenes where they are known.
-  """
-  names = ('model', 'frontend', 'training', 'augment', 'seed')
-  if of.get('pretrained'):
-    names = ('pretrained', 'weights_sha256', 'head')
-  recipe = fingerprint({name: of[name] for name in names})
-  return f'{recipe}/{of.get("train_scenes", "")}'
-
-
 def of_student(
   config: Mapping[str, Any], recipe: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:

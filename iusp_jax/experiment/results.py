@@ -201,6 +201,8 @@ def _record(setup, member, run, scores) -> dict[str, Any]:
     'dataset': {**dataset.fingerprint(), 'tags': list(dataset.tags)},
     'seed': member.job.seed,
     'weights': dict(member.job.objective.weights),
+    'ratios': terms.Objective.from_config(run.config['objective']).ratios,
+    'clipped_share': _clipped_share(member),
     'environment': environment.collect(),
     'curve': [
       [row['step'], row[metric]] for row in member.rows if metric in row
@@ -214,6 +216,12 @@ def _record(setup, member, run, scores) -> dict[str, Any]:
   )
   record['resampled'] = _resampled(dataset, scores['best'], bootstrap)
   return record
+
+
+def _clipped_share(member: engine.Member) -> float | None:
+  """Of all steps, the share whose gradient was clipped; None without a row."""
+  key = 'train/clipped_share'
+  return next((row[key] for row in reversed(member.rows) if key in row), None)
 
 
 def describe(

@@ -82,8 +82,6 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
   alone = config['fit'] == 'teacher'
   setup = Setup(config)
   check.check_batches(config, setup.dataset, bool(objective.terms))
-  if objective.terms and not alone:
-    check.log_conflicts(config)
   others = named_runs(config, setup.dataset)
   keep_config(config, workdir)
   environment.record(workdir, continue_anyway)

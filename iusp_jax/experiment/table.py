@@ -100,11 +100,9 @@ def run(
 
 
 def _log_plan(config: Any, num_groups: int, num_todo: int) -> None:
-  if any(config['table']['tuned'].values()):
-    check.log_conflicts(config)
   if names := grid.untuned(config):
     logs.log(
-      f'table: weights of {", ".join(names)} were not tuned for '
+      f'table: ratios of {", ".join(names)} were not tuned for '
       f'{config["dataset"]["name"]}, see --mode=tune'
     )
   logs.log(f'table: {num_groups} groups of cells, {num_todo} to run')
@@ -153,7 +151,7 @@ def run_groups(
   workdir: pathlib.Path,
 ) -> None:
   """Runs groups of cells, first those that no other process is at."""
-  started, busy = time.monotonic(), []
+  started = time.monotonic()
 
   def attempt(group, wait: bool) -> None:
     first = group[0]
@@ -172,13 +170,7 @@ def run_groups(
       f'{each * left / 60:.0f} min to go'
     )
 
-  for group in groups:
-    try:
-      attempt(group, wait=False)
-    except files.Busy:
-      busy.append(group)
-  for group in busy:  # In case the process that was at it has died.
-    attempt(group, wait=True)
+  workers.attempt_all(groups, attempt)
 
 
 def group_folder(workdir: pathlib.Path, group: Sequence[Cell]) -> pathlib.Path:

@@ -187,18 +187,6 @@ def identified(config: Mapping[str, Any]) -> dict[str, Any]:
   return {**config, 'teacher': own}
 
 
-def name(config: Mapping[str, Any]) -> str:
-  """What the teacher of a config is made by, see `identity.teacher_name`."""
-  own, named = config['teacher'], source(config)
-  if named == 'outputs':
-    return f'outputs/{own["outputs_content"]}'
-  if named == 'checkpoint':
-    own = checkpoint_metadata(own['checkpoint'])
-  if named == 'pretrained':
-    own = {**pretrained.made_from(own), 'train_scenes': own['train_scenes']}
-  return identity.teacher_name(own)
-
-
 def contents(config: Mapping[str, Any]) -> foreign_outputs.Contents:
   """What the folder that config.teacher.outputs names says of itself.
 

@@ -1,4 +1,4 @@
-"""Several processes on one machine that share a table's groups of cells.
+"""Several processes on one machine that share the work of a table or tuning.
 
 On a CPU a student is too small to keep many cores busy, and processes that all
 use all cores are in each other's way: each gets cores of its own.
@@ -8,6 +8,8 @@ import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import jax
 
@@ -15,6 +17,8 @@ from iusp_jax.runtime import cores, files, logs, parent, preemption
 
 _WORKER = '--jobs=0'
 _SECONDS_BETWEEN_LOOKS = 0.5
+
+Task = TypeVar('Task')
 
 
 def check(jobs: int, workdir: pathlib.Path) -> None:
@@ -80,7 +84,7 @@ def _start(jobs: int, processes: list[subprocess.Popen]) -> None:
   each = len(own) // jobs
   if not cores.can_pin():
     logs.log(
-      f'table: this system cannot keep a process to some of its {len(own)} '
+      f'this system cannot keep a process to some of its {len(own)} '
       f'cores: the {jobs} processes share all of them, and are slower'
     )
   for number in range(jobs):
@@ -104,7 +108,7 @@ def _wait(processes: list[subprocess.Popen]) -> list[int]:
       codes[number] = code
       if code:
         logs.log(
-          f'table: process {number + 1} of {len(processes)} ended with exit '
+          f'process {number + 1} of {len(processes)} ended with exit '
           f'code {code}; {len(processes) - len(codes)} go on with its work'
         )
     preemption.check()
@@ -115,3 +119,24 @@ def _wait(processes: list[subprocess.Popen]) -> list[int]:
 def command() -> list[str]:
   """The command that a person typed, here and in the processes of `run`."""
   return [word for word in sys.argv if word != _WORKER]
+
+
+def attempt_all(
+  tasks: Iterable[Task], attempt: Callable[[Task, bool], None]
+) -> None:
+  """Does tasks that several processes share, first those that are free.
+
+  Args:
+    tasks: all of them.
+    attempt: does a task under its lock, for which it waits or not; raises
+      `files.Busy` where another process holds it. A task that is done is left
+      as it is.
+  """
+  busy = []
+  for task in tasks:
+    try:
+      attempt(task, False)
+    except files.Busy:
+      busy.append(task)
+  for task in busy:  # In case the process that was at it has died.
+    attempt(task, True)

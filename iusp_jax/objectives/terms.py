@@ -98,7 +98,6 @@ class Term:
     targets: what it needs of the teacher, see `objectives.targets`.
     per_clip: from `Inputs` to one value a clip, `[B]`; the mean over the
       global batch is the term's loss.
-    weight: where to start looking for its weight, untuned.
     compares_clips: whether it needs the whole global batch at a time.
     masks_tags: whether it leaves out tags that the teacher does not have, see
       `Inputs.mask_C`; one that needs no tags has none to leave out.
@@ -117,7 +116,6 @@ class Term:
   marker: str
   targets: tuple[str, ...]
   per_clip: Callable[[Inputs], jax.Array]
-  weight: float
   compares_clips: bool = False
   masks_tags: bool = False
   compares_similarities: bool = False
@@ -358,7 +356,6 @@ TERMS: dict[str, Term] = {
     targets=('logits',),
     per_clip=_kd,
     masks_tags=True,
-    weight=1.0,
     settings={'temperature': 2.0},
   ),
   'sp': Term(
@@ -367,7 +364,6 @@ TERMS: dict[str, Term] = {
     marker='D',
     targets=('batch_gram',),
     per_clip=_sp,
-    weight=30.0,
     compares_clips=True,
     compares_similarities=True,
   ),
@@ -377,7 +373,6 @@ TERMS: dict[str, Term] = {
     marker='^',
     targets=('frame_gram',),
     per_clip=_iusp,
-    weight=300.0,
     compares_similarities=True,
   ),
   'iusp_centred': Term(
@@ -386,7 +381,6 @@ TERMS: dict[str, Term] = {
     marker='P',
     targets=('frame_gram',),
     per_clip=lambda x: _iusp(x, centred=True),
-    weight=30.0,
     compares_similarities=True,
   ),
   'attention_transfer': Term(
@@ -395,7 +389,6 @@ TERMS: dict[str, Term] = {
     marker='X',
     targets=('frame_gram',),
     per_clip=_attention_transfer,
-    weight=1000.0,
   ),
   'frame_kd': Term(
     title='frame KD',
@@ -404,7 +397,6 @@ TERMS: dict[str, Term] = {
     targets=('frame_logits',),
     per_clip=_frame_kd,
     masks_tags=True,
-    weight=1.0,
     settings={'temperature': 1.0},
   ),
   'emphasised_kd': Term(
@@ -413,7 +405,6 @@ TERMS: dict[str, Term] = {
     marker='<',
     targets=('logits',),
     per_clip=_emphasised_kd,
-    weight=1.0,
     settings={'gamma': 2.0, 'temperature': 1.0},
   ),
   'multilevel_kd': Term(
@@ -422,7 +413,6 @@ TERMS: dict[str, Term] = {
     marker='>',
     targets=('logits',),
     per_clip=_multilevel_kd,
-    weight=1.0,
     compares_clips=True,
     settings={'temperature': 2.0, 'batch_factor': 10.0, 'class_factor': 10.0},
   ),
@@ -432,7 +422,6 @@ TERMS: dict[str, Term] = {
     marker='d',
     targets=('logits', 'frame_logits'),
     per_clip=_clip_frame_kd,
-    weight=1.0,
   ),
   'hard_frame_kd': Term(
     title='hard frame KD',
@@ -440,7 +429,6 @@ TERMS: dict[str, Term] = {
     marker='h',
     targets=('frame_logits',),
     per_clip=_hard_frame_kd,
-    weight=1.0,
     settings={'median_seconds': 0.56},
   ),
   'dist_tags': Term(
@@ -449,7 +437,6 @@ TERMS: dict[str, Term] = {
     marker='*',
     targets=('logits',),
     per_clip=_dist_tags,
-    weight=1.0,
     compares_clips=True,
     settings={'temperature': 1.0},
   ),
@@ -459,7 +446,6 @@ TERMS: dict[str, Term] = {
     marker='p',
     targets=('whitened',),
     per_clip=_vic,
-    weight=0.1,
     compares_clips=True,
     init=lambda key, x: _projection(key, x, 'whitened'),
   ),
@@ -469,7 +455,6 @@ TERMS: dict[str, Term] = {
     marker='8',
     targets=('frame_axes', 'frame_logits'),
     per_clip=_span_alignment,
-    weight=1.0,
     init=lambda key, x: _projection(key, x, 'frame_axes'),
   ),
   'inter_kd': Term(
@@ -478,7 +463,6 @@ TERMS: dict[str, Term] = {
     marker='H',
     targets=('logits',),
     per_clip=lambda x: _head_losses(x, distils=True),
-    weight=0.25,
     layers=(targets.INNER,),
     settings={'temperature': 2.0},
     init=_heads,
@@ -489,7 +473,6 @@ TERMS: dict[str, Term] = {
     marker='x',
     targets=('cluster_gram',),
     per_clip=_cluster_iusp,
-    weight=300.0,
     compares_similarities=True,
     layers=(targets.INNER,),
   ),
@@ -500,7 +483,6 @@ TERMS: dict[str, Term] = {
     marker='+',
     targets=(),
     per_clip=lambda x: _head_losses(x, distils=False),
-    weight=0.25,
     layers=(targets.INNER,),
     init=_heads,
   ),

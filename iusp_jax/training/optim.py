@@ -1,8 +1,10 @@
 """How long to train, learning-rate schedule and optimiser."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from iusp_jax.training.recipe import Training
@@ -45,15 +47,77 @@ def schedule(training: Training, plan: Plan) -> optax.Schedule:
   )
 
 
+class RunningNorm(NamedTuple):
+  """State of `clip_by_running_norm`.
+
+  Attributes:
+    count: gradients so far, those of length 0 left out.
+    mean_log: running mean of the logarithm of their lengths, from 0.
+    num_clipped: how many were shortened.
+  """
+
+  count: jax.Array
+  mean_log: jax.Array
+  num_clipped: jax.Array
+
+
+def clip_by_running_norm(
+  factor: float, decay: float = 0.98
+) -> optax.GradientTransformation:
+  """Shortens a gradient that is longer than others have been of late.
+
+  The limit is `factor` times the running geometric mean of the global norms of
+  the gradients before it; the first one is not clipped. Adam's steps do not
+  depend on the scale of the loss, but with a fixed limit clipping does: another
+  term would bring more clipping, which by itself changes a student. Ours; that
+  the limit follows the history of norms is after AutoClip (Seetharaman et al.,
+  MLSP 2020), which takes a percentile.
+
+  Args:
+    factor: of the running mean; 0 for no clipping.
+    decay: of the running mean: half of it is of the last 34 steps.
+  """
+
+  def init(params: Any) -> RunningNorm:
+    del params
+    zero = jnp.zeros((), jnp.int32)
+    return RunningNorm(zero, jnp.zeros((), jnp.float32), zero)
+
+  def update(updates, state: Any, params=None):
+    del params
+    norm = optax.global_norm(updates)
+    # Of those before it; debiased, as Adam does, for the zero it began with.
+    before = jnp.maximum(state.count, 1)
+    limit = factor * jnp.exp(state.mean_log / (1 - decay**before))
+    clips = (norm > limit) & (state.count > 0) & (factor > 0)
+    scale = jnp.where(clips, limit / jnp.maximum(norm, limit), 1.0)
+    updates = jax.tree.map(lambda g: (scale * g).astype(g.dtype), updates)
+    counts = norm > 0
+    log = jnp.log(jnp.where(counts, norm, 1.0))
+    mean_log = decay * state.mean_log + (1 - decay) * log
+    return updates, RunningNorm(
+      count=state.count + counts,
+      mean_log=jnp.where(counts, mean_log, state.mean_log),
+      num_clipped=state.num_clipped + clips,
+    )
+
+  return optax.GradientTransformation(init, update)
+
+
+def clipped_share(opt_state: Any) -> jax.Array:
+  """Of the steps so far, the share whose gradient was clipped."""
+  running: RunningNorm = opt_state[0]
+  return running.num_clipped / jnp.maximum(running.count, 1)
+
+
 def optimizer(training: Training, plan: Plan) -> optax.GradientTransformation:
-  """AdamW after clipping by global norm; only matrices and kernels decay."""
+  """AdamW after clipping by running norm; only matrices and kernels decay."""
 
   def decays(params):
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
-  clip = training.clip_norm
   return optax.chain(
-    optax.clip_by_global_norm(clip) if clip else optax.identity(),
+    clip_by_running_norm(training.clip_factor),
     optax.adamw(
       schedule(training, plan), weight_decay=training.weight_decay, mask=decays
     ),

@@ -20,7 +20,7 @@ class Training:
   learning_rate: float
   warmup_epochs: float
   weight_decay: float
-  clip_norm: float
+  clip_factor: float
   ema_decay: float
   eval_every_epochs: float
   log_every_steps: int
@@ -66,10 +66,14 @@ class Recipe:
   @classmethod
   def from_config(cls, section: Mapping[str, Any]) -> 'Recipe':
     """From `config.student`, `config.teacher`, or a run's model.json."""
+    training = dict(section['training'])
+    # Of a model that an earlier version trained, which is not trained on.
+    if training.pop('clip_norm', None) is not None:
+      training.setdefault('clip_factor', 0.0)
     return cls(
       model=dict(section['model']),
       frontend=frontend.FrontendConfig(**section['frontend']),
-      training=Training(**section['training']),
+      training=Training(**training),
       augment=Augment(**section['augment']),
     )
 

@@ -172,7 +172,8 @@ def make_step(job: Job, plan: optim.Plan) -> Callable:
 
   Returns:
     `step(state, settings, of_teacher, batch)`: the next state, and the loss,
-    its terms and the length of the student's gradient. A teacher that runs in
+    its terms, the length of the student's gradient and the share of steps so
+    far that clipped it. A teacher that runs in
     the step has its `variables` and `fits` (see `targets.compute`) in
     `of_teacher`.
   """
@@ -229,7 +230,10 @@ def make_step(job: Job, plan: optim.Plan) -> Callable:
       own = {'params': state.params, 'batch_stats': state.batch_stats}
       average = optax.incremental_update(own, state.average, 1 - decay)
       state = dataclasses.replace(state, average=average)
-    return state, loss_terms | {'gradient_norm': optax.global_norm(gradients)}
+    return state, loss_terms | {
+      'gradient_norm': optax.global_norm(gradients),
+      'clipped_share': optim.clipped_share(opt_state),
+    }
 
   return step
 

@@ -53,7 +53,8 @@ be 0 has no meaning.""",
 On the test split but for "validate". last: micro-AUPRC after the last epoch
 instead of the best. distance: ‖G_teacher − G_student‖² / T² of the frame
 similarities, mean over test clips. γ: weights of the objectives, those
-of a student's first cell where cells differ.""",
+of a student's first cell where cells differ; ratio: that of gradients that
+they follow from. clipped: mean share of steps that shortened the gradient.""",
 }
 
 
@@ -379,34 +380,49 @@ def _ratios(table, done, objectives) -> Section:
 
 def _other(table, done, objectives) -> Section:
   scores = {'macro_auprc': 'macro-AUPRC', 'map': 'mAP', 'lwlrap': 'lwlrap'}
-  weights: dict = {}
+  by_term: dict = {'weights': {}, 'ratios': {}}
   for cell in table['cells']:
     key = cell['student'], cell['objective']
-    weights[key] = weights.get(key) or cell.get('weights')
+    for name, found in by_term.items():
+      found[key] = found.get(key) or cell.get(name)
   rows = []
   for student in records.students(table):
     for name, objective in objectives.items():
       cells = done[student, name].values()
       row: Row = {'student': student, 'objective': name}
-      row |= {'title': objective.title, 'weights': weights.get((student, name))}
+      row['title'] = objective.title
+      row |= {key: found.get((student, name)) for key, found in by_term.items()}
       row['validate_micro_auprc'] = summary(
         (cell.get('validate') or {}).get('micro_auprc') for cell in cells
       )
       for key in scores:
         row[key] = summary(cell['test'].get(key) for cell in cells)
-      for key in ('last_test_micro_auprc', 'frame_distance', 'seconds'):
+      for key in (
+        'last_test_micro_auprc',
+        'frame_distance',
+        'clipped_share',
+        'seconds',
+      ):
         row[key] = summary(cell.get(key) for cell in cells)
       rows.append(row)
   columns = [
     _STUDENT,
     Column('objective', 'title', words=True),
     Column('γ', 'weights', _weights, words=True),
+    Column('ratio', 'ratios', _weights, words=True),
     Column('validate', 'validate_micro_auprc', mean_sd),
     *(Column(title, key, mean_sd) for key, title in scores.items()),
     Column('last', 'last_test_micro_auprc', mean_sd),
     Column('distance', 'frame_distance', lambda found: f'{found["mean"]:.2e}'),
+    Column('clipped', 'clipped_share', lambda found: f'{found["mean"]:.0%}'),
   ]
+  later = ('ratios', 'clipped_share')  # Tables of earlier versions lack these.
+  columns = [c for c in columns if c.key not in later or _any(rows, c.key)]
   return Section('Other scores', columns, rows, _NOTES['other'])
+
+
+def _any(rows: Sequence[Row], key: str) -> bool:
+  return any(row.get(key) for row in rows)
 
 
 def _weights(weights: Mapping[str, float]) -> str:
