@@ -57,6 +57,7 @@ NEGATIVE_IS_LEGAL = {'dataset.builder.detect_half_db'}
 # They have a default, and need none.
 EMPTY_IS_LEGAL = {
   'compare_with',
+  'table.tuned_file',
   'dataset.manual_dir',
   'teacher.checkpoint',
   'teacher.outputs',
@@ -106,7 +107,7 @@ def wrong_values(field):
   if isinstance(own, str):
     return [*never, True, 0, -1, 2.5, math.inf, 1e300, ['a'], ' ']
   if isinstance(own, list):
-    if own and isinstance(own[0], str):
+    if field == 'table.tuned' or (own and isinstance(own[0], str)):
       return [*never, True, 0, 'kd', [1], [True], [''], [['kd']]]
     wrong = [True, 'x', -1e300, 1e300, math.inf, -math.inf, 10**30]
     return [*never, *wrong, *([x] * max(2, len(own)) for x in wrong), ['1']]

@@ -1,5 +1,6 @@
 """Paths that a user writes: `~`, other spellings, other places."""
 
+import json
 import pathlib
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from experiments import run_config, save_teacher
 
 from configs import base
 from iusp_jax.data import datasets, preparation, sources
-from iusp_jax.experiment import feeds, fields, identity, run, teacher
+from iusp_jax.experiment import feeds, fields, identity, run, teacher, tuning
 from iusp_jax.runtime import checkpoint
 from iusp_jax.scoring import score_file
 
@@ -83,12 +84,15 @@ def test_home_is_meant_by_a_tilde_in_every_field(
   config['compare_with'] = '~/nothing'
   with pytest.raises(ValueError, match=f'{home}/nothing holds no trained'):
     run.named_runs(config, None)  # pyright: ignore
+  tuning._merge('~/tuned.json', 'folder', {'ratios': {'kd': 2.0}})
+  tuned = json.loads((home / 'tuned.json').read_text())
+  assert tuned == {'folder': {'ratios': {'kd': 2.0}}}
 
 
 def test_every_field_that_is_a_path_is_tried_above():
   tried = {'cache_dir', 'compare_with', 'dataset.data_dir'}
   tried |= {'dataset.manual_dir', 'teacher.checkpoint', 'teacher.outputs'}
-  tried |= {'teacher.tag_map', 'teacher.weights'}
+  tried |= {'teacher.tag_map', 'teacher.weights', 'table.tuned_file'}
   found = {
     name
     for name, range_of in fields.RANGES.items()

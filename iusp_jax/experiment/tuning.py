@@ -356,10 +356,14 @@ def _report(config, workdir, found) -> None:
   lines = [('search', 'best', 'mean score on validate (seeds) by value')]
   logs.log(formatting.align(lines + [_line(*item) for item in found.items()]))
   logs.log(f'Ratios and learning rates: {workdir / "tuned.json"}')
-  if not table['tuned_file']:
-    return
-  path = files.resolve(table['tuned_file'])
-  there = files.read_json(path)
+  if table['tuned_file']:
+    _merge(table['tuned_file'], name, tuned)
+
+
+def _merge(file: str, name: str, tuned: Mapping[str, Any]) -> None:
+  """Adds what was found for a data set to a file that configs read."""
+  path = files.resolve(file)
+  there = files.read_json(path) if path.exists() else {}
   of_data = there.setdefault(name, {})
   for kind, values in tuned.items():
     of_data.setdefault(kind, {}).update(values)
