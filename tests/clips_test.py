@@ -55,11 +55,11 @@ def test_goes_on_where_it_was_stopped(on_fakes, tmp_path, monkeypatch):
   written = []
   original = clips._write_wave
 
-  def stops(path, wave_S):
+  def stops(path, wave_S, sample_rate):
     if len(written) == 5:
       raise KeyboardInterrupt
     written.append(path)
-    original(path, wave_S)
+    original(path, wave_S, sample_rate)
 
   with monkeypatch.context() as patch:
     patch.setattr(clips, '_write_wave', stops)

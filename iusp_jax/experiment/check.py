@@ -12,13 +12,14 @@ from iusp_jax.runtime import files, logs
 from iusp_jax.training import accumulate
 from iusp_jax.training.recipe import Recipe
 
-CLIP_SAMPLES = 160_000  # Of every data set: 10 s at 16 kHz.
-
 
 def check(config: Mapping[str, Any]) -> None:
   """Raises ValueError naming the field, its value and what is expected."""
   fields.check(config)
-  for part in ('student', 'teacher'):
+  # A teacher from elsewhere has a front end of its own.
+  parts = ('student',) if teacher.source(config) else ('student', 'teacher')
+  _check_rates(config, parts)
+  for part in parts:
     _check_recipe(config, part)
   if teacher.source(config) == 'outputs':
     _check_foreign(config)
@@ -76,6 +77,26 @@ def _check_pretrained(own: Mapping[str, Any]) -> None:
       )
 
 
+def _check_rates(config: Mapping[str, Any], parts: Sequence[str]) -> None:
+  """Raises ValueError for front ends of another rate than the data set has."""
+  rate, found = datasets.format_of(config['dataset']).sample_rate, []
+  for part in parts:
+    place, own = f'config.{part}.frontend', config[part]['frontend']
+    if own['sample_rate'] != rate:
+      raise ValueError(
+        f'{place}.sample_rate is {own["sample_rate"]}: expected {rate}, that '
+        f'of {config["dataset"]["name"]}'
+      )
+    if own['max_hertz'] > rate / 2:
+      found.append(f'{place}.max_hertz is {own["max_hertz"]:g}')
+  if found:
+    flags = ' '.join(f'--{each.split()[0]}={rate // 2}' for each in found)
+    raise ValueError(
+      f'{" and ".join(found)}: expected at most {rate // 2} Hz, half of the '
+      f"data set's sample_rate, {rate}; set {flags}"
+    )
+
+
 def _check_recipe(config: Mapping[str, Any], part: str) -> None:
   try:
     recipe = Recipe.from_config(config[part])
@@ -85,22 +106,27 @@ def _check_recipe(config: Mapping[str, Any], part: str) -> None:
   objective = terms.Objective()
   if part == 'student':
     objective = terms.Objective.from_config(config['objective'])
-  check_recipe(recipe, objective, part)
+  num_samples = datasets.format_of(config['dataset']).num_samples
+  check_recipe(recipe, objective, num_samples, part)
 
 
 def check_recipe(
-  recipe: Recipe, objective: terms.Objective, part: str = 'student'
+  recipe: Recipe,
+  objective: terms.Objective,
+  num_samples: int,
+  part: str = 'student',
 ) -> None:
   """Raises ValueError where model, front end, batch and terms do not agree.
 
   Args:
     recipe: of one model.
     objective: that it is trained on.
+    num_samples: of a clip.
     part: of the config that the recipe is from.
   """
   model = tagger.build(recipe.plain(), num_tags=1)
   try:
-    model.shapes(CLIP_SAMPLES)
+    model.shapes(num_samples)
   except (ValueError, TypeError, ZeroDivisionError) as error:
     bands, architecture = recipe.frontend.num_mel_bands, recipe.model
     raise ValueError(

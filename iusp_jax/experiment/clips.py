@@ -25,7 +25,6 @@ import tqdm
 from iusp_jax.data import datasets
 from iusp_jax.experiment import check, identity, setup, teacher
 from iusp_jax.runtime import files, logs, preemption
-from tfds_dcase import audio
 
 FORMAT = 1
 _MAX_NAME = 200  # Bytes of a file's name, below the 255 of file systems.
@@ -57,7 +56,7 @@ def write(config: Any, folder: pathlib.Path, teacher_scenes: bool) -> None:
   of = {
     'format': FORMAT,
     'dataset': dataset.fingerprint(),
-    'sample_rate': audio.SAMPLE_RATE,
+    'sample_rate': dataset.sample_rate,
     'num_samples': dataset.num_samples,
     'tags': list(dataset.tags),
   }
@@ -67,7 +66,8 @@ def write(config: Any, folder: pathlib.Path, teacher_scenes: bool) -> None:
   writer = csv.writer(table, lineterminator='\n')
   writer.writerow(['clip_id', 'split', 'path', 'num_samples', *dataset.tags])
   for name, split in dataset.splits.items():
-    writer.writerows(_write_split(folder, name, split))
+    rows = _write_split(folder, name, split, dataset.sample_rate)
+    writer.writerows(rows)
   files.write_atomically(folder / 'clips.csv', table.getvalue())
   sizes = sum(len(split) for split in dataset.splits.values())
   logs.log(f'{sizes} clips: {folder}/clips.csv names them and their tags')
@@ -89,7 +89,9 @@ def _check_folder(path: pathlib.Path, of: Mapping[str, Any]) -> None:
   files.write_atomically(path, files.to_json(of))
 
 
-def _write_split(folder, name: str, split) -> Iterator[list[Any]]:
+def _write_split(
+  folder, name: str, split, sample_rate: int
+) -> Iterator[list[Any]]:
   """Writes the clips of a split; gives their rows."""
   (folder / name).mkdir(exist_ok=True)
   names = datasets.clip_ids(split, range(len(split)))
@@ -99,7 +101,7 @@ def _write_split(folder, name: str, split) -> Iterator[list[Any]]:
     clip = datasets.read_clip(split, k)
     path = folder / name / paths[k]
     if not path.exists():
-      _write_wave(path, clip['wave'])
+      _write_wave(path, clip['wave'], sample_rate)
     labels = [
       f'{tag:g}' if labelled else ''
       for tag, labelled in zip(clip['tags'], clip['mask'], strict=True)
@@ -125,10 +127,10 @@ def file_names(clip_ids: list[str]) -> list[str]:
   ]
 
 
-def _write_wave(path: pathlib.Path, wave_S: np.ndarray) -> None:
+def _write_wave(
+  path: pathlib.Path, wave_S: np.ndarray, sample_rate: int
+) -> None:
   partial = path.with_name(path.name + '.partial')
   with files.named_errors(partial), partial.open('wb') as file:
-    soundfile.write(
-      file, wave_S, audio.SAMPLE_RATE, format='WAV', subtype='PCM_16'
-    )
+    soundfile.write(file, wave_S, sample_rate, format='WAV', subtype='PCM_16')
   partial.rename(path)

@@ -23,6 +23,8 @@ NEUTRAL = {
   'dataset.builder.split_by': 'auto',
   'dataset.builder.detect_half_db': -2.0,
   'dataset.builder.confusion': 0.1,
+  'dataset.builder.clip_seconds': 10.0,
+  'dataset.builder.sample_rate': 16_000,
 }
 
 

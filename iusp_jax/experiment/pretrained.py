@@ -27,7 +27,7 @@ from iusp_jax.models import tagger, trained
 from iusp_jax.models.pretrained import audioset, efficientat, torch_file
 from iusp_jax.runtime import devices, files, logs, preemption, processes
 from iusp_jax.training import evaluate, probe
-from tfds_dcase import audio, download
+from tfds_dcase import download
 
 HEADS = ('probe', 'zero_shot')
 _ADDRESS = 'https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1'
@@ -67,19 +67,21 @@ RELEASES: Mapping[str, Release] = {
 }
 
 
-def recipe(own: Mapping[str, Any]) -> dict[str, Any]:
-  """What `tagger.build` takes, of `config.teacher`."""
-  width = RELEASES[own['pretrained']].width
+def recipe(config: Mapping[str, Any]) -> dict[str, Any]:
+  """What `tagger.build` takes, of a whole config."""
+  width = RELEASES[config['teacher']['pretrained']].width
+  rate = datasets.format_of(config['dataset']).sample_rate
   return {
     'model': {'architecture': 'efficientat', 'width_multiplier': width},
-    'frontend': {'kind': 'kaldi_mel', 'sample_rate': audio.SAMPLE_RATE},
+    'frontend': {'kind': 'kaldi_mel', 'sample_rate': rate},
   }
 
 
-def made_from(own: Mapping[str, Any]) -> dict[str, Any]:
-  """What `config.teacher`, as `teacher.identified` gives it, depends on."""
+def made_from(config: Mapping[str, Any]) -> dict[str, Any]:
+  """What the teacher of a config, as `teacher.identified` gives it, is."""
+  own = config['teacher']
   named = {key: own[key] for key in ('pretrained', 'weights_sha256', 'head')}
-  return {**recipe(own), **named}
+  return {**recipe(config), **named}
 
 
 def check_overrides(own: Mapping[str, Any], asked: Iterable[str]) -> None:

@@ -104,7 +104,7 @@ def recipe_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
   if named == 'checkpoint':
     return checkpoint_metadata(own['checkpoint'])
   if named == 'pretrained':
-    return pretrained.recipe(own)
+    return pretrained.recipe(config)
   return own
 
 
@@ -195,7 +195,7 @@ def name(config: Mapping[str, Any]) -> str:
   if named == 'checkpoint':
     own = checkpoint_metadata(own['checkpoint'])
   if named == 'pretrained':
-    own = {**pretrained.made_from(own), 'train_scenes': own['train_scenes']}
+    own = {**pretrained.made_from(config), 'train_scenes': own['train_scenes']}
   return identity.teacher_name(own)
 
 
@@ -244,8 +244,7 @@ def _foreign(config, dataset: datasets.Dataset) -> foreign_outputs.Foreign:
   `config` is one that `identified` has seen.
   """
   found, own = contents(config), config['teacher']
-  seconds = dataset.num_samples / datasets.SAMPLE_RATE
-  foreign_outputs.check_extent(found, seconds)
+  foreign_outputs.check_extent(found, dataset.clip_seconds)
   columns = foreign_outputs.columns(found, dataset.tags, tag_map(config))
   return foreign_outputs.Foreign(found, columns, own['outputs_content'])
 
@@ -268,11 +267,17 @@ def load(
   """A trained tagger for a data set.
 
   Raises:
-    ValueError: where there is none, or it has other tags or was trained on
-      what it would be scored on.
+    ValueError: where there is none, or it has other tags, takes sound of
+      another rate or was trained on what it would be scored on.
   """
   found = trained.load(workdir, which)
   check_leak(found.metadata['dataset']['name'], dataset.name)
+  rate = found.model.frontend.sample_rate
+  if rate != dataset.sample_rate:
+    raise ValueError(
+      f'the model in {workdir} takes sound of {rate} Hz: expected that of '
+      f'{dataset.name}, {dataset.sample_rate} Hz'
+    )
   if found.metadata['tags'] != list(dataset.tags):
     raise ValueError(
       f'the model in {workdir} has the tags {found.metadata["tags"]}: expected '
@@ -346,7 +351,7 @@ def _asked(config, dataset) -> tuple[dict[str, Any], Callable]:
   own = config['teacher']
   if source(config) == 'pretrained':
     mapping = audioset.map_tags(dataset.tags)
-    of = {**pretrained.made_from(own), 'tag_map': mapping}
+    of = {**pretrained.made_from(config), 'tag_map': mapping}
     of = model_metadata({**of, 'dataset': dataset.fingerprint()}, dataset)
     return of, lambda folder: pretrained.make(config, of, dataset, folder)
   recipe = Recipe.from_config(own)
