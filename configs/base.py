@@ -231,7 +231,15 @@ def teacher(dataset_name: str) -> Config:
   config: Config = recipe(model, num_mel_bands=64)
   config.checkpoint = ''  # A run's workdir to take the teacher from instead.
   config.outputs = ''  # A folder of outputs that were computed elsewhere.
-  config.tag_map = ''  # JSON from the data set's tags to those of `outputs`.
+  config.onnx = ''  # Or an ONNX file that is run over the clips, once.
+  config.onnx_json = ''  # What teacher.json holds of it, a JSON file.
+  config.onnx_wave = ''  # Its input of waveforms; '': the only one.
+  config.onnx_rate = 0  # Of that input, Hz; 0: that of the clips.
+  config.onnx_logits = ''  # Its output of logits.
+  config.onnx_probabilities = ''  # Its output of probabilities.
+  config.onnx_frames = ''  # Its output of frame embeddings.
+  config.onnx_frame_logits = ''  # Its output of logits a frame.
+  config.tag_map = ''  # JSON from the data set's tags to the teacher's.
   config.pretrained = ''  # Or 'mn04_as' and so on, that others trained.
   config.weights = ''  # File of a pretrained teacher; '': downloads it.
   config.head = 'probe'  # Of a pretrained teacher: 'probe' or 'zero_shot'.

@@ -5,7 +5,7 @@ from typing import Any
 
 from iusp_jax.audio import frontend
 from iusp_jax.data import datasets, foreign_outputs
-from iusp_jax.experiment import fields, teacher
+from iusp_jax.experiment import fields, onnx_teacher, teacher
 from iusp_jax.models import tagger
 from iusp_jax.objectives import targets, terms
 from iusp_jax.runtime import files, logs
@@ -21,12 +21,14 @@ def check(config: Mapping[str, Any]) -> None:
   _check_rates(config, parts)
   for part in parts:
     _check_recipe(config, part)
-  if teacher.source(config) == 'outputs':
+  onnx_teacher.check(config)
+  if teacher.is_foreign(config):
     _check_foreign(config)
   elif config['teacher']['tag_map']:
     raise ValueError(
       f'config.teacher.tag_map is {config["teacher"]["tag_map"]!r}, and '
-      "config.teacher.outputs is '': expected both or neither"
+      'config.teacher.outputs and onnx are empty: expected one of them, or no '
+      'tag_map'
     )
   _check_pretrained(config['teacher'])
   objective = terms.Objective.from_config(config['objective'])
@@ -39,7 +41,8 @@ def check(config: Mapping[str, Any]) -> None:
 
 def _check_foreign(config: Mapping[str, Any]) -> None:
   """Raises ValueError for what needs a teacher that can be run."""
-  place = f'config.teacher.outputs is {config["teacher"]["outputs"]!r}'
+  named = teacher.source(config)
+  place = f'config.teacher.{named} is {config["teacher"][named]!r}'
   teacher.contents(config)
   teacher.tag_map(config)
   if config['fit'] == 'teacher':
@@ -149,7 +152,7 @@ def check_teacher_layers(
   config: Mapping[str, Any], objective: terms.Objective
 ) -> None:
   """Raises ValueError where a target is of what the teacher does not have."""
-  if teacher.source(config) == 'outputs':
+  if teacher.is_foreign(config):
     check_outputs(teacher.contents(config), objective.terms)
     return
   model = tagger.build(teacher.recipe_of(config), num_tags=1)
@@ -196,16 +199,13 @@ def _lacking(contents, term: terms.Term, known_tags: Sequence[bool]) -> str:
     if need is None:
       return f'{name} is made with a model, and {path} has outputs alone'
     if not contents.gives(need):
-      needed = f'{need}.npy'
-      if need == 'logits':
-        needed += ' or probabilities.npy'
-      return f'{path}/train has no {needed}, of which {name} is made'
+      return f'{contents.lacks(need)}, of which {name} is made'
     if not need.endswith('logits') or all(known_tags):
       continue
     if not any(known_tags):
       return (
-        f'the tags in {path}/{foreign_outputs.METADATA} lack some of the data '
-        "set's: expected the same names, or which belong together in "
+        f"the tags of the teacher in {path} lack some of the data set's: "
+        'expected the same names, or which belong together in '
         'config.teacher.tag_map'
       )
     if not term.masks_tags:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from iusp_jax import models
-from iusp_jax.data import datasets, teacher_outputs
+from iusp_jax.data import datasets, onnx_file, teacher_outputs
 from iusp_jax.experiment import identity, pretrained
 from iusp_jax.objectives import terms
 from iusp_jax.training import finite
@@ -269,6 +269,14 @@ RANGES: dict[str, Range] = {
   'teacher.checkpoint': Text("a run's workdir", 'to train a teacher'),
   'teacher.outputs': Text("a folder of a teacher's outputs", 'for none'),
   'teacher.tag_map': Text('a JSON file', 'where tags have the same names'),
+  'teacher.onnx': Text('an ONNX file', 'for none'),
+  'teacher.onnx_json': Text('a JSON file', 'without teacher.onnx'),
+  'teacher.onnx_wave': Text('a name', 'for the only input'),
+  'teacher.onnx_rate': whole(0, 1_000_000, 'Hz (0: that of the clips)'),
+  **{
+    f'teacher.onnx_{name}': Text('a name', 'to leave it out')
+    for name in onnx_file.OUTPUTS
+  },
   'teacher.pretrained': Choice(('', *pretrained.RELEASES)),
   'teacher.weights': Text('a file', 'to download it'),
   'teacher.head': Choice(pretrained.HEADS),

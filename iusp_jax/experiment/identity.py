@@ -118,6 +118,8 @@ def of_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
   # Configs of older runs lack the fields of what they did not have.
   if outputs := own.get('outputs'):
     return stored | {'outputs': own.get('outputs_content', outputs)}
+  if onnx := own.get('onnx'):
+    return stored | {'onnx': own.get('onnx_content', onnx)}
   if own.get('pretrained'):
     weights = own.get('weights_sha256', own['weights'])
     named = {k: own[k] for k in ('pretrained', 'head', 'train_scenes')}

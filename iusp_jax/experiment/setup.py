@@ -98,7 +98,7 @@ class Setup:
     """Finds the teacher, or trains it where it is required and not there."""
     own, source = self._config['teacher'], teacher.source(self._config)
     named = own[source] if source else ''
-    if source != 'outputs':
+    if not teacher.is_foreign(self._config):
       recipe = teacher.recipe_of(self._config)
       logs.log(
         f'teacher: {describe_model(recipe, self.dataset)}'
