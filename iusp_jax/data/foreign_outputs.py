@@ -335,13 +335,30 @@ def columns(
   if not tag_map:
     alike = all(tag in where for tag in tags)
     return tuple((where[tag],) if alike else () for tag in tags)
-  for tag, theirs in tag_map.items():
-    _check_tag(tag, tags, 'of the data set')
-    for name in theirs:
-      _check_tag(name, contents.tags, f'of {contents.path / METADATA}')
+  check_tag_map(tag_map, tags, contents.tags, f'{contents.path / METADATA}')
   return tuple(
     tuple(where[name] for name in tag_map.get(tag, ())) for tag in tags
   )
+
+
+def check_tag_map(
+  tag_map: Mapping[str, Sequence[str]],
+  tags: Sequence[str],
+  theirs: Sequence[str],
+  of: str,
+) -> None:
+  """Raises ValueError for a mapping of or to tags that there are not.
+
+  Args:
+    tag_map: from `read_tag_map`.
+    tags: of the data set.
+    theirs: tags of the teacher.
+    of: what has these, for the message.
+  """
+  for tag, listed in tag_map.items():
+    _check_tag(tag, tags, 'of the data set')
+    for name in listed:
+      _check_tag(name, theirs, f'of {of}')
 
 
 def _check_tag(tag: str, legal: Sequence[str], of: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from iusp_jax.audio import frontend
 from iusp_jax.data import datasets, foreign_outputs
-from iusp_jax.experiment import fields, onnx_teacher, teacher
+from iusp_jax.experiment import fields, onnx_teacher, pretrained, teacher
 from iusp_jax.models import tagger
 from iusp_jax.objectives import targets, terms
 from iusp_jax.runtime import files, logs
@@ -24,12 +24,8 @@ def check(config: Mapping[str, Any]) -> None:
   onnx_teacher.check(config)
   if teacher.is_foreign(config):
     _check_foreign(config)
-  elif config['teacher']['tag_map']:
-    raise ValueError(
-      f'config.teacher.tag_map is {config["teacher"]["tag_map"]!r}, and '
-      'config.teacher.outputs and onnx are empty: expected one of them, or no '
-      'tag_map'
-    )
+  elif found := teacher.tag_map(config):
+    _check_tag_map(config, found)
   _check_pretrained(config['teacher'])
   objective = terms.Objective.from_config(config['objective'])
   check_teacher_layers(config, objective)
@@ -67,6 +63,18 @@ def _check_foreign(config: Mapping[str, Any]) -> None:
       f'{place}: these are of the clips as they are, and an augmented clip is '
       f'another one; expected config.student.augment.{field} = 0'
     )
+
+
+def _check_tag_map(config: Mapping[str, Any], found) -> None:
+  """Raises ValueError where no teacher or data set has tags to map."""
+  if teacher.source(config) != 'pretrained':
+    raise ValueError(
+      f'config.teacher.tag_map is {config["teacher"]["tag_map"]!r}, and '
+      'config.teacher.outputs, onnx and pretrained are empty: expected one of '
+      'them, or no tag_map'
+    )
+  # The data set's own tags are not known yet.
+  pretrained.map_tags(list(found), found)
 
 
 def _check_pretrained(own: Mapping[str, Any]) -> None:

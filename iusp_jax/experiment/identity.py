@@ -25,6 +25,7 @@ NEUTRAL = {
   'dataset.builder.confusion': 0.1,
   'dataset.builder.clip_seconds': 10.0,
   'dataset.builder.sample_rate': 16_000,
+  'dataset.builder.tags': [],
 }
 
 
@@ -123,6 +124,8 @@ def of_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
   if own.get('pretrained'):
     weights = own.get('weights_sha256', own['weights'])
     named = {k: own[k] for k in ('pretrained', 'head', 'train_scenes')}
+    if tag_map := own.get('tag_map'):
+      named['tag_map'] = own.get('tag_map_content', tag_map)
     return stored | named | {'weights': weights}
   recipe = {k: own[k] for k in ('model', 'frontend', 'training', 'augment')}
   return (

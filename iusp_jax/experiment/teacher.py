@@ -19,7 +19,6 @@ from iusp_jax.data import (
 )
 from iusp_jax.experiment import feeds, identity, onnx_teacher, pretrained
 from iusp_jax.models import trained
-from iusp_jax.models.pretrained import audioset
 from iusp_jax.objectives import terms
 from iusp_jax.runtime import files, logs, processes, wall_time
 from iusp_jax.training import engine, step
@@ -175,7 +174,8 @@ def identified(config: Mapping[str, Any]) -> dict[str, Any]:
   in another place, or under another spelling of its path, is no other teacher.
   Of `teacher.outputs` and `teacher.tag_map` so in `teacher.outputs_content`,
   of `teacher.onnx` in `teacher.onnx_content`, of `teacher.weights` in
-  `teacher.weights_sha256`.
+  `teacher.weights_sha256`, with what `teacher.tag_map` holds in
+  `teacher.tag_map_content`.
 
   Raises:
     ValueError: where the path holds no trained model, there are no outputs or
@@ -195,6 +195,8 @@ def identified(config: Mapping[str, Any]) -> dict[str, Any]:
     own['weights_sha256'] = processes.by_primary(
       lambda: pretrained.checksum(config)
     )
+    if found := tag_map(config):
+      own['tag_map_content'] = identity.plain(found)
   return {**config, 'teacher': own}
 
 
@@ -382,7 +384,7 @@ def _asked(config, dataset) -> tuple[dict[str, Any], Callable]:
   """What `model.json` will hold of a teacher, and what makes it in a folder."""
   own = config['teacher']
   if source(config) == 'pretrained':
-    mapping = audioset.map_tags(dataset.tags)
+    mapping = pretrained.map_tags(dataset.tags, tag_map(config))
     of = {**pretrained.made_from(config), 'tag_map': mapping}
     of = model_metadata({**of, 'dataset': dataset.fingerprint()}, dataset)
     return of, lambda folder: pretrained.make(config, of, dataset, folder)
