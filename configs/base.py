@@ -135,6 +135,10 @@ def get_config(arg: str = '') -> Config:
   )
   config.objective = objective()
   config.teacher = teacher(options['dataset'])
+  if 'sample_rate' in config.dataset.builder:
+    for part in (config.student, config.teacher):
+      rate = config.dataset.builder.get_oneway_ref('sample_rate')
+      part.frontend.sample_rate = rate
   if options['demo']:
     make_demo(config)
   if options['smoke']:
@@ -152,9 +156,9 @@ def dataset(name: str) -> Config:
   config.aggregation = 'any'  # Of annotators: 'any', 'majority', 'mean'.
   config.builder = ConfigDict()  # Settings of the builder.
   if name.startswith('urban_scenes'):
-    config.builder.train_scenes = 1200  # Scenes of 10 s.
-    config.builder.validate_scenes = 300  # Scenes of 10 s.
-    config.builder.test_scenes = 300  # Scenes of 10 s.
+    config.builder.train_scenes = 1200  # Scenes.
+    config.builder.validate_scenes = 300  # Scenes.
+    config.builder.test_scenes = 300  # Scenes.
     config.builder.seed = 0  # Another seed mixes other scenes.
     config.builder.snr_db = (-6.0, 12.0)  # Weakest, strongest source, dB.
     config.builder.sources = (1, 4)  # Fewest, most tagged sources of a scene.
@@ -165,6 +169,9 @@ def dataset(name: str) -> Config:
     config.builder.validate_fold = 4  # Fold of the recordings.
     config.builder.test_fold = 5  # Fold of the recordings.
     config.builder.split_by = 'auto'  # Or 'fold', 'hash', 'balanced'.
+  if name in ('urban_scenes/clips', 'folder'):
+    config.builder.clip_seconds = 10.0  # Longer recordings are cut, s.
+    config.builder.sample_rate = 16_000  # That clips are stored at, Hz.
   if name != 'urban_scenes/procedural':
     config.builder.on_bad_recording = 'stop'  # 'stop' or 'skip'.
   return config
@@ -175,7 +182,7 @@ def recipe(model: dict, num_mel_bands: int) -> Config:
   config: Config = ConfigDict()
   config.model = ConfigDict(model)  # Fields of iusp_jax/models/<name>.py.
   config.frontend = ConfigDict()
-  config.frontend.sample_rate = 16_000  # Hz.
+  config.frontend.sample_rate = 16_000  # That of the data set, Hz.
   config.frontend.window_seconds = 0.025  # s.
   config.frontend.hop_seconds = 0.010  # s.
   config.frontend.num_mel_bands = num_mel_bands  # Bands.
@@ -235,7 +242,15 @@ def teacher(dataset_name: str) -> Config:
   config: Config = recipe(model, num_mel_bands=64)
   config.checkpoint = ''  # A run's workdir to take the teacher from instead.
   config.outputs = ''  # A folder of outputs that were computed elsewhere.
-  config.tag_map = ''  # JSON from the data set's tags to those of `outputs`.
+  config.onnx = ''  # Or an ONNX file that is run over the clips, once.
+  config.onnx_json = ''  # What teacher.json holds of it, a JSON file.
+  config.onnx_wave = ''  # Its input of waveforms; '': the only one.
+  config.onnx_rate = 0  # Of that input, Hz; 0: that of the clips.
+  config.onnx_logits = ''  # Its output of logits.
+  config.onnx_probabilities = ''  # Its output of probabilities.
+  config.onnx_frames = ''  # Its output of frame embeddings.
+  config.onnx_frame_logits = ''  # Its output of logits a frame.
+  config.tag_map = ''  # JSON from the data set's tags to the teacher's.
   config.pretrained = ''  # Or 'mn04_as' and so on, that others trained.
   config.weights = ''  # File of a pretrained teacher; '': downloads it.
   config.head = 'probe'  # Of a pretrained teacher: 'probe' or 'zero_shot'.

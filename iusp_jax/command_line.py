@@ -102,6 +102,11 @@ TEACHER_SCENES = flags.DEFINE_bool(
   False,
   'write_clips: the training scenes of config.teacher.train_scenes.',
 )
+ORIGINAL = flags.DEFINE_bool(
+  'original',
+  False,
+  'write_clips: the recordings of a labelled folder as they are.',
+)
 HOSTS = (
   flags.DEFINE_bool('multihost', False, 'On every host of a TPU pod, Slurm…'),
   flags.DEFINE_string(
@@ -227,7 +232,7 @@ def _train() -> None:
       if not OUTPUT.value:
         raise ValueError('--output is missing: the folder to write clips to')
       place = files.resolve(OUTPUT.value)
-      clips.write(found, place, TEACHER_SCENES.value)
+      clips.write(found, place, TEACHER_SCENES.value, ORIGINAL.value)
     else:
       run.run(found, folder, CONTINUE_ANYWAY.value)
 

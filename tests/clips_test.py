@@ -1,13 +1,15 @@
 """The clips of a data set as WAV files."""
 
 import csv
+import importlib
 import json
+import sys
 
 import fakes
 import numpy as np
 import pytest
 import soundfile
-from commands import command, execute
+from commands import ROOT, command, execute
 
 from configs import base
 from iusp_jax.data import datasets
@@ -55,11 +57,11 @@ def test_goes_on_where_it_was_stopped(on_fakes, tmp_path, monkeypatch):
   written = []
   original = clips._write_wave
 
-  def stops(path, wave_S):
+  def stops(*args):
     if len(written) == 5:
       raise KeyboardInterrupt
-    written.append(path)
-    original(path, wave_S)
+    written.append(args[1])
+    original(*args)
 
   with monkeypatch.context() as patch:
     patch.setattr(clips, '_write_wave', stops)
@@ -88,6 +90,59 @@ def test_names_of_files():
     *('a.wav', 'b.wav', 'c%2Fd.wav', 'clip-3.wav', 'clip-4.wav'),
     *('clip-5.wav', '%C3%A9.wav'),
   ]
+
+
+def test_recordings_are_copied_as_they_are(tmp_path, monkeypatch):
+  source = tmp_path / 'recordings'
+  (source / 'a').mkdir(parents=True)
+  names = {'a/x.wav': 'train', 'y.flac': 'validate', 'z.wav': 'test'}
+  rng = np.random.default_rng(0)
+  for name in names:
+    soundfile.write(
+      source / name, 0.1 * rng.standard_normal((24_000, 2)), 8_000
+    )
+  rows = [f'{name},{split},1,{k % 2}' for k, (name, split) in enumerate(
+    names.items())]  # fmt: skip
+  (source / 'labels.csv').write_text('\n'.join(['file,split,p,q', *rows]))
+  config = base.get_config('folder,smoke')
+  config.dataset.data_dir = str(tmp_path / 'data')
+  config.dataset.manual_dir = str(source)
+  config.dataset.builder.clip_seconds = 2.0
+  clips.write(config, tmp_path / 'clips', False, original=True)
+  rows = rows_of(tmp_path / 'clips')
+  assert {row['clip_id']: row['split'] for row in rows} == names
+  for row in rows:
+    copied = (tmp_path / 'clips' / row['path']).read_bytes()
+    assert copied == (source / row['clip_id']).read_bytes()
+  of = json.loads((tmp_path / 'clips' / 'clips.json').read_text())
+  assert of['clip_seconds'] == 2.0
+  assert of['sample_rate'] is of['num_samples'] is None
+  # A tagger of another rate gets the part that a clip has, mixed to mono.
+  monkeypatch.syspath_prepend(str(ROOT / 'examples' / 'teachers'))
+  monkeypatch.delitem(sys.modules, 'clips', raising=False)
+  script = importlib.import_module('clips')
+  seen = {}
+
+  def outputs_of(wave_BS):
+    seen[len(seen)] = wave_BS
+    return {'logits': wave_BS[:, :2]}
+
+  script.write_outputs(
+    tmp_path / 'clips', tmp_path / 'out', {}, outputs_of, rate=16_000
+  )
+  assert [x.shape for x in seen.values()] == [(1, 32_000)] * 3
+  wave_SH, _ = soundfile.read(source / 'a/x.wav')
+  np.testing.assert_allclose(
+    seen[0][0, 2_000:-2_000:2], wave_SH.mean(1)[1_000:15_000], atol=0.1
+  )
+  monkeypatch.delitem(sys.modules, 'clips', raising=False)
+  with pytest.raises(SystemExit, match='give the rate'):
+    script.write_outputs(tmp_path / 'clips', tmp_path / 'out', {}, outputs_of)
+
+
+def test_only_recordings_are_copied(tmp_path):
+  with pytest.raises(ValueError, match='--original with urban_scenes'):
+    clips.write(base.get_config('smoke'), tmp_path, False, original=True)
 
 
 @pytest.mark.slow

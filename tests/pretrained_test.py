@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import shutil
 
 import numpy as np
@@ -22,6 +23,7 @@ from iusp_jax.experiment import (
   teacher,
 )
 from iusp_jax.models import trained
+from iusp_jax.models.pretrained import audioset, efficientat, torch_file
 from iusp_jax.runtime import logs
 
 NAME = 'mn01_as'  # The narrowest.
@@ -105,6 +107,80 @@ def test_tag_without_a_class_needs_the_probe(tmp_path, weights, fake):
     patch.setattr(logs, 'log', lambda line, **_: lines.append(line))
     teacher.get_or_train(config_of(tmp_path, weights), other)
   assert 'no AudioSet class is known for glug' in '\n'.join(lines)
+
+
+def write_map(folder, **mapping):
+  path = folder / 'map.json'
+  path.write_text(json.dumps(mapping))
+  return str(path)
+
+
+def test_own_mapping_goes_before_the_known_names(tmp_path, weights, fake):
+  names = ('glug', *fake.coarse[1:])
+  other = dataclasses.replace(fake, coarse=names)
+  mapping = {'glug': ['Gurgling', 'Pour'], names[1]: 'Tick'}
+  zero = {'head': 'zero_shot'}
+  path = write_map(tmp_path, **mapping)
+  config = config_of(tmp_path, weights, **zero, tag_map=path)
+  found = teacher.get_or_train(config, other)
+  of = found.metadata['tag_map']
+  assert of['glug'] == ['Gurgling', 'Pour']
+  assert of[names[1]] == ['Tick']
+  assert of[names[2]] == audioset.map_tags(names)[names[2]]
+  # Of the model without any head, the largest logit of those classes.
+  shapes = found.model.shapes(other.num_samples)
+  one = {key: ['Pour'] for key in names} | {'glug': ['Gurgling']}
+  alone = efficientat.zero_shot(
+    shapes, torch_file.read(weights, 1 << 30), audioset.matrix(one)
+  )
+  split = other.splits['test']
+  wave_BS = np.stack([clip['audio'] for clip in split.source])
+  each_BC = np.asarray(predict(found.model, alone, wave_BS).logits_BC)
+  np.testing.assert_allclose(
+    logits(found, split)[:, 0], each_BC[:, :2].max(1), atol=1e-5
+  )
+
+
+def test_another_mapping_is_another_teacher(tmp_path, weights):
+  plain = config_of(tmp_path, weights)
+  path = write_map(tmp_path, dog=['Dog'])
+  one = config_of(tmp_path, weights, tag_map=path)
+  write_map(tmp_path, dog=['Bark'])
+  two = config_of(tmp_path, weights, tag_map=path)
+  found = [
+    identity.fingerprint(identity.of_teacher(c)) for c in (plain, one, two)
+  ]
+  assert len(set(found)) == 3
+  assert 'tag_map' not in identity.of_teacher(plain)
+
+
+@pytest.mark.parametrize(
+  ('mapping', 'message'),
+  [
+    (
+      {'dog': ['Barc']},
+      r"tag_map has 'Barc': .* AudioSet .*did you mean 'Bark'",
+    ),
+    ({'dog': 3}, 'expected a tag or a list of tags'),
+  ],
+)
+def test_wrong_mapping_is_refused_at_once(tmp_path, mapping, message):
+  fields = {
+    'teacher.pretrained': NAME,
+    'teacher.tag_map': write_map(tmp_path, **mapping),
+  }
+  config = changed(base.get_config('smoke'), **fields)
+  with pytest.raises(ValueError, match=message):
+    check.check(identity.plain(config))
+
+
+def test_mapping_of_a_tag_that_is_not_there_is_refused(tmp_path, weights, fake):
+  path = write_map(tmp_path, dogg=['Dog'])
+  config = config_of(tmp_path, weights, tag_map=path)
+  with pytest.raises(
+    ValueError, match=r"has 'dogg': expected a tag of the dat"
+  ):
+    teacher.get_or_train(config, fake)
 
 
 def test_other_weights_or_head_are_another_teacher(tmp_path, weights, fake):

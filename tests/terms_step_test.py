@@ -213,10 +213,11 @@ def test_no_gradient_of_inner_heads_reaches_the_last_head():
 
 def test_models_without_inner_layers_are_refused():
   made = Recipe.from_config(recipe(TINY))
-  check.check_recipe(made, fits.objective({'vic': 1.0}))
+  check.check_recipe(made, fits.objective({'vic': 1.0}), fits.NUM_SAMPLES)
   message = 'expected one with layers before the last frame embedding, for int'
+  objective = fits.objective({'inter_kd': 1.0})
   with pytest.raises(ValueError, match=message):
-    check.check_recipe(made, fits.objective({'inter_kd': 1.0}))
+    check.check_recipe(made, objective, fits.NUM_SAMPLES)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,21 @@
 """A tagger over a folder of `--mode=write_clips`: its outputs as a teacher.
 
 docs/reference/teacher_outputs_format.md has the format. Needs numpy, soundfile
-and, for taggers of another sample rate, soxr; nothing of iusp_jax.
+and, for taggers of another sample rate, soxr; of iusp_jax one module that needs
+no more, from this checkout or an installed package.
 """
 
 import csv
 import json
 import pathlib
+import sys
 
 import numpy as np
 import soundfile
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[2]))
+
+from iusp_jax.data import output_files
 
 
 def write_outputs(clips, folder, metadata, outputs_of, rate=0, batch_size=16):
@@ -24,36 +30,33 @@ def write_outputs(clips, folder, metadata, outputs_of, rate=0, batch_size=16):
     rate: of the tagger, Hz; 0: that of the clips.
     batch_size: clips at a time; the last batch may have fewer.
   """
-  clips, folder = pathlib.Path(clips), pathlib.Path(folder)
-  own_rate = json.loads((clips / 'clips.json').read_text())['sample_rate']
+  clips = pathlib.Path(clips)
+  of = json.loads((clips / 'clips.json').read_text())
+  if not (rate or of['sample_rate']):
+    sys.exit(f'{clips} has recordings as they are: give the rate of the tagger')
   with (clips / 'clips.csv').open(newline='') as file:
     rows = list(csv.DictReader(file))
+  splits = {}
   for split in dict.fromkeys(row['split'] for row in rows):
     own = [row for row in rows if row['split'] == split]
-    place, arrays = folder / split, {}
-    place.mkdir(parents=True, exist_ok=True)
-    for start in range(0, len(own), batch_size):
-      batch = own[start : start + batch_size]
-      waves = [read(clips / row['path'], own_rate, rate) for row in batch]
-      for name, values in outputs_of(np.stack(waves)).items():
-        if name not in arrays:
-          shape = (len(own), *np.shape(values)[1:])
-          arrays[name] = np.lib.format.open_memmap(
-            place / f'{name}.npy', 'w+', np.float32, shape
-          )
-        arrays[name][start : start + len(batch)] = values
-      print(f'{split}: {start + len(batch)} of {len(own)} clips', flush=True)
-    names = ''.join(f'{row["clip_id"]}\n' for row in own)
-    (place / 'clip_id.txt').write_text(names)
-  text = json.dumps({'format': 1, **metadata}, indent=1)
-  (folder / 'teacher.json').write_text(f'{text}\n')
+    waves = (read(clips / row['path'], of['clip_seconds'], rate) for row in own)
+    splits[split] = [row['clip_id'] for row in own], waves
+
+  def show(split, done, total):
+    print(f'{split}: {done} of {total} clips', flush=True)
+
+  output_files.write(
+    pathlib.Path(folder), metadata, splits, outputs_of, batch_size, show
+  )
 
 
-def read(path, own_rate, rate):
-  """A clip at the tagger's rate, float32 `[S]`."""
-  wave_S, _ = soundfile.read(path, dtype='float32')
-  if rate in (0, own_rate):
-    return wave_S
-  import soxr
+def read(path, seconds, rate):
+  """A clip at the tagger's rate, float32 `[S]`.
 
-  return soxr.resample(wave_S, own_rate, rate)
+  Of a recording that was copied as it is, the part that the clip has.
+  """
+  with soundfile.SoundFile(path) as file:
+    own_rate, size = file.samplerate, round(seconds * file.samplerate)
+    wave_SH = file.read(size, dtype='float32', always_2d=True)
+  wave_S = np.pad(wave_SH.mean(1), (0, size - len(wave_SH)))
+  return output_files.resample(wave_S, own_rate, rate)

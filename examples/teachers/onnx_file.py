@@ -1,5 +1,7 @@
 """Outputs of a tagger in an ONNX file, to distil from. Needs onnxruntime.
 
+What `--config.teacher.onnx` does in one go, for clips that are written once.
+
   python run.py --mode=write_clips --config=configs/iusp.py:urban_scenes \
     --output=CLIPS
   python examples/teachers/onnx_file.py tagger.onnx CLIPS FOLDER \
@@ -14,11 +16,11 @@ frames are; docs/reference/teacher_outputs_format.md says how.
 import argparse
 import json
 import pathlib
+import sys
 
-import clips
-import onnxruntime
+import clips  # Makes iusp_jax of this checkout known.
 
-OUTPUTS = ('logits', 'probabilities', 'frames', 'frame_logits')
+from iusp_jax.data import onnx_file
 
 
 def main():
@@ -28,23 +30,20 @@ def main():
   parser.add_argument('clips', help='the folder of --mode=write_clips')
   parser.add_argument('folder', help='to write')
   parser.add_argument('--json', required=True, help='what teacher.json holds')
-  parser.add_argument('--wave', required=True, help='the name of the input')
+  parser.add_argument('--wave', default='', help='the name of its input')
   parser.add_argument('--rate', type=int, default=0, help="the tagger's, Hz")
   parser.add_argument('--batch_size', type=int, default=16)
-  for name in OUTPUTS:
+  for name in onnx_file.OUTPUTS:
     parser.add_argument(f'--{name}', help='the name of that output')
   of = parser.parse_args()
-  session = onnxruntime.InferenceSession(of.onnx)
-  named = {name: found for name in OUTPUTS if (found := getattr(of, name))}
-
-  def outputs_of(wave_BS):
-    found = session.run(list(named.values()), {of.wave: wave_BS})
-    return dict(zip(named, found, strict=True))
-
+  named = {name: getattr(of, name) for name in onnx_file.OUTPUTS}
+  try:
+    tagger = onnx_file.Tagger(pathlib.Path(of.onnx), of.wave, named)
+  except ValueError as error:
+    sys.exit(f'error: {error}')
   metadata = json.loads(pathlib.Path(of.json).read_text())
-  clips.write_outputs(
-    of.clips, of.folder, metadata, outputs_of, of.rate, of.batch_size
-  )
+  size = tagger.batch_size or of.batch_size
+  clips.write_outputs(of.clips, of.folder, metadata, tagger, of.rate, size)
 
 
 if __name__ == '__main__':

@@ -142,7 +142,7 @@ def time_roll(
   wave_BS: jax.Array,
   keys_B: jax.Array,
   max_seconds: float,
-  sample_rate: int = 16_000,
+  sample_rate: int,
 ) -> jax.Array:
   """Rolls each clip by up to `max_seconds` to either side, around its end.
 

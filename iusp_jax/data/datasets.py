@@ -2,7 +2,7 @@
 
 No jax in here: a clip is a dict of NumPy arrays.
 
-  wave    int16   [S]  16 kHz, 10 s
+  wave    int16   [S]  10 s at 16 kHz, where the config says nothing else
   tags    float32 [C]  targets in [0, 1]
   mask    float32 [C]  0 where a tag is unknown
   length  int32   []   samples of real sound before the padding
@@ -25,6 +25,7 @@ import tensorflow_datasets as tfds
 
 from tfds_dcase import (
   annotations,
+  clip_format,
   disk,
   folder,
   notes,
@@ -33,7 +34,6 @@ from tfds_dcase import (
   urban_scenes,
 )
 
-SAMPLE_RATE = 16_000  # Hz, of every data set.
 LEVELS = ('coarse', 'fine', 'both')
 
 # What `config.dataset.name` may be, and the builder that makes it.
@@ -68,6 +68,7 @@ class Dataset:
   coarse: tuple[str, ...]
   fine: tuple[str, ...]  # Empty where the data has one level.
   splits: Mapping[str, Split]
+  sample_rate: int = clip_format.DEFAULT.sample_rate  # Hz.
 
   @property
   def tags(self) -> tuple[str, ...]:
@@ -83,6 +84,11 @@ class Dataset:
     """Samples of a clip, padding included."""
     return self.splits['train'].source[0]['audio'].shape[0]
 
+  @property
+  def clip_seconds(self) -> float:
+    """Length of a clip, padding included."""
+    return self.num_samples / self.sample_rate
+
   def fingerprint(self) -> dict[str, Any]:
     """What a model trained on this depends on."""
     return {
@@ -91,6 +97,18 @@ class Dataset:
       'aggregation': self.splits['train'].aggregation,
       'sizes': {name: len(split) for name, split in self.splits.items()},
     }
+
+
+def format_of(config: Mapping[str, Any]) -> clip_format.ClipFormat:
+  """The length and rate of the clips of `config.dataset`.
+
+  Configs of older runs, and most data sets, have neither field.
+  """
+  names = ('clip_seconds', 'sample_rate')
+  builder = config['builder']
+  return clip_format.ClipFormat(
+    **{k: builder[k] for k in names if k in builder}
+  )
 
 
 def make_builder(config: Mapping[str, Any]):
@@ -171,6 +189,7 @@ def load(config: Mapping[str, Any]) -> Dataset:
     coarse=tuple(metadata['coarse']),
     fine=fine,
     splits=splits,
+    sample_rate=format_of(config).sample_rate,
   )
 
 

@@ -89,6 +89,13 @@ class Contents:
     """Whether an output of a split is there."""
     return split in self.splits and self.splits[split].gives(output)
 
+  def lacks(self, output: str) -> str:
+    """Says that an output of the training clips is not there."""
+    needed = f'{output}.npy'
+    if output == 'logits':
+      needed += ' or probabilities.npy'
+    return f'{self.path}/train has no {needed}'
+
 
 def inspect(path: pathlib.Path) -> Contents:
   """Opens a folder; no array is read.
@@ -101,7 +108,7 @@ def inspect(path: pathlib.Path) -> Contents:
       f'{path} is no folder: expected one with {METADATA} and train/, see '
       f'{PAGE}'
     )
-  metadata = _read_metadata(path / METADATA)
+  metadata = read_metadata(path / METADATA)
   splits = {
     name: _open_split(path / name, metadata)
     for name in SPLITS
@@ -117,10 +124,23 @@ def inspect(path: pathlib.Path) -> Contents:
   return Contents(path, metadata, splits)
 
 
-def _read_metadata(path: pathlib.Path) -> dict[str, Any]:
+def read_metadata(
+  path: pathlib.Path, also: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+  """What a `teacher.json` holds.
+
+  Args:
+    path: of the file.
+    also: fields that it need not have.
+
+  Raises:
+    ValueError: naming the file and the field.
+  """
   if not path.is_file():
     raise ValueError(f'{path} is not there: expected it as in {PAGE}')
   found = files.read_json(path, f'write it as in {PAGE}')
+  if isinstance(found, dict):
+    found = {**(also or {}), **found}
   lacking = [name for name in _FIELDS if not _has(found, name)]
   if lacking:
     raise ValueError(f'{path} lacks {", ".join(lacking)}: see {PAGE}')
@@ -190,13 +210,20 @@ def _open_split(path: pathlib.Path, metadata: Mapping[str, Any]) -> Split:
       f'{path} has {NUM_FRAMES}.npy and neither frames.npy nor '
       'frame_logits.npy: leave it out, or add these'
     )
-  lacking = [name for name in _TIMES if name not in metadata]
-  if lacking and framed:
-    raise ValueError(
-      f'{path.parent / METADATA} lacks {", ".join(lacking)}, and {path} has '
-      f'frames: expected when these are, see {PAGE}'
-    )
+  if framed:
+    check_times(path.parent / METADATA, metadata, f'{path} has frames')
   return Split(path, arrays)
+
+
+def check_times(
+  path: pathlib.Path, metadata: Mapping[str, Any], why: str
+) -> None:
+  """Raises ValueError where nothing says when the frames are."""
+  if lacking := [name for name in _TIMES if name not in metadata]:
+    raise ValueError(
+      f'{path} lacks {", ".join(lacking)}, and {why}: expected when these are, '
+      f'see {PAGE}'
+    )
 
 
 def _map(path: pathlib.Path, name: str) -> np.ndarray:
@@ -308,13 +335,30 @@ def columns(
   if not tag_map:
     alike = all(tag in where for tag in tags)
     return tuple((where[tag],) if alike else () for tag in tags)
-  for tag, theirs in tag_map.items():
-    _check_tag(tag, tags, 'of the data set')
-    for name in theirs:
-      _check_tag(name, contents.tags, f'of {contents.path / METADATA}')
+  check_tag_map(tag_map, tags, contents.tags, f'{contents.path / METADATA}')
   return tuple(
     tuple(where[name] for name in tag_map.get(tag, ())) for tag in tags
   )
+
+
+def check_tag_map(
+  tag_map: Mapping[str, Sequence[str]],
+  tags: Sequence[str],
+  theirs: Sequence[str],
+  of: str,
+) -> None:
+  """Raises ValueError for a mapping of or to tags that there are not.
+
+  Args:
+    tag_map: from `read_tag_map`.
+    tags: of the data set.
+    theirs: tags of the teacher.
+    of: what has these, for the message.
+  """
+  for tag, listed in tag_map.items():
+    _check_tag(tag, tags, 'of the data set')
+    for name in listed:
+      _check_tag(name, theirs, f'of {of}')
 
 
 def _check_tag(tag: str, legal: Sequence[str], of: str) -> None:

@@ -44,11 +44,16 @@ def _is_less(other_N: np.ndarray, given_N: np.ndarray) -> bool:
 
 
 def compare(
-  teacher: foreign_outputs.Foreign, split: datasets.Split
+  teacher: foreign_outputs.Foreign, split: datasets.Split, sample_rate: int
 ) -> Likeness | None:
   """Frames of some clips in three orders, each beside the log-mel.
 
   None where there is nothing to compare: too few frames in a clip.
+
+  Args:
+    teacher: whose frames to look at.
+    split: of the data set.
+    sample_rate: of its clips, Hz.
 
   Raises:
     ValueError: where clips are missing, or numbers are not finite.
@@ -56,6 +61,10 @@ def compare(
   timing = teacher.contents.timing
   assert timing is not None
   count = min(CLIPS, len(split))
+  config = frontend.FrontendConfig(
+    sample_rate=sample_rate,
+    max_hertz=min(frontend.FrontendConfig.max_hertz, sample_rate / 2),
+  )
   clips = np.linspace(0, len(split) - 1, count).astype(int)
   rows_N = teacher.rows(split, clips.tolist())
   found = []
@@ -64,14 +73,15 @@ def compare(
     example = datasets.read_clip(split, int(clip))
     num_frames = read.get('num_frames', [read['frames'].shape[1]])[0]
     frames_TD = read['frames'][0, : int(num_frames)]
-    found.append(_of_clip(frames_TD, timing, example))
+    found.append(_of_clip(frames_TD, timing, example, config))
   good = [of for of in found if of is not None]
   return Likeness(*np.array(good).T) if good else None
 
 
-def _of_clip(frames_TD, timing, example) -> tuple[float, float, float] | None:
+def _of_clip(
+  frames_TD, timing, example, config: frontend.FrontendConfig
+) -> tuple[float, float, float] | None:
   """Linear CKA as given, reversed and shuffled, of the recording's frames."""
-  config = frontend.FrontendConfig()
   mel_TF = np.asarray(
     sources.compile_log_mel(config)(example['wave'][None])[0], np.float64
   )
@@ -86,7 +96,7 @@ def _of_clip(frames_TD, timing, example) -> tuple[float, float, float] | None:
       mel_TF = aligned.student @ mel_TF
     if aligned.teacher is not None:
       frames_TD = aligned.teacher @ frames_TD
-    seconds = example['length'] / datasets.SAMPLE_RATE
+    seconds = example['length'] / config.sample_rate
     kept_T = (aligned.covered_T > 0) & (aligned.starts_T < seconds)
     mel_TF, frames_TD = mel_TF[kept_T], frames_TD[kept_T]
   if len(mel_TF) < _LEAST_FRAMES:

@@ -5,28 +5,27 @@ from typing import Any
 
 from iusp_jax.audio import frontend
 from iusp_jax.data import datasets, foreign_outputs
-from iusp_jax.experiment import fields, teacher
+from iusp_jax.experiment import fields, onnx_teacher, pretrained, teacher
 from iusp_jax.models import tagger
 from iusp_jax.objectives import targets, terms
 from iusp_jax.runtime import files
 from iusp_jax.training import accumulate
 from iusp_jax.training.recipe import Recipe
 
-CLIP_SAMPLES = 160_000  # Of every data set: 10 s at 16 kHz.
-
 
 def check(config: Mapping[str, Any]) -> None:
   """Raises ValueError naming the field, its value and what is expected."""
   fields.check(config)
-  for part in ('student', 'teacher'):
+  # A teacher from elsewhere has a front end of its own.
+  parts = ('student',) if teacher.source(config) else ('student', 'teacher')
+  _check_rates(config, parts)
+  for part in parts:
     _check_recipe(config, part)
-  if teacher.source(config) == 'outputs':
+  onnx_teacher.check(config)
+  if teacher.is_foreign(config):
     _check_foreign(config)
-  elif config['teacher']['tag_map']:
-    raise ValueError(
-      f'config.teacher.tag_map is {config["teacher"]["tag_map"]!r}, and '
-      "config.teacher.outputs is '': expected both or neither"
-    )
+  elif found := teacher.tag_map(config):
+    _check_tag_map(config, found)
   _check_pretrained(config['teacher'])
   objective = terms.Objective.from_config(config['objective'])
   check_teacher_layers(config, objective)
@@ -38,7 +37,8 @@ def check(config: Mapping[str, Any]) -> None:
 
 def _check_foreign(config: Mapping[str, Any]) -> None:
   """Raises ValueError for what needs a teacher that can be run."""
-  place = f'config.teacher.outputs is {config["teacher"]["outputs"]!r}'
+  named = teacher.source(config)
+  place = f'config.teacher.{named} is {config["teacher"][named]!r}'
   teacher.contents(config)
   teacher.tag_map(config)
   if config['fit'] == 'teacher':
@@ -65,6 +65,18 @@ def _check_foreign(config: Mapping[str, Any]) -> None:
     )
 
 
+def _check_tag_map(config: Mapping[str, Any], found) -> None:
+  """Raises ValueError where no teacher or data set has tags to map."""
+  if teacher.source(config) != 'pretrained':
+    raise ValueError(
+      f'config.teacher.tag_map is {config["teacher"]["tag_map"]!r}, and '
+      'config.teacher.outputs, onnx and pretrained are empty: expected one of '
+      'them, or no tag_map'
+    )
+  # The data set's own tags are not known yet.
+  pretrained.map_tags(list(found), found)
+
+
 def _check_pretrained(own: Mapping[str, Any]) -> None:
   """Raises ValueError for fields that only a pretrained teacher has."""
   for field, unset in (('weights', ''), ('head', 'probe')):
@@ -76,6 +88,26 @@ def _check_pretrained(own: Mapping[str, Any]) -> None:
       )
 
 
+def _check_rates(config: Mapping[str, Any], parts: Sequence[str]) -> None:
+  """Raises ValueError for front ends of another rate than the data set has."""
+  rate, found = datasets.format_of(config['dataset']).sample_rate, []
+  for part in parts:
+    place, own = f'config.{part}.frontend', config[part]['frontend']
+    if own['sample_rate'] != rate:
+      raise ValueError(
+        f'{place}.sample_rate is {own["sample_rate"]}: expected {rate}, that '
+        f'of {config["dataset"]["name"]}'
+      )
+    if own['max_hertz'] > rate / 2:
+      found.append(f'{place}.max_hertz is {own["max_hertz"]:g}')
+  if found:
+    flags = ' '.join(f'--{each.split()[0]}={rate // 2}' for each in found)
+    raise ValueError(
+      f'{" and ".join(found)}: expected at most {rate // 2} Hz, half of the '
+      f"data set's sample_rate, {rate}; set {flags}"
+    )
+
+
 def _check_recipe(config: Mapping[str, Any], part: str) -> None:
   try:
     recipe = Recipe.from_config(config[part])
@@ -85,22 +117,27 @@ def _check_recipe(config: Mapping[str, Any], part: str) -> None:
   objective = terms.Objective()
   if part == 'student':
     objective = terms.Objective.from_config(config['objective'])
-  check_recipe(recipe, objective, part)
+  num_samples = datasets.format_of(config['dataset']).num_samples
+  check_recipe(recipe, objective, num_samples, part)
 
 
 def check_recipe(
-  recipe: Recipe, objective: terms.Objective, part: str = 'student'
+  recipe: Recipe,
+  objective: terms.Objective,
+  num_samples: int,
+  part: str = 'student',
 ) -> None:
   """Raises ValueError where model, front end, batch and terms do not agree.
 
   Args:
     recipe: of one model.
     objective: that it is trained on.
+    num_samples: of a clip.
     part: of the config that the recipe is from.
   """
   model = tagger.build(recipe.plain(), num_tags=1)
   try:
-    model.shapes(CLIP_SAMPLES)
+    model.shapes(num_samples)
   except (ValueError, TypeError, ZeroDivisionError) as error:
     bands, architecture = recipe.frontend.num_mel_bands, recipe.model
     raise ValueError(
@@ -123,7 +160,7 @@ def check_teacher_layers(
   config: Mapping[str, Any], objective: terms.Objective
 ) -> None:
   """Raises ValueError where a target is of what the teacher does not have."""
-  if teacher.source(config) == 'outputs':
+  if teacher.is_foreign(config):
     check_outputs(teacher.contents(config), objective.terms)
     return
   model = tagger.build(teacher.recipe_of(config), num_tags=1)
@@ -170,16 +207,13 @@ def _lacking(contents, term: terms.Term, known_tags: Sequence[bool]) -> str:
     if need is None:
       return f'{name} is made with a model, and {path} has outputs alone'
     if not contents.gives(need):
-      needed = f'{need}.npy'
-      if need == 'logits':
-        needed += ' or probabilities.npy'
-      return f'{path}/train has no {needed}, of which {name} is made'
+      return f'{contents.lacks(need)}, of which {name} is made'
     if not need.endswith('logits') or all(known_tags):
       continue
     if not any(known_tags):
       return (
-        f'the tags in {path}/{foreign_outputs.METADATA} lack some of the data '
-        "set's: expected the same names, or which belong together in "
+        f"the tags of the teacher in {path} lack some of the data set's: "
+        'expected the same names, or which belong together in '
         'config.teacher.tag_map'
       )
     if not term.masks_tags:

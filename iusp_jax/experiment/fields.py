@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from iusp_jax import models
-from iusp_jax.data import datasets, teacher_outputs
+from iusp_jax.data import datasets, onnx_file, teacher_outputs
 from iusp_jax.experiment import identity, pretrained
 from iusp_jax.objectives import terms
 from iusp_jax.training import finite
-from tfds_dcase import annotations
+from tfds_dcase import annotations, clip_format
 from tfds_dcase.urban_scenes import recordings
 
 FITS = ('student', 'teacher')
@@ -70,16 +70,25 @@ def whole(low: int, high: int, unit: str = '') -> Number:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """One of some names."""
+  """One of some names, or of some whole numbers.
 
-  legal: tuple[str, ...]
+  Attributes:
+    legal: all of them.
+    unit: of numbers, for the message.
+  """
+
+  legal: tuple[str, ...] | tuple[int, ...]
+  unit: str = ''
 
   def accepts(self, value: Any) -> bool:
-    """Whether a value is one of the names."""
-    return isinstance(value, str) and value in self.legal
+    """Whether a value is one of them; True is no 1."""
+    return isinstance(value, str | int) and any(
+      value == each and type(value) is type(each) for each in self.legal
+    )
 
   def __str__(self) -> str:
-    return f'one of {", ".join(name or repr(name) for name in self.legal)}'
+    names = ', '.join(str(each) or repr(each) for each in self.legal)
+    return f'one of {names}' + (f' {self.unit}' if self.unit else '')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +182,8 @@ _FOLD = whole(0, 1_000_000)
 _FRACTION = Number(0, 1)
 _NAME = Text('a name')
 _WEIGHT = Number(0, _LARGE)
+_RATE = Choice(clip_format.SAMPLE_RATES, 'Hz')
+_MAX_HERTZ = max(clip_format.SAMPLE_RATES) / 2
 
 
 def _recipe(part: str) -> dict[str, Range]:
@@ -180,12 +191,12 @@ def _recipe(part: str) -> dict[str, Range]:
   fields: dict[str, Range] = {
     'model.architecture': Choice(tuple(models.ARCHITECTURES)),
     'model.*': Model(),
-    'frontend.sample_rate': whole(16_000, 16_000, 'Hz, as data are stored'),
+    'frontend.sample_rate': _RATE,
     'frontend.window_seconds': Number(0.001, 1.0, 's'),
     'frontend.hop_seconds': Number(0.001, 1.0, 's'),
     'frontend.num_mel_bands': whole(1, 1024, 'bands'),
-    'frontend.min_hertz': Number(0, 8000, 'Hz', below=True),
-    'frontend.max_hertz': Number(0, 8000, 'Hz', above=True),
+    'frontend.min_hertz': Number(0, _MAX_HERTZ, 'Hz', below=True),
+    'frontend.max_hertz': Number(0, _MAX_HERTZ, 'Hz', above=True),
     'frontend.log_offset': Number(1e-12, 1e3),
     'training.batch_size': whole(1, 2**20, 'clips'),
     'training.accumulate_steps': whole(1, 2**20, 'parts'),
@@ -248,6 +259,8 @@ RANGES: dict[str, Range] = {
   'dataset.builder.validate_fold': _FOLD,
   'dataset.builder.test_fold': _FOLD,
   'dataset.builder.split_by': Choice(tuple(recordings.SPLIT_BY)),
+  'dataset.builder.clip_seconds': Number(*clip_format.SECONDS, 's'),
+  'dataset.builder.sample_rate': _RATE,
   'dataset.builder.on_bad_recording': Choice(('stop', 'skip')),
   **_recipe('student'),
   **{f'objective.{name}': found for name, found in _objective().items()},
@@ -255,6 +268,14 @@ RANGES: dict[str, Range] = {
   'teacher.checkpoint': Text("a run's workdir", 'to train a teacher'),
   'teacher.outputs': Text("a folder of a teacher's outputs", 'for none'),
   'teacher.tag_map': Text('a JSON file', 'where tags have the same names'),
+  'teacher.onnx': Text('an ONNX file', 'for none'),
+  'teacher.onnx_json': Text('a JSON file', 'without teacher.onnx'),
+  'teacher.onnx_wave': Text('a name', 'for the only input'),
+  'teacher.onnx_rate': whole(0, 1_000_000, 'Hz (0: that of the clips)'),
+  **{
+    f'teacher.onnx_{name}': Text('a name', 'to leave it out')
+    for name in onnx_file.OUTPUTS
+  },
   'teacher.pretrained': Choice(('', *pretrained.RELEASES)),
   'teacher.weights': Text('a file', 'to download it'),
   'teacher.head': Choice(pretrained.HEADS),
@@ -324,7 +345,7 @@ def _hint(found: Range, value: Any) -> str:
   """The name that was probably meant, or nothing."""
   if not isinstance(found, Choice) or not isinstance(value, str):
     return ''
-  near = difflib.get_close_matches(value, found.legal, 1)
+  near = difflib.get_close_matches(value, map(str, found.legal), 1)
   return f'; did you mean {near[0]!r}?' if near else ''
 
 

@@ -137,11 +137,12 @@ def check_grid(config: Mapping[str, Any]) -> None:
   """
   table = config['table']
   _check_names(table)
+  num_samples = datasets.format_of(config['dataset']).num_samples
   for student in table['students']:
     for name in table['objectives']:
       own = config_of(config, None, student)
       recipe = Recipe.from_config(own['student'])
-      check.check_recipe(recipe, objective(config, student, name))
+      check.check_recipe(recipe, objective(config, student, name), num_samples)
   _check_rotations(config)
   _check_ignored(config)
   for student in table['students']:

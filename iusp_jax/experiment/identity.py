@@ -23,6 +23,9 @@ NEUTRAL = {
   'dataset.builder.split_by': 'auto',
   'dataset.builder.detect_half_db': -2.0,
   'dataset.builder.confusion': 0.1,
+  'dataset.builder.clip_seconds': 10.0,
+  'dataset.builder.sample_rate': 16_000,
+  'dataset.builder.tags': [],
 }
 
 
@@ -116,9 +119,13 @@ def of_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
   # Configs of older runs lack the fields of what they did not have.
   if outputs := own.get('outputs'):
     return stored | {'outputs': own.get('outputs_content', outputs)}
+  if onnx := own.get('onnx'):
+    return stored | {'onnx': own.get('onnx_content', onnx)}
   if own.get('pretrained'):
     weights = own.get('weights_sha256', own['weights'])
     named = {k: own[k] for k in ('pretrained', 'head', 'train_scenes')}
+    if tag_map := own.get('tag_map'):
+      named['tag_map'] = own.get('tag_map_content', tag_map)
     return stored | named | {'weights': weights}
   recipe = {k: own[k] for k in ('model', 'frontend', 'training', 'augment')}
   return (

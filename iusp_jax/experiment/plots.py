@@ -163,7 +163,7 @@ def similarity_panels(
         title=truth['clip_id'][k],
         tags=tuple(names),
         log_mel_TF=log_mel,
-        seconds=wave_BS.shape[1] / datasets.SAMPLE_RATE,
+        seconds=dataset.clip_seconds,
         similarity=(
           aligned_matrices(frames, grams, timings)
           if grams or by_time

@@ -15,19 +15,19 @@ import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iusp_jax.data import datasets
+from iusp_jax.data import datasets, foreign_outputs
 from iusp_jax.models import tagger, trained
 from iusp_jax.models.pretrained import audioset, efficientat, torch_file
 from iusp_jax.runtime import devices, files, logs, preemption, processes
 from iusp_jax.training import evaluate, probe
-from tfds_dcase import audio, download
+from tfds_dcase import download
 
 HEADS = ('probe', 'zero_shot')
 _ADDRESS = 'https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1'
@@ -67,19 +67,41 @@ RELEASES: Mapping[str, Release] = {
 }
 
 
-def recipe(own: Mapping[str, Any]) -> dict[str, Any]:
-  """What `tagger.build` takes, of `config.teacher`."""
-  width = RELEASES[own['pretrained']].width
+def recipe(config: Mapping[str, Any]) -> dict[str, Any]:
+  """What `tagger.build` takes, of a whole config."""
+  width = RELEASES[config['teacher']['pretrained']].width
+  rate = datasets.format_of(config['dataset']).sample_rate
   return {
     'model': {'architecture': 'efficientat', 'width_multiplier': width},
-    'frontend': {'kind': 'kaldi_mel', 'sample_rate': audio.SAMPLE_RATE},
+    'frontend': {'kind': 'kaldi_mel', 'sample_rate': rate},
   }
 
 
-def made_from(own: Mapping[str, Any]) -> dict[str, Any]:
-  """What `config.teacher`, as `teacher.identified` gives it, depends on."""
+def made_from(config: Mapping[str, Any]) -> dict[str, Any]:
+  """What the teacher of a config, as `teacher.identified` gives it, is."""
+  own = config['teacher']
   named = {key: own[key] for key in ('pretrained', 'weights_sha256', 'head')}
-  return {**recipe(own), **named}
+  return {**recipe(config), **named}
+
+
+def map_tags(
+  tags: Sequence[str], tag_map: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+  """The AudioSet names that stand for each tag of a data set.
+
+  Args:
+    tags: of the data set.
+    tag_map: of config.teacher.tag_map; goes before the names that are known.
+
+  Raises:
+    ValueError: for a mapping of or to tags that there are not.
+  """
+  where = 'AudioSet (iusp_jax/models/pretrained/audioset_names.csv)'
+  foreign_outputs.check_tag_map(tag_map, tags, audioset.names(), where)
+  own = {tag: list(theirs) for tag, theirs in tag_map.items()}
+  return {
+    tag: own.get(tag, known) for tag, known in audioset.map_tags(tags).items()
+  }
 
 
 def check_overrides(own: Mapping[str, Any], asked: Iterable[str]) -> None:
@@ -201,8 +223,8 @@ def _check_matched(unmatched) -> None:
     raise ValueError(
       "config.teacher.head is 'zero_shot', but no AudioSet class is known for "
       f"the tags {', '.join(map(repr, unmatched))}: expected 'probe', which is "
-      'trained on your clips, or tags called as in '
-      'iusp_jax/models/pretrained/audioset_names.csv'
+      'trained on your clips, or names for them in config.teacher.tag_map, as '
+      'in iusp_jax/models/pretrained/audioset_names.csv'
     )
 
 

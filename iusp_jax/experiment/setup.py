@@ -98,7 +98,7 @@ class Setup:
     """Finds the teacher, or trains it where it is required and not there."""
     own, source = self._config['teacher'], teacher.source(self._config)
     named = own[source] if source else ''
-    if source != 'outputs':
+    if not teacher.is_foreign(self._config):
       recipe = teacher.recipe_of(self._config)
       logs.log(
         f'teacher: {describe_model(recipe, self.dataset)}'
@@ -107,7 +107,7 @@ class Setup:
     get = teacher.get_or_train if required else teacher.find
     self.teacher = get(self._config, self.dataset)
     if self.foreign:
-      _log_foreign(self.foreign, self.dataset.splits['train'])
+      _log_foreign(self.foreign, self.dataset)
     return self.teacher
 
   def job(
@@ -244,7 +244,9 @@ class Setup:
     return self.features.feed(job, outputs, of_teacher)
 
 
-def _log_foreign(found: foreign_outputs.Foreign, train: datasets.Split) -> None:
+def _log_foreign(
+  found: foreign_outputs.Foreign, dataset: datasets.Dataset
+) -> None:
   """Logs whose outputs they are, and a warning where frames look wrong."""
   of = found.contents.metadata
   outputs = ', '.join(found.contents.splits['train'].arrays)
@@ -258,7 +260,9 @@ def _log_foreign(found: foreign_outputs.Foreign, train: datasets.Split) -> None:
       f'teacher: {unknown} of {len(found.known_tags)} tags have none of its own'
     )
   if found.contents.gives('frames'):
-    likeness = frame_order.compare(found, train)
+    likeness = frame_order.compare(
+      found, dataset.splits['train'], dataset.sample_rate
+    )
     if likeness and (problem := likeness.problem()):
       logs.log(
         f'warning: teacher: {problem}: frames.npy should be in order of time, '
@@ -294,8 +298,7 @@ def repetitiveness(setup: Setup) -> dict[str, float | None]:
   outputs = setup.outputs('train', ['frame_gram'])
   stored, starts_T = outputs['frame_gram'], None
   if timing := setup.teacher_timing():
-    seconds = setup.dataset.num_samples / datasets.SAMPLE_RATE
-    starts_T = timing.edges(stored.shape[1])[0] / seconds
+    starts_T = timing.edges(stored.shape[1])[0] / setup.dataset.clip_seconds
   length_N = np.array(
     [split.source[k]['num_samples'] for k in range(len(split))]
   )

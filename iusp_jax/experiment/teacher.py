@@ -17,9 +17,8 @@ from iusp_jax.data import (
   preparation,
   teacher_outputs,
 )
-from iusp_jax.experiment import feeds, identity, pretrained
+from iusp_jax.experiment import feeds, identity, onnx_teacher, pretrained
 from iusp_jax.models import trained
-from iusp_jax.models.pretrained import audioset
 from iusp_jax.objectives import terms
 from iusp_jax.runtime import files, logs, processes, wall_time
 from iusp_jax.training import engine, step
@@ -27,7 +26,8 @@ from iusp_jax.training.recipe import Recipe
 from tfds_dcase import sonyc_ust
 
 # Fields of `config.teacher` that name a teacher; without one it is trained.
-SOURCES = ('checkpoint', 'outputs', 'pretrained')
+SOURCES = ('checkpoint', 'outputs', 'onnx', 'pretrained')
+_FOREIGN = ('outputs', 'onnx')  # Of which there are outputs and no model.
 
 
 def metadata(
@@ -98,13 +98,18 @@ def source(config: Mapping[str, Any]) -> str:
   return named[0] if named else ''
 
 
+def is_foreign(config: Mapping[str, Any]) -> bool:
+  """Whether there will be a teacher's outputs and no model of it."""
+  return source(config) in _FOREIGN
+
+
 def recipe_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
   """`model` and `frontend` of the teacher, and more where it is trained."""
   own, named = config['teacher'], source(config)
   if named == 'checkpoint':
     return checkpoint_metadata(own['checkpoint'])
   if named == 'pretrained':
-    return pretrained.recipe(own)
+    return pretrained.recipe(config)
   return own
 
 
@@ -119,8 +124,8 @@ def check_overrides(config: Mapping[str, Any], asked: Iterable[str]) -> None:
     ValueError: for a field that the checkpoint's model does not meet, or that
       a teacher from elsewhere does not have.
   """
-  if source(config) == 'outputs':
-    _check_no_recipe(config['teacher']['outputs'], asked)
+  if is_foreign(config):
+    _check_no_recipe(config, asked)
   if source(config) == 'pretrained':
     pretrained.check_overrides(config['teacher'], asked)
   path = config['teacher']['checkpoint']
@@ -140,12 +145,14 @@ def check_overrides(config: Mapping[str, Any], asked: Iterable[str]) -> None:
       )
 
 
-def _check_no_recipe(path: str, asked: Iterable[str]) -> None:
+def _check_no_recipe(config, asked: Iterable[str]) -> None:
+  named = source(config)
+  path = config['teacher'][named]
   parts = ('model', 'frontend', 'training', 'augment', 'seed', 'train_scenes')
   for field in asked:
     if field.startswith(tuple(f'teacher.{part}' for part in parts)):
       raise ValueError(
-        f'config.{field} is set, and config.teacher.outputs is {path!r}: that '
+        f'config.{field} is set, and config.teacher.{named} is {path!r}: that '
         f'teacher is not made here; leave out --config.{field}'
       )
 
@@ -166,7 +173,9 @@ def identified(config: Mapping[str, Any]) -> dict[str, Any]:
   In `teacher.checkpoint_model`, by which configs are compared: the same model
   in another place, or under another spelling of its path, is no other teacher.
   Of `teacher.outputs` and `teacher.tag_map` so in `teacher.outputs_content`,
-  of `teacher.weights` in `teacher.weights_sha256`.
+  of `teacher.onnx` in `teacher.onnx_content`, of `teacher.weights` in
+  `teacher.weights_sha256`, with what `teacher.tag_map` holds in
+  `teacher.tag_map_content`.
 
   Raises:
     ValueError: where the path holds no trained model, there are no outputs or
@@ -180,19 +189,28 @@ def identified(config: Mapping[str, Any]) -> dict[str, Any]:
     own['checkpoint_model'] = f'{found.fingerprint} {found.weights()}'
   if named == 'outputs':
     own['outputs_content'] = processes.by_primary(lambda: _content(config))
+  if named == 'onnx':
+    own['onnx_content'] = processes.by_primary(lambda: _onnx_content(config))
   if named == 'pretrained':
     own['weights_sha256'] = processes.by_primary(
       lambda: pretrained.checksum(config)
     )
+    if found := tag_map(config):
+      own['tag_map_content'] = identity.plain(found)
   return {**config, 'teacher': own}
 
 
 def contents(config: Mapping[str, Any]) -> foreign_outputs.Contents:
   """What the folder that config.teacher.outputs names says of itself.
 
+  Of config.teacher.onnx what there will be, with empty arrays.
+
   Raises:
-    ValueError: where there is no such folder, or its files do not agree.
+    ValueError: where there is no such folder or file, or its parts do not
+      agree.
   """
+  if source(config) == 'onnx':
+    return onnx_teacher.promised(config)
   path = config['teacher']['outputs']
   if files.is_remote(path):
     raise ValueError(
@@ -226,16 +244,28 @@ def _content(config) -> str:
   return foreign_outputs.fingerprint(contents(config), tag_map(config), kept)
 
 
+def _onnx_content(config) -> str:
+  """Names the file, what is asked of it and the mapping of tags."""
+  mapped = {tag: list(theirs) for tag, theirs in tag_map(config).items()}
+  of = {'onnx': onnx_teacher.content(config), 'tag_map': mapped}
+  return identity.fingerprint(of)
+
+
 def _foreign(config, dataset: datasets.Dataset) -> foreign_outputs.Foreign:
   """The teacher of config.teacher.outputs beside the tags of a data set.
 
-  `config` is one that `identified` has seen.
+  Of config.teacher.onnx after it has been run. `config` is one that
+  `identified` has seen.
   """
-  found, own = contents(config), config['teacher']
-  seconds = dataset.num_samples / datasets.SAMPLE_RATE
-  foreign_outputs.check_extent(found, seconds)
+  named = source(config)
+  if named == 'onnx':
+    found = onnx_teacher.contents(config, dataset)
+  else:
+    found = contents(config)
+  foreign_outputs.check_extent(found, dataset.clip_seconds)
   columns = foreign_outputs.columns(found, dataset.tags, tag_map(config))
-  return foreign_outputs.Foreign(found, columns, own['outputs_content'])
+  content = config['teacher'][f'{named}_content']
+  return foreign_outputs.Foreign(found, columns, content)
 
 
 @contextlib.contextmanager
@@ -256,11 +286,17 @@ def load(
   """A trained tagger for a data set.
 
   Raises:
-    ValueError: where there is none, or it has other tags or was trained on
-      what it would be scored on.
+    ValueError: where there is none, or it has other tags, takes sound of
+      another rate or was trained on what it would be scored on.
   """
   found = trained.load(workdir, which)
   check_leak(found.metadata['dataset']['name'], dataset.name)
+  rate = found.model.frontend.sample_rate
+  if rate != dataset.sample_rate:
+    raise ValueError(
+      f'the model in {workdir} takes sound of {rate} Hz: expected that of '
+      f'{dataset.name}, {dataset.sample_rate} Hz'
+    )
   if found.metadata['tags'] != list(dataset.tags):
     raise ValueError(
       f'the model in {workdir} has the tags {found.metadata["tags"]}: expected '
@@ -297,7 +333,7 @@ def get_or_train(
       other tags, or a cached teacher is damaged, or the files of
       `config.teacher.outputs` do not agree.
   """
-  if source(config) == 'outputs':
+  if is_foreign(config):
     return _foreign(config, dataset)
   if path := config['teacher']['checkpoint']:
     with _naming_checkpoint(path):
@@ -324,6 +360,9 @@ def find(
   """The config's teacher if it has been trained already, else None."""
   if source(config) in ('checkpoint', 'outputs'):
     return get_or_train(config, dataset)
+  if source(config) == 'onnx':
+    there = onnx_teacher.is_done(config, dataset)
+    return get_or_train(config, dataset) if there else None
   of, _ = _asked(config, own_dataset(config, dataset))
   done = _is_done(_cached(config, of))
   return get_or_train(config, dataset) if done else None
@@ -333,8 +372,8 @@ def _asked(config, dataset) -> tuple[dict[str, Any], Callable]:
   """What `model.json` will hold of a teacher, and what makes it in a folder."""
   own = config['teacher']
   if source(config) == 'pretrained':
-    mapping = audioset.map_tags(dataset.tags)
-    of = {**pretrained.made_from(own), 'tag_map': mapping}
+    mapping = pretrained.map_tags(dataset.tags, tag_map(config))
+    of = {**pretrained.made_from(config), 'tag_map': mapping}
     of = model_metadata({**of, 'dataset': dataset.fingerprint()}, dataset)
     return of, lambda folder: pretrained.make(config, of, dataset, folder)
   recipe = Recipe.from_config(own)

@@ -273,7 +273,9 @@ def _make_prepare(job: Job) -> Callable:
       return batch | {'mel': mel_BTF}
     wave_BS = batch['wave']
     if roll := fields.time_roll_seconds:
-      wave_BS = augment.time_roll(wave_BS, tagger.subkeys(keys_B, 0), roll)
+      wave_BS = augment.time_roll(
+        wave_BS, tagger.subkeys(keys_B, 0), roll, student.frontend.sample_rate
+      )
     if job.teacher is not None:
       batch = batch | teacher_targets(
         wave_BS, mask_keys_B, batch['length'], of_teacher

@@ -9,15 +9,22 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from tfds_dcase import audio, builder, disk, files, in_order, notes
+from tfds_dcase import (
+  audio,
+  builder,
+  clip_format,
+  disk,
+  files,
+  in_order,
+  notes,
+)
 from tfds_dcase.folder import labels as labels_lib
 from tfds_dcase.urban_scenes import recordings, settings
 
-NUM_SAMPLES = 10 * audio.SAMPLE_RATE
-
 _DESCRIPTION = """\
-A user's own multi-label recordings: a folder with a labels.csv. Stored as 10 s
-of 16 kHz mono; longer recordings are cut, shorter ones padded with zeros.
+A user's own multi-label recordings: a folder with a labels.csv. Stored as mono
+clips of one length and rate, 10 s at 16 kHz by default; longer recordings are
+cut, shorter ones padded with zeros.
 """
 _CITATION = 'None: these are recordings of your own.'
 _LICENSE = 'That of the recordings in manual_dir.'
@@ -31,11 +38,13 @@ class FolderConfig(tfds.core.BuilderConfig):
     manual_dir: the folder.
     labels: what its labels.csv says, without rows to be skipped.
     on_bad_recording: 'stop', or 'skip' to leave out and report.
+    form: that recordings are stored in.
   """
 
   manual_dir: str
   labels: labels_lib.Labels
   on_bad_recording: str = 'stop'
+  form: clip_format.ClipFormat = clip_format.DEFAULT
 
   def __repr__(self):  # TFDS logs it: not with every row
     return f'{self.name} of {self.manual_dir}'
@@ -55,7 +64,7 @@ class Folder(builder.BaseBuilder):
   labels.csv. Nothing is written to the folder.
 
   Elements:
-    audio: int16 [160000], 10 s at 16 kHz, cut or padded with zeros.
+    audio: int16 [S], by default 10 s at 16 kHz, cut or padded with zeros.
     num_samples: int32 [], samples of real sound before the padding.
     clip_id: text (bytes when read), the path in labels.csv.
     coarse: int8 [C], 0/1; names in `info.metadata['coarse']`.
@@ -97,7 +106,7 @@ class Folder(builder.BaseBuilder):
         {
           # BYTES: the default encoding is 25 times slower to write.
           'audio': tfds.features.Tensor(
-            shape=(NUM_SAMPLES,),
+            shape=(self._config.form.num_samples,),
             dtype=np.int16,
             encoding=tfds.features.Encoding.BYTES,
           ),
@@ -120,7 +129,7 @@ class Folder(builder.BaseBuilder):
     }
 
   def _examples(self, split):
-    config = self._config
+    config, size = self._config, self._config.form.num_samples
     rows = [i for i, s in enumerate(config.labels.splits) if s == split]
     problems, cut, corrected, padded = [], [], [], 0
     made = in_order.in_order(self._example, rows, self._workers)
@@ -130,8 +139,8 @@ class Folder(builder.BaseBuilder):
       if example is not None:
         problems += (double := self._in_another_split(example, split))
       if example is not None and not double:
-        cut += [example['clip_id']] * (length > NUM_SAMPLES)
-        padded += length < NUM_SAMPLES
+        cut += [example['clip_id']] * (length > size)
+        padded += length < size
         yield example['clip_id'], example
     if len(problems) == len(rows):
       raise ValueError(
@@ -139,8 +148,9 @@ class Folder(builder.BaseBuilder):
         f'{audio.summarise_problems(problems, len(rows))}'
       )
     of = f'of {len(rows)} recordings'
-    notes.LOGGER.info('%s: %d %s padded to 10 s', split, padded, of)
-    for what, names in (('cut to 10 s', cut), ('left out', problems)):
+    seconds = f'{config.form.clip_seconds:g} s'
+    notes.LOGGER.info('%s: %d %s padded to %s', split, padded, of, seconds)
+    for what, names in ((f'cut to {seconds}', cut), ('left out', problems)):
       if names:
         what = f'{split}: {len(names)} {of} {what}'
         notes.log_and_keep(what, names, self.data_path)
@@ -171,16 +181,21 @@ class Folder(builder.BaseBuilder):
     """Of a row: the example or None, problems, corrections, length read."""
     config = self._config
     file, problems, done = config.labels.files[row], [], []
+    form = config.form
     wave_S = audio.read_usable(
       os.path.join(config.manual_dir, file),
       problems,
       config.on_bad_recording,
-      max_seconds=10.1,  # a little more, to see that there is more
+      sample_rate=form.sample_rate,
+      # A little more, to see that there is more.
+      max_seconds=form.clip_seconds + 0.1,
       notes=done,
     )
     if wave_S is None:
       return None, problems, [], 0
-    fitted_S, length = audio.fit_length(audio.to_int16(wave_S), NUM_SAMPLES)
+    fitted_S, length = audio.fit_length(
+      audio.to_int16(wave_S), form.num_samples
+    )
     example = {
       'audio': fitted_S,
       'num_samples': length,
@@ -202,9 +217,12 @@ def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
     ValueError: for an unknown setting, a faulty labels.csv, or rows without
       their file (with on_bad_recording='stop').
   """
-  settings.check_names(given, ['on_bad_recording'], 'folder')
-  on_bad = given.get('on_bad_recording', 'stop')
+  names = ['on_bad_recording', 'clip_seconds', 'sample_rate']
+  settings.check_names(given, names, 'folder')
+  own = dict(given)
+  on_bad = own.pop('on_bad_recording', 'stop')
   audio.check_on_bad_recording(on_bad)
+  form = clip_format.ClipFormat(**own)
   what = f'recordings and a {labels_lib.FILE_NAME}'
   folder = recordings.check_folder(manual_dir, what)
   labels = labels_lib.read(folder)
@@ -232,6 +250,7 @@ def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
     labels.tags_NC.tolist(),
     [content[f] for f in labels.files],
     on_bad,
+    *([changes] if (changes := form.changes()) else []),
   )
   return FolderConfig(
     name=f'set_{name}',
@@ -239,6 +258,7 @@ def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
     manual_dir=str(folder),
     labels=labels,
     on_bad_recording=on_bad,
+    form=form,
   )
 
 
@@ -307,7 +327,8 @@ def make_builder(
     data_dir: where TFDS keeps data sets (None: its default).
     manual_dir: folder of recordings with a `labels.csv`.
     workers: threads that decode; the result does not depend on it.
-    **given: `on_bad_recording='stop'` (default) or 'skip'.
+    **given: `on_bad_recording='stop'` (default) or 'skip'; the fields of
+      `clip_format.ClipFormat`.
 
   Returns:
     A builder; call `download_and_prepare()`, then `as_data_source()`.

@@ -2,20 +2,21 @@
 
 import collections
 import functools
+import math
 import pathlib
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from tfds_dcase import audio, in_order
+from tfds_dcase import audio, clip_format, in_order
 from tfds_dcase.urban_scenes import mixer, recordings, settings
 from tfds_dcase.urban_scenes.synthesis import ambience
 
 SPLITS = ('train', 'validate', 'test')
 # Of what is made of recordings: counts up when scenes change.
 VERSION = tfds.core.Version('1.1.0')
-_KEPT_SECONDS = 30  # what is used of a longer recording
-_KEPT_WAVES = 512  # decoded recordings held in memory, at most 1 MB each
+_KEPT_SECONDS = 30  # what is used of a longer recording; or a scene's length
+_KEPT_BYTES = 2**29  # of decoded recordings held in memory
 
 
 def make_config(manual_dir, **given) -> settings.ClipsConfig:
@@ -33,6 +34,7 @@ def make_config(manual_dir, **given) -> settings.ClipsConfig:
   given = settings.coerce(settings.ClipsConfig, given)
   config = settings.ClipsConfig(name='clips', version=VERSION, **given)
   settings.check_scenes(config)
+  _ = config.form  # Refuses one that is not legal.
   audio.check_on_bad_recording(config.on_bad_recording)
   listed = recordings.assign_splits(
     recordings.list_recordings(manual_dir),
@@ -75,7 +77,9 @@ class Library:
         on_bad_recording='stop'; for a class of which too few are usable.
     """
     self._folder = pathlib.Path(config.manual_dir)
-    self.wave = functools.lru_cache(maxsize=_KEPT_WAVES)(self._decode)
+    self._format = config.form
+    most = 2 * _kept_seconds(self._format) * self._format.sample_rate  # bytes
+    self.wave = functools.lru_cache(_KEPT_BYTES // most)(self._decode)
     self.problems: list[str] = []
     self.corrections: list[str] = []
     usable = self._check(config, workers)
@@ -94,7 +98,7 @@ class Library:
     return audio.summarise_problems(self.problems, total)
 
   def _decode(self, path: str) -> np.ndarray:
-    return audio.to_int16(excerpt(self._folder / path))
+    return audio.to_int16(excerpt(self._folder / path, form=self._format))
 
   def _check(self, config, workers) -> list[recordings.Recording]:
     """The usable recordings; in the order of the listing, whoever decodes."""
@@ -107,6 +111,7 @@ class Library:
         config.on_bad_recording,
         reader=excerpt,
         notes=done,
+        form=self._format,
       )
       if wave_S is None:
         return problems[0], [], None
@@ -138,29 +143,40 @@ class Library:
     return line
 
 
-def excerpt(path, notes: list[str] | None = None) -> np.ndarray:
+def _kept_seconds(form: clip_format.ClipFormat) -> int:
+  return max(_KEPT_SECONDS, math.ceil(form.clip_seconds))
+
+
+def excerpt(
+  path,
+  notes: list[str] | None = None,
+  form: clip_format.ClipFormat = clip_format.DEFAULT,
+) -> np.ndarray:
   """What is kept of a recording: all, or 30 s around its loudest 10 s.
+
+  Of scenes of another length these are that length, and at least that length.
 
   Args:
     path: of a recording of any length; the memory does not depend on it.
     notes: as in `audio.read`.
+    form: of the scenes.
 
   Returns:
-    float32 [S], at most 30 s.
+    float32 [S], at most 30 s, or the length of a longer scene.
 
   Raises:
     audio.BadRecordingError: as in `audio.read`.
   """
-  rate, found = mixer.SAMPLE_RATE, []
-  wave_S = audio.read(path, rate, max_seconds=_KEPT_SECONDS + 0.1, notes=found)
-  if len(wave_S) > _KEPT_SECONDS * rate:
+  rate, kept_seconds, found = form.sample_rate, _kept_seconds(form), []
+  wave_S = audio.read(path, rate, max_seconds=kept_seconds + 0.1, notes=found)
+  if len(wave_S) > kept_seconds * rate:
     found = []
     energies = [
-      _energy(block_S)
+      _energy(block_S, rate)
       for block_S in audio.blocks(path, rate, block_seconds=1, notes=found)
     ]
-    start = _loudest(energies)
-    end, kept = start + _KEPT_SECONDS, []
+    start = _loudest(energies, math.ceil(form.clip_seconds), kept_seconds)
+    end, kept = start + kept_seconds, []
     for second, block_S in enumerate(audio.blocks(path, rate, block_seconds=1)):
       if second >= start:
         kept.append(block_S)
@@ -175,63 +191,66 @@ def excerpt(path, notes: list[str] | None = None) -> np.ndarray:
   return wave_S
 
 
-def _energy(wave_S) -> float:
+def _energy(wave_S, rate: int) -> float:
   """Weighed as `mixer.level_db` does."""
-  flat_S = wave_S[1:] - np.float32(0.95) * wave_S[:-1]
+  flat_S = mixer.emphasise(wave_S, rate)
   return float(np.square(flat_S, dtype=np.float64).sum())
 
 
-def _loudest(energies: list[float]) -> int:
-  """The second at which the kept part begins, the loudest 10 s within it."""
-  scene = mixer.SCENE_SAMPLES // mixer.SAMPLE_RATE
+def _loudest(energies: list[float], scene: int, kept: int) -> int:
+  """The second at which the kept part begins, the loudest scene within it."""
   best = int(np.argmax(np.convolve(energies, np.ones(scene), 'valid')))
-  before = (_KEPT_SECONDS - scene) // 2
-  return int(np.clip(best - before, 0, len(energies) - _KEPT_SECONDS))
+  before = (kept - scene) // 2
+  return int(np.clip(best - before, 0, len(energies) - kept))
 
 
-def loudest_moment(wave_S) -> int:
+def loudest_moment(wave_S, rate: int = mixer.SAMPLE_RATE) -> int:
   """The middle of the loudest half second, a sample."""
-  frame = mixer.SAMPLE_RATE // 10
+  frame = rate // 10
   starts = range(0, len(wave_S), frame)
-  energies = [_energy(wave_S[start : start + frame + 1]) for start in starts]
+  energies = [
+    _energy(wave_S[start : start + frame + 1], rate) for start in starts
+  ]
   width = min(5, len(energies))
   best = int(np.argmax(np.convolve(energies, np.ones(width), 'valid')))
   return min(best * frame + width * frame // 2, len(wave_S) - 1)
 
 
-def arrange(rng, wave_S) -> np.ndarray:
+def arrange(
+  rng, wave_S, form: clip_format.ClipFormat = clip_format.DEFAULT
+) -> np.ndarray:
   """What of a recording goes into a scene: once, repeated or an excerpt. [S]
 
-  Of a long one ten seconds around its loudest moment; one shorter than half a
-  scene is, half the time, repeated with the same short pause between. What is
-  constant in it is no sound: it would keep the silence at its ends from being
-  cut, and decide its level.
+  Of a long one as much as a scene has, around its loudest moment; one shorter
+  than half a scene is, half the time, repeated with the same short pause
+  between. What is constant in it is no sound: it would keep the silence at its
+  ends from being cut, and decide its level.
   """
   wave_S = mixer.trim(wave_S - wave_S.mean(dtype=np.float32))
-  length = mixer.SCENE_SAMPLES
+  length, rate = form.num_samples, form.sample_rate
   if len(wave_S) > length:
     # The loudest moment stays in, so that the excerpt is never just a pause.
-    loudest, margin = loudest_moment(wave_S), mixer.SAMPLE_RATE // 2
+    loudest, margin = loudest_moment(wave_S, rate), rate // 2
     first = min(max(0, loudest + margin - length), len(wave_S) - length)
     last = max(first, min(loudest - margin, len(wave_S) - length))
     start = rng.integers(first, last, endpoint=True)
     return wave_S[start : start + length]
   if len(wave_S) > length // 2 or rng.random() < 0.5:
     return wave_S
-  pause = np.zeros(int(rng.uniform(0.05, 0.8) * mixer.SAMPLE_RATE), np.float32)
+  pause = np.zeros(int(rng.uniform(0.05, 0.8) * rate), np.float32)
   once = np.concatenate([wave_S, pause])
   most = length // len(once)
   return np.tile(once, int(rng.integers(2, max(3, most + 1))))[:length]
 
 
-def _last_onset(wave_S) -> int:
+def _last_onset(wave_S, form: clip_format.ClipFormat) -> int:
   """Onsets below it leave a second, and the loudest moment, in the scene.
 
   What runs over the scene's end is cut: a tag whose sound was there is wrong.
   """
-  rate = mixer.SAMPLE_RATE
-  needed = min(len(wave_S), max(rate, loudest_moment(wave_S) + rate // 2))
-  return max(1, mixer.SCENE_SAMPLES - needed)
+  rate = form.sample_rate
+  needed = max(rate, loudest_moment(wave_S, rate) + rate // 2)
+  return max(1, form.num_samples - min(len(wave_S), needed))
 
 
 def scene(config, library: Library, split: str, index: int) -> dict:
@@ -248,25 +267,27 @@ def scene(config, library: Library, split: str, index: int) -> dict:
   """
   entropy = [config.seed, SPLITS.index(split), index]
   rng = np.random.default_rng(np.random.SeedSequence(entropy))
+  form = config.form
   count = rng.integers(config.sources[0], config.sources[1], endpoint=True)
   chosen = np.sort(rng.permutation(len(config.classes))[:count])
   placed = []
   for tag in chosen:
     takes = library.by_split[split][config.classes[tag]]
     path = takes[rng.integers(len(takes))].path
-    wave_S = arrange(rng, library.wave(path).astype(np.float32) / 32768)
-    onset = int(rng.integers(0, _last_onset(wave_S)))
+    wave_S = arrange(rng, library.wave(path).astype(np.float32) / 32768, form)
+    onset = int(rng.integers(0, _last_onset(wave_S, form)))
     placed.append((wave_S, onset, float(rng.uniform(*config.snr_db))))
   hump = (1000.0, 1.0, 0.0)
   noise_S = ambience.coloured_noise(
-    rng, mixer.SCENE_SAMPLES, rng.uniform(0.0, 2.0), hump
+    rng, form.num_samples, rng.uniform(0.0, 2.0), hump, form.sample_rate
   )
-  wave_S = mixer.mix(noise_S, placed, rng.uniform(-45, -28))
+  loudness_db = rng.uniform(-45, -28)
+  wave_S = mixer.mix(noise_S, placed, loudness_db, form.sample_rate)
   coarse_C = np.zeros(len(config.classes), np.int8)
   coarse_C[chosen] = 1
   return {
     'audio': audio.to_int16(wave_S),
-    'num_samples': mixer.SCENE_SAMPLES,
+    'num_samples': form.num_samples,
     'clip_id': f'{split}_{index:06d}.wav',
     'coarse': coarse_C,
   }

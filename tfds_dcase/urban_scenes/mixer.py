@@ -1,6 +1,6 @@
 """Places sources in a scene: distance, level, onset, noise. Pure functions.
 
-Waves are float32 [S] at 16 kHz; levels are in dB.
+Waves are float32 [S], at 16 kHz where nothing else is said; levels are in dB.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ SCENE_SAMPLES = 10 * SAMPLE_RATE
 _PEAK = 0.95  # a scene whose peak would be higher is turned down as a whole
 
 
-def level_db(wave_S) -> float:
+def level_db(wave_S, rate: int = SAMPLE_RATE) -> float:
   """Mean level, roughly as an ear weighs it.
 
   Pre-emphasis stands in for the ear, which is why rumble does not count as
@@ -20,9 +20,15 @@ def level_db(wave_S) -> float:
   over a second at least: at one and the same level, a row of barks has louder
   barks than a hum is loud, and a single bang is louder still.
   """
-  flat_S = wave_S[1:] - np.float32(0.95) * wave_S[:-1]
+  flat_S = emphasise(wave_S, rate)
   energy = float(np.dot(flat_S, flat_S))
-  return 10 * np.log10(energy / max(len(wave_S), SAMPLE_RATE) + 1e-20)
+  return 10 * np.log10(energy / max(len(wave_S), rate) + 1e-20)
+
+
+def emphasise(wave_S, rate: int = SAMPLE_RATE) -> np.ndarray:
+  """Pre-emphasis, of the same corner frequency at every rate. [S - 1]"""
+  share = np.float32(0.95 ** (SAMPLE_RATE / rate))
+  return wave_S[1:] - share * wave_S[:-1]
 
 
 def trim(wave_S) -> np.ndarray:
@@ -60,7 +66,9 @@ def add(scene_S, wave_S, onset: int, gain_db: float) -> None:
   scene_S[onset:stop] += gain * wave_S[: stop - onset]
 
 
-def mix(noise_S, sources, loudness_db: float) -> np.ndarray:
+def mix(
+  noise_S, sources, loudness_db: float, rate: int = SAMPLE_RATE
+) -> np.ndarray:
   """Noise and sources as one recording that does not clip.
 
   Args:
@@ -68,14 +76,16 @@ def mix(noise_S, sources, loudness_db: float) -> np.ndarray:
     sources: (wave, onset in samples, SNR in dB) of each source; the SNR
       compares `level_db` of the source with that of the noise.
     loudness_db: level at which the noise is recorded, dB re full scale.
+    rate: of all waves, in Hz.
 
   Returns:
     float32 of the noise's length, peak at most 0.95.
   """
   scene_S = np.array(noise_S, np.float32)
-  noise_level = level_db(scene_S)
+  noise_level = level_db(scene_S, rate)
   for wave_S, onset, snr_db in sources:
-    add(scene_S, wave_S, onset, noise_level + snr_db - level_db(wave_S))
+    gain_db = noise_level + snr_db - level_db(wave_S, rate)
+    add(scene_S, wave_S, onset, gain_db)
   rms = np.sqrt(np.mean(np.square(noise_S)))
   scene_S *= np.float32(10 ** (loudness_db / 20) / rms)
   peak = float(np.abs(scene_S).max())

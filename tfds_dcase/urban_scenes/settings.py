@@ -8,8 +8,11 @@ import math
 
 import tensorflow_datasets as tfds
 
+from tfds_dcase import clip_format
+
 # Marks fields that are derived from the folder, not set by a user.
 _DERIVED = {'derived': True}
+_FORMAT = clip_format.DEFAULT
 
 
 @dataclasses.dataclass(eq=False, kw_only=True, repr=False)
@@ -61,6 +64,8 @@ class ClipsConfig(ScenesConfig):
     test_fold: likewise `test`; all other folds are `train`.
     split_by: where folds come from, see `recordings.folds`.
     on_bad_recording: 'stop', or 'skip' to leave out and report.
+    clip_seconds: length of a scene.
+    sample_rate: of a scene, in Hz.
     manual_dir: the folder.
     classes: tags in order.
     recordings: the files, with tags and splits.
@@ -70,11 +75,18 @@ class ClipsConfig(ScenesConfig):
   test_fold: int = 5
   split_by: str = 'auto'
   on_bad_recording: str = 'stop'
+  clip_seconds: float = _FORMAT.clip_seconds
+  sample_rate: int = _FORMAT.sample_rate
   manual_dir: str = dataclasses.field(default='', metadata=_DERIVED)
   classes: tuple = dataclasses.field(default=(), repr=False, metadata=_DERIVED)
   recordings: tuple = dataclasses.field(
     default=(), repr=False, metadata=_DERIVED
   )
+
+  @property
+  def form(self) -> clip_format.ClipFormat:
+    """The format of the scenes."""
+    return clip_format.ClipFormat(self.clip_seconds, self.sample_rate)
 
 
 _BASE = {field.name for field in dataclasses.fields(tfds.core.BuilderConfig)}
@@ -90,8 +102,14 @@ def setting_names(config_class) -> list[str]:
 
 
 def values(config) -> dict:
-  """The settings of a config, tuples as lists (as JSON has them)."""
+  """The settings of a config, tuples as lists (as JSON has them).
+
+  Without the format of clips where it is the default: it came later.
+  """
   result = {name: getattr(config, name) for name in setting_names(type(config))}
+  for name, default in dataclasses.asdict(_FORMAT).items():
+    if result.get(name) == default:
+      del result[name]
   return {k: list(v) if isinstance(v, tuple) else v for k, v in result.items()}
 
 

@@ -1,4 +1,4 @@
-"""TFDS builder of 10-s urban scenes: synthesised, or mixed from recordings."""
+"""TFDS builder of urban scenes: synthesised, or mixed from recordings."""
 
 import contextlib
 import functools
@@ -7,17 +7,17 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from tfds_dcase import builder, in_order, notes, taxonomy
+from tfds_dcase import builder, clip_format, in_order, notes, taxonomy
 from tfds_dcase.urban_scenes import (
   clips,
-  mixer,
   procedural,
   recordings,
   settings,
 )
 
 _DESCRIPTION = """\
-Ten-second urban sound scenes for multi-label audio tagging, 16 kHz mono.
+Urban sound scenes for multi-label audio tagging, mono: of ten seconds at
+16 kHz, where `clips` asks for nothing else.
 `procedural`: every sound is synthesised, with the taxonomy and tag frequencies
 of SONYC-UST and, in `train`, the noisy votes of three simulated annotators.
 `clips`: scenes mixed from a folder of isolated recordings of your own, no
@@ -67,8 +67,8 @@ class UrbanScenes(builder.BaseBuilder):
   `manual_dir`, not those that links lead to. Nothing is written there.
 
   Elements:
-    audio: int16 [160000], 10 s at 16 kHz.
-    num_samples: int32 [], always 160000.
+    audio: int16 [S], 10 s at 16 kHz, or what `clips` asks for.
+    num_samples: int32 [], always S.
     clip_id: text (bytes when read), `train_000123.wav`.
     coarse: int8 [C], 0/1; names in `info.metadata['coarse']`.
     procedural only:
@@ -195,7 +195,7 @@ def _features(config) -> dict:
   features = {
     # BYTES: the default encoding is 25 times slower to write.
     'audio': tfds.features.Tensor(
-      shape=(mixer.SCENE_SAMPLES,),
+      shape=(_format(config).num_samples,),
       dtype=np.int16,
       encoding=tfds.features.Encoding.BYTES,
     ),
@@ -210,6 +210,12 @@ def _features(config) -> dict:
       procedural.NUM_ANNOTATORS, len(taxonomy.FINE_COLUMNS)
     )
   return features
+
+
+def _format(config) -> clip_format.ClipFormat:
+  if isinstance(config, settings.ClipsConfig):
+    return config.form
+  return clip_format.DEFAULT
 
 
 def _metadata(config) -> dict:

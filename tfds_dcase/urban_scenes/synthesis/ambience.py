@@ -7,7 +7,11 @@ from tfds_dcase.urban_scenes.synthesis import dsp
 
 
 def coloured_noise(
-  rng, num_samples: int, slope: float, hump: tuple[float, float, float]
+  rng,
+  num_samples: int,
+  slope: float,
+  hump: tuple[float, float, float],
+  rate: int = dsp.SAMPLE_RATE,
 ) -> np.ndarray:
   """Noise whose power falls by `slope` times 3 dB an octave. [S]
 
@@ -17,12 +21,13 @@ def coloured_noise(
     slope: 0 is white, 1 pink, 2 brown; flat below 40 Hz.
     hump: centre in Hz, width in octaves and height (relative amplitude) of a
       broad hump in the spectrum.
+    rate: in Hz.
 
   Returns:
     float32 of unit power.
   """
   size = num_samples // 2 + 1
-  frequency = np.linspace(0, dsp.SAMPLE_RATE / 2, size, dtype=np.float32)
+  frequency = np.linspace(0, rate / 2, size, dtype=np.float32)
   octaves = np.log2(np.maximum(frequency, np.float32(40)))
   center, width, height = hump
   away = (octaves - np.float32(np.log2(center))) / np.float32(width)
