@@ -27,6 +27,12 @@ LiteRT (`pip install ai-edge-litert`):
     run = Interpreter('tagger_waveform.tflite').get_signature_runner()
     run(waveform=wave[None])['probabilities']
 
+ONNX (`pip install onnxruntime`):
+
+    import onnxruntime
+    session = onnxruntime.InferenceSession('tagger_waveform.onnx')
+    session.run(['probabilities'], {{'waveform': wave[None]}})
+
 JAX:
 
     from jax import export
