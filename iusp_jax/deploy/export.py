@@ -7,7 +7,7 @@ written:
   config.json, labels.txt    front end, architecture, thresholds; names
   weights.safetensors        parameters
   tagger.stablehlo           JAX export, any batch of waveforms in
-  tagger_waveform.tflite     LiteRT float, a waveform in
+  tagger_waveform.tflite     LiteRT float, a waveform in, with metadata
   tagger_log_mel.tflite      LiteRT float, a log-mel in
   tagger_log_mel_int8.tflite LiteRT int8, a log-mel in
   stream_step.tflite         LiteRT float, one step of a stream
@@ -34,6 +34,7 @@ from iusp_jax.deploy import (
   c_header,
   functions,
   litert,
+  litert_metadata,
   onnx_commands,
   onnx_files,
   safetensors,
@@ -213,6 +214,9 @@ def _litert_waveform(given: Artefacts, name: str) -> None:
   content = litert.convert(
     lambda waveform: {'probabilities': own.from_wave(waveform)},
     {'waveform': waves[:1]},
+  )
+  content = litert_metadata.add(
+    content, given.loaded.names, own.model.frontend.sample_rate, own.num_samples
   )
   run = litert.Interpreter(content)
   scores = run_each(
