@@ -38,6 +38,7 @@ ALWAYS = {
   'artefacts.json',
   'config.json',
   'frontend.h',
+  'frontend.npz',
   'golden.npz',
   'labels.txt',
   'weights.safetensors',

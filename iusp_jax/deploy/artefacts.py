@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from iusp_jax.deploy import card, examples, functions, tagging
+from iusp_jax.deploy import card, examples, functions, litert, tagging
 from iusp_jax.models import tagger
 from iusp_jax.runtime import files, logs
 
@@ -132,6 +132,9 @@ class Artefacts:
         'file': name,
         'what': what,
         'bytes': len(content),
+        'arena_bytes': (
+          litert.arena_bytes(content) if name.endswith('.tflite') else None
+        ),
         'largest_error': float(error.max()),
         'mean_error': float(error.mean()),
         'compared': len(error),

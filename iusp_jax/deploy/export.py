@@ -11,7 +11,7 @@ written:
   tagger_log_mel.tflite      LiteRT float, a log-mel in
   tagger_log_mel_int8.tflite LiteRT int8, a log-mel in
   stream_step.tflite         LiteRT float, one step of a stream
-  frontend.h                 the front end's tables for C
+  frontend.h, frontend.npz   the front end's tables for C and numpy
   golden.npz                 waveforms, their log-mel and probabilities
   artefacts.json             what was written and what was not, as in the card
 
@@ -30,6 +30,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from iusp_jax.audio import frontend
 from iusp_jax.deploy import (
   c_header,
   functions,
@@ -162,12 +163,28 @@ def _write_description(given: Artefacts, target, max_int8_loss: float) -> None:
     # The workdir, from this folder: where the data set can be found again.
     'made_from': os.path.relpath(loaded.trained.workdir, target),
   }
-  folder = given.folder
+  folder, step = given.folder, stream.Stream.of(own)
+  shapes = jax.eval_shape(
+    step.start, np.zeros((step.look_ahead, own.mel_shape[1]))
+  )
+  description['stream'] = {
+    'mel_frames': step.mel_frames,
+    'look_ahead': step.look_ahead,
+    'silent_frames': step.context * step.reduction,
+    'latency_seconds': step.latency_seconds(),
+    'state': {name: list(x.shape) for name, x in shapes.items()},
+  }
   files.write_atomically(folder / 'config.json', files.to_json(description))
   labels = ''.join(f'{name}\n' for name in loaded.names)
   files.write_atomically(folder / 'labels.txt', labels)
   text = c_header.header(cfg, own.mel_shape[0])
   files.write_atomically(folder / 'frontend.h', text)
+  np.savez_compressed(
+    folder / 'frontend.npz',
+    window=frontend.window(cfg).astype(np.float32),
+    mel=frontend.mel_matrix(cfg).astype(np.float32),
+    silence=step.silence,
+  )
   count = min(_GOLDEN, len(given.clips.wave_NS))
   np.savez_compressed(
     folder / 'golden.npz',
