@@ -1,11 +1,12 @@
 # make run    set-up and the main job: a teacher distilled into a tiny student
 # make test   set-up and the fast tests; make test-slow: the others
+# make onnx   ONNX files for an export: make onnx OUTPUT=FOLDER
 # make setup  set-up alone; PYTHON=python3.12 takes another interpreter
 
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: run setup test test-slow lint sonyc clean
+.PHONY: run setup test test-slow lint sonyc onnx clean
 
 run: .venv/installed
 	$(BIN)/python run.py --config=configs/iusp.py:demo
@@ -27,6 +28,11 @@ lint: .venv/installed-dev
 sonyc: .venv/installed
 	$(BIN)/python run.py --config=configs/iusp.py:sonyc_ust
 
+# ONNX files for an export: make onnx OUTPUT=exported
+onnx: .venv/installed
+	@test -n "$(OUTPUT)" || { echo "make onnx OUTPUT=FOLDER, of iusp export"; exit 1; }
+	$(BIN)/python -m iusp_jax.deploy.onnx_commands "$(OUTPUT)" | sh -ex
+
 # An environment that has no pip, of an interrupted or another tool's making, is
 # completed: what is there is kept.
 .venv/bin/pip:
@@ -44,4 +50,4 @@ sonyc: .venv/installed
 	@touch $@ .venv/installed
 
 clean:
-	rm -rf .venv .jax_cache runs
+	rm -rf .venv .venv-onnx .jax_cache runs

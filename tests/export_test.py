@@ -38,6 +38,7 @@ ALWAYS = {
   'artefacts.json',
   'config.json',
   'frontend.h',
+  'frontend.npz',
   'golden.npz',
   'labels.txt',
   'weights.safetensors',
@@ -51,6 +52,10 @@ needs_flatbuffers = pytest.mark.skipif(
 
 def names(folder):
   return {path.name for path in folder.iterdir()}
+
+
+def written(folder):
+  return json.loads((folder / 'artefacts.json').read_text())['written']
 
 
 @pytest.fixture(scope='module')
@@ -90,7 +95,7 @@ def test_what_is_written(exported):
 
 
 def test_errors_are_in_the_card(exported):
-  records = json.loads((exported / 'artefacts.json').read_text())
+  records = written(exported)
   card = (exported / 'README.md').read_text()
   for record in records:
     assert record['largest_error'] < 1e-5
@@ -255,7 +260,7 @@ def test_int8_is_the_first_kind_that_loses_little(
     assert '--max_int8_loss=0.01' in card
     return
   kind = list(litert.INT8)[len(losses) - 1]
-  records = json.loads((tmp_path / 'out' / 'artefacts.json').read_text())
+  records = written(tmp_path / 'out')
   (record,) = (r for r in records if r['file'].endswith('int8.tflite'))
   assert record['note'].startswith(f'{kind}; loss on validate +0.0000')
   assert ('int8 lost 0.5000' in record['note']) == (len(losses) == 2)

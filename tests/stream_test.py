@@ -1,12 +1,17 @@
 """Sound in parts gives what the whole clip gives."""
 
+import dataclasses
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
-from deploy_fakes import sound, write_workdir
+from conftest import ROOT
+from deploy_fakes import TAGS, sound, write_workdir
 
 import iusp_jax
-from iusp_jax.deploy import functions, litert, stream
+from iusp_jax.deploy import examples, export, functions, litert, stream, tagging
 from iusp_jax.models import layers, tagger
 from tfds_dcase import audio
 
@@ -167,3 +172,51 @@ def test_a_step_as_a_litert_file(own):
     )
     for name, array in state.items():
       np.testing.assert_allclose(own_state[name], array, atol=1e-5)
+
+
+def between(frames_TC):
+  """A threshold a tag, well away from every frame's probability."""
+  ordered_TC = np.sort(frames_TC, axis=0)
+  few = len(ordered_TC) // 4
+  middle_TC = ordered_TC[few:-few].astype(np.float64)
+  widest_C = np.diff(middle_TC, axis=0).argmax(axis=0)
+  tags_C = np.arange(frames_TC.shape[1])
+  return (middle_TC[widest_C, tags_C] + middle_TC[widest_C + 1, tags_C]) / 2
+
+
+@pytest.mark.skipif(
+  bool(litert.why_missing()), reason=litert.why_missing() or 'it is there'
+)
+def test_the_microphones_example_says_what_a_listener_says(
+  loaded, tmp_path, monkeypatch
+):
+  """From raw samples in a pipe, by the exported files alone."""
+  monkeypatch.setattr(examples, '_NOISE', 4)
+  # As long as two steps of a convolutional tagger.
+  monkeypatch.setitem(loaded.trained.metadata, 'num_samples', 80_000)
+  monkeypatch.setattr(tagging, 'load', lambda _: loaded)
+  wave_S = audio.to_int16(sound(8.0))
+  listener = stream.Listener(loaded)
+  frames_TC = np.concatenate([listener(wave_S)[0], listener.finish()[0]])
+  step = listener.stream  # Without those that wait for what follows.
+  steps = (798 - step.look_ahead) // step.mel_frames
+  frames_TC = frames_TC[: steps * step.num_frames]
+  thresholds_C = between(frames_TC)
+  own = dataclasses.replace(loaded.calibration, thresholds_C=thresholds_C)
+  monkeypatch.setattr(loaded, 'calibration', own)
+  export.run('of the fixture', str(tmp_path / 'out'))
+  example = ROOT / 'examples' / 'microphone.py'
+  done = subprocess.run(
+    [sys.executable, example, tmp_path / 'out', '-'],
+    input=wave_S.astype('<i2').tobytes(),
+    capture_output=True,
+    check=True,
+  )
+  wanted, shown = [], None
+  for t, frame_C in enumerate(frames_TC):
+    present = [TAGS[c] for c in np.flatnonzero(frame_C >= thresholds_C)]
+    if present != shown:
+      wanted.append([f'{0.08 * t:.2f}', 's', *(present or ['no', 'tag'])])
+    shown = present
+  assert len(wanted) > 3
+  assert [line.split() for line in done.stdout.decode().splitlines()] == wanted

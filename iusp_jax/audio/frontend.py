@@ -102,8 +102,19 @@ class FrontendConfig:
       )
     return 1 + (num_samples - self.window_samples) // self.hop_samples
 
-  def transform(self, num_samples: int, full_scale: float) -> Callable:
-    """The function from a wave [S] to its log-mel [T, F]; see `log_mel`."""
+  def transform(
+    self,
+    num_samples: int,
+    full_scale: float,
+    magnitudes: Callable[[jax.Array], jax.Array] = jnp.abs,
+  ) -> Callable:
+    """The function from a wave [S] to its log-mel [T, F]; see `log_mel`.
+
+    Args:
+      num_samples: S.
+      full_scale: the wave's largest value.
+      magnitudes: of complex numbers, for formats that lack `jnp.abs` of them.
+    """
     count, length = self.frames_of(num_samples), self.window_samples
     # Frames of the FFT's length; zeros of the window hide what is too much.
     hann = np.pad(window(self) / full_scale, (0, self.fft_length - length))
@@ -112,7 +123,7 @@ class FrontendConfig:
     def of_wave(wave_S):
       frames_TS = frame(wave_S, count, self.fft_length, self.hop_samples)
       frames_TS = frames_TS.astype(jnp.float32) * hann[None].astype(np.float32)
-      spectrum = jnp.abs(jnp.fft.rfft(frames_TS))
+      spectrum = magnitudes(jnp.fft.rfft(frames_TS))
       mel_TF = jnp.matmul(spectrum, weights, precision='highest')
       return jnp.log(mel_TF + self.log_offset)
 

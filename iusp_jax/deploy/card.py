@@ -27,6 +27,12 @@ LiteRT (`pip install ai-edge-litert`):
     run = Interpreter('tagger_waveform.tflite').get_signature_runner()
     run(waveform=wave[None])['probabilities']
 
+ONNX (`pip install onnxruntime`):
+
+    import onnxruntime
+    session = onnxruntime.InferenceSession('tagger_waveform.onnx')
+    session.run(['probabilities'], {{'waveform': wave[None]}})
+
 JAX:
 
     from jax import export
@@ -52,9 +58,9 @@ def write(
     own: its functions.
     found: the clips that were compared on.
     reference: probabilities of the model, by split.
-    records: of what was written: `file`, `what`, `bytes`, `largest_error`,
-      `mean_error`, `compared`, `note`, and where there is a data set
-      `micro_auprc` and `interval`.
+    records: of what was written: `file`, `what`, `bytes`, `arena_bytes` (None
+      where it is no LiteRT file), `largest_error`, `mean_error`, `compared`,
+      `note`, and where there is a data set `micro_auprc` and `interval`.
     refused: of what was not: `file` and `reason`.
   """
   cfg, of = own.model.frontend, loaded.trained.metadata
@@ -115,20 +121,24 @@ def _comparison(found: examples.Examples, reference) -> str:
 
 def _table(records) -> str:
   lines = [
-    '| file | what | bytes | largest error | mean error | micro-AUPRC |',
-    '|---|---|---|---|---|---|',
+    '| file | what | bytes | tensor arena | largest error | mean error | '
+    'micro-AUPRC |',
+    '|---|---|---|---|---|---|---|',
   ]
   for record in records:
     score = '-'
     if record.get('micro_auprc') is not None:
       score = formatting.decimal(record['micro_auprc'])
       score += f' {formatting.interval(record["interval"])}'
+    arena = '-' if not record['arena_bytes'] else f'{record["arena_bytes"]:,}'
     note = f' ({record["note"]})' if record['note'] else ''
     lines.append(
-      f'| `{record["file"]}` | {record["what"]}{note} | {record["bytes"]:,} | '
-      f'{record["largest_error"]:.1e} | {record["mean_error"]:.1e} | {score} |'
+      f'| `{record["file"]}` | {record["what"]}{note} | '
+      f'{record["bytes"]:,} | {arena} | {record["largest_error"]:.1e} | '
+      f'{record["mean_error"]:.1e} | {score} |'
     )
-  return '\n'.join(lines) + '\n'
+  text = 'The tensor arena is what LiteRT takes for inputs and activations.'
+  return '\n'.join(lines) + f'\n\n{text}\n'
 
 
 def _refused(refused) -> str:

@@ -138,12 +138,28 @@ class Interpreter:
     )
     return {name: _from(x, self._out[name]) for name, x in found.items()}
 
-  def num_bytes(self) -> int:
-    """What the tensors take while it runs, weights excluded."""
-    return sum(
-      int(np.prod(of['shape'])) * np.dtype(of['dtype']).itemsize
-      for of in self._interpreter.get_tensor_details()
-    )
+
+def arena_bytes(content: bytes) -> int:
+  """Memory that the interpreter plans for all inputs and activations.
+
+  From the first to the last address of what operations read and write but the
+  weights, by LiteRT's own kernels, as a microcontroller has them.
+  """
+  module = _require('ai_edge_litert.interpreter')
+  plain = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+  interpreter = module.Interpreter(
+    model_content=content, experimental_op_resolver_type=plain
+  )
+  interpreter.allocate_tensors()
+  numbers = {of['index'] for of in interpreter.get_input_details()}
+  for operation in interpreter._get_ops_details():
+    numbers |= set(operation['outputs'])
+  ends = []
+  for number in numbers:
+    view = interpreter.tensor(int(number))()
+    start = view.__array_interface__['data'][0]
+    ends += [start, start + view.nbytes]
+  return max(ends) - min(ends)
 
 
 def _to(array, details) -> np.ndarray:

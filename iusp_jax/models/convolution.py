@@ -307,11 +307,14 @@ def max_pool(
     if rising_H is not None:
       sign = jnp.where(rising_H, 1, -1).astype(x_BTFH.dtype)[None, None, None]
       return sign * max_pool(sign * x_BTFH, size, lowering)
+    # At most one row is the same padding by name, which jax2onnx 0.17 reads
+    # where it passes over numbers.
+    same = all(high <= 1 for _, high in padding)
     return nn.max_pool(
       x_BTFH,
       window_shape=size,
       strides=size,
-      padding=padding,  # pyright: ignore[reportArgumentType]
+      padding='SAME' if same else padding,  # pyright: ignore
     )
   if tuple(size) == (1, 1):
     return x_BTFH

@@ -125,11 +125,13 @@ def load(workdir: pathlib.Path, which: str = 'best') -> Trained:
     'params': arrays['params'],
     'batch_stats': arrays.get('batch_stats') or {},
   }
-  _check_shapes(model, variables, workdir, metadata['num_samples'])
+  check_shapes(model, variables, workdir, metadata['num_samples'])
   return Trained(model, variables, metadata, workdir)
 
 
-def _check_shapes(model, variables, workdir, num_samples):
+def check_shapes(
+  model: tagger.Tagger, variables, workdir: pathlib.Path, num_samples: int
+) -> None:
   """Raises unless the arrays are those of the model, shape by shape."""
   if problem := checkpoint.other_shapes(variables, model.shapes(num_samples)):
     raise ValueError(

@@ -203,14 +203,26 @@ def load(folder: pathlib.Path, names: Sequence[str]) -> Calibration:
   remedy = 'delete it to tag with thresholds of .5'
   of = files.read_json(path, remedy)
   try:
+    return from_plain(of, names)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}; {remedy}') from error
+
+
+def from_plain(of: Mapping[str, Any], names: Sequence[str]) -> Calibration:
+  """A calibration from what `plain` gives.
+
+  Raises:
+    ValueError: where it is damaged or of other tags.
+  """
+  try:
     temperatures_C, thresholds_C = (
       _column(of[key], names) for key in ('temperatures', 'thresholds')
     )
     uncalibrated, split = tuple(of['uncalibrated']), of['fitted_on']
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(
-      f'{path}: expected a temperature above 0 and a threshold for each of '
-      f'the tags {list(names)} ({type(error).__name__}: {error}); {remedy}'
+      'expected a temperature above 0 and a threshold for each of the tags '
+      f'{list(names)} ({type(error).__name__}: {error})'
     ) from error
   return Calibration(temperatures_C, thresholds_C, uncalibrated, split)
 
