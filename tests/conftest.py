@@ -8,12 +8,10 @@ import platform
 import shutil
 import signal
 
+import xla
+
 # Two devices everywhere, so that whatever only works on one is seen at once.
-# Compiling is most of the work here: without LLVM's optimisations it is half.
-os.environ.setdefault(
-  'XLA_FLAGS',
-  '--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0',
-)
+os.environ.setdefault('XLA_FLAGS', xla.flags(2))
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import jax
