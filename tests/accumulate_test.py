@@ -136,12 +136,15 @@ def test_bfloat16_keeps_what_must_be_exact_in_float32(architecture):
     [fake().splits['train'].source[k]['audio'] for k in (0, 1)]
   )
   mel_BTF = tagger.log_mel(model, wave_BS)
-  output, updates = model.module.apply(
-    variables, mel_BTF, train=True, mutable=['batch_stats']
-  )
-  assert dtypes((output, updates)) == {'float32'}
-  gram = jax.vmap(similarity.frame_similarity)(output.frames_BTD)
-  assert gram.dtype == np.float32
+
+  def train(mel_BTF):
+    output, updates = model.module.apply(
+      variables, mel_BTF, train=True, mutable=['batch_stats']
+    )
+    gram_BTT = jax.vmap(similarity.frame_similarity)(output.frames_BTD)
+    return output, updates, gram_BTT
+
+  assert dtypes(jax.eval_shape(train, mel_BTF)) == {'float32'}
   # It is bfloat16 that was computed with, in convolutions.
   text = str(
     jax.make_jaxpr(lambda mel: model.module.apply(variables, mel))(mel_BTF)

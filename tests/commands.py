@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import xla
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -22,8 +24,7 @@ def command(folder, *flags, config='configs/iusp.py:smoke'):
 
 def environment():
   """One device, as a user's machine has; the tests themselves have two."""
-  flags = '--xla_backend_optimization_level=0'
-  return os.environ | {'XLA_FLAGS': flags, 'PYTHONUNBUFFERED': '1'}
+  return os.environ | {'XLA_FLAGS': xla.flags(), 'PYTHONUNBUFFERED': '1'}
 
 
 def execute(arguments, **named):

@@ -8,12 +8,10 @@ import platform
 import shutil
 import signal
 
+import xla
+
 # Two devices everywhere, so that whatever only works on one is seen at once.
-# Compiling is most of the work here: without LLVM's optimisations it is half.
-os.environ.setdefault(
-  'XLA_FLAGS',
-  '--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0',
-)
+os.environ.setdefault('XLA_FLAGS', xla.flags(2))
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import jax
@@ -62,11 +60,20 @@ settings.load_profile('iusp')
 
 @pytest.fixture(autouse=True, scope='module')
 def forget_programs():
-  """Else thousands of tests take more memory maps than Linux gives."""
+  """Else thousands of tests take more memory maps than Linux gives, 65530.
+
+  No module takes more than a quarter of them. Until then programs are kept,
+  also those of single operations, which all modules share.
+  """
   from iusp_jax.runtime import devices
 
   yield
-  devices.forget_programs()
+  try:
+    maps = pathlib.Path('/proc/self/maps').read_bytes().count(b'\n')
+  except OSError:  # Not Linux.
+    maps = 0
+  if maps > 30_000:
+    devices.forget_programs()
 
 
 @pytest.fixture(scope='session')

@@ -82,7 +82,7 @@ def test_vic_of_equal_clips_has_a_finite_gradient(num_clips, dtype):
   def loss(z):
     return sum(objectives.vic_parts(z, 1.0 + 0 * z))
 
-  value, gradient = jax.value_and_grad(loss)(z)
+  value, gradient = jax.jit(jax.value_and_grad(loss))(z)
   assert value.dtype == jnp.float32
   assert np.isfinite(np.asarray(gradient, np.float32)).all()
 
@@ -219,7 +219,7 @@ def test_alignment_of_silence_and_padding_has_a_bounded_gradient(dtype):
       + embeddings.mean_alignment_per_clip(x, y, mask_BT, mask_BT).sum()
     )
 
-  value, gradient = jax.value_and_grad(loss)(jnp.asarray(x, dtype))
+  value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(x, dtype))
   gradient = np.asarray(gradient, np.float32)
   assert np.isfinite(value)
   assert np.isfinite(gradient).all()
@@ -320,7 +320,7 @@ def test_finer_layers_are_averaged_in_time():
 def test_silence_of_all_has_a_finite_gradient(dtype):
   student_BTD, layers = jnp.zeros((3, 5, 4), dtype), layers_of(0)
   for teacher in (layers, [0 * layer for layer in layers]):
-    value, gradient = jax.value_and_grad(objectives.cluster_iusp_loss)(
+    value, gradient = jax.jit(jax.value_and_grad(objectives.cluster_iusp_loss))(
       student_BTD, teacher, ALL
     )
     assert np.isfinite(value)

@@ -350,10 +350,8 @@ def test_batches_that_cannot_be_are_refused(weights, training, message):
 
 # On four devices, which this process does not have.
 FOUR = """
-import os, sys
-os.environ['XLA_FLAGS'] = (
-  '--xla_force_host_platform_device_count=4 '
-  '--xla_backend_optimization_level=0')
+import os, sys, xla
+os.environ['XLA_FLAGS'] = xla.flags(4)
 import conftest, jax, json
 from engine_test import jobs_on
 import fits

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import xla
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WORKER = 'tests/hosts_worker.py'
 
@@ -58,13 +60,9 @@ def start(folder, arguments, devices=2, number=0, **variables):
   folder.mkdir(parents=True, exist_ok=True)
   output = folder / f'process_{number}.txt'
   errors = folder / f'process_{number}_errors.txt'
-  flags = (
-    f'--xla_force_host_platform_device_count={devices} '
-    '--xla_backend_optimization_level=0'
-  )
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': flags,
+    'XLA_FLAGS': xla.flags(devices),
     'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests"}',
   }
   with output.open('w') as stdout, errors.open('w') as stderr:

@@ -1,7 +1,6 @@
 """Real processes, killed again and again, end as one that was left alone."""
 
 import json
-import os
 import pathlib
 import random
 import shutil
@@ -11,6 +10,7 @@ import sys
 import threading
 import time
 
+import commands
 import numpy as np
 import pytest
 
@@ -51,8 +51,6 @@ class Runs:
 
   def start(self, name, what='run', data='data'):
     """Starts the run (or table) of a name, or continues it."""
-    xla = '--xla_backend_optimization_level=0'
-    environment = os.environ | {'XLA_FLAGS': xla, 'PYTHONUNBUFFERED': '1'}
     return Process(
       [
         *[sys.executable, 'run.py', *CONFIGS[what], *SMALL],
@@ -60,7 +58,7 @@ class Runs:
         f'--config.cache_dir={self.folder}/{name}/cache',
         f'--workdir={self.folder}/{name}/{what}',
       ],
-      environment,
+      commands.environment(),
       self.folder / name,
     )
 

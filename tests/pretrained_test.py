@@ -324,6 +324,7 @@ def test_run_distils_from_it(tiny, weights, on_fakes, tmp_path, store):
   assert again['fingerprint'] == record['fingerprint']
 
 
+@pytest.mark.slow
 def test_run_may_stop_after_it(tiny, weights, on_fakes, tmp_path):
   fields = {'checkpoint': '', 'pretrained': NAME, 'weights': str(weights)}
   config = run_config(

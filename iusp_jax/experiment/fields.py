@@ -8,6 +8,7 @@ the module of its architecture.
 import dataclasses
 import difflib
 import fnmatch
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -302,6 +303,7 @@ RANGES: dict[str, Range] = {
 }
 
 
+@functools.cache
 def range_of(field: str) -> Range | None:
   """The range of a field, by its dotted name; None where it has none."""
   for pattern, found in RANGES.items():
