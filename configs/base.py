@@ -258,6 +258,7 @@ def teacher(dataset_name: str) -> Config:
   config.store = 'auto'  # 'auto', 'off', 'float32' or 'float16' (half size).
   config.train_scenes = 0  # To mix for the teacher; 0: the student's.
   config.seed = 0  # Of the teacher alone: students of all seeds share it.
+  config.ensemble_size = 1  # Teachers, of seed, seed + 1 and so on, as one.
   config.training.epochs = 8.0
   config.augment.mixup_alpha = 0.2
   config.augment.num_time_masks = 2

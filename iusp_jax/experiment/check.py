@@ -27,6 +27,7 @@ def check(config: Mapping[str, Any]) -> None:
   elif found := teacher.tag_map(config):
     _check_tag_map(config, found)
   _check_pretrained(config['teacher'])
+  _check_ensemble(config)
   objective = terms.Objective.from_config(config['objective'])
   check_teacher_layers(config, objective)
   if scenes := config['dataset']['builder'].get('train_scenes'):
@@ -75,6 +76,16 @@ def _check_tag_map(config: Mapping[str, Any], found) -> None:
     )
   # The data set's own tags are not known yet.
   pretrained.map_tags(list(found), found)
+
+
+def _check_ensemble(config: Mapping[str, Any]) -> None:
+  """Raises ValueError for several teachers where one is named."""
+  size, named = config['teacher']['ensemble_size'], teacher.source(config)
+  if size > 1 and named:
+    raise ValueError(
+      f'config.teacher.ensemble_size is {size}, and config.teacher.{named} is '
+      f'{config["teacher"][named]!r}: that is one teacher; expected 1'
+    )
 
 
 def _check_pretrained(own: Mapping[str, Any]) -> None:

@@ -283,6 +283,7 @@ RANGES: dict[str, Range] = {
   'teacher.store': Choice(STORES),
   'teacher.train_scenes': whole(0, 10_000_000, "scenes (0: the student's)"),
   'teacher.seed': _SEED,
+  'teacher.ensemble_size': whole(1, 100, 'teachers'),
   'table.objectives': Several(_NAME, least=1),
   'table.students': Several(_NAME, least=1),
   'table.seeds': whole(1, 10_000, 'seeds'),

@@ -16,6 +16,7 @@ from typing import Any
 NEUTRAL = {
   'objective.*_schedule': 'constant',
   'objective.*_ratio': 0.0,
+  'teacher.ensemble_size': 1,
   '*training.accumulate_steps': 1,
   '*training.compute_dtype': 'float32',
   'dataset.builder.snr_db': [-6.0, 12.0],
@@ -134,6 +135,7 @@ def of_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
     | {
       'seed': own['seed'],
       'train_scenes': own['train_scenes'],
+      'ensemble_size': own.get('ensemble_size', 1),
     }
   )
 

@@ -110,6 +110,10 @@ def recipe_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return checkpoint_metadata(own['checkpoint'])
   if named == 'pretrained':
     return pretrained.recipe(config)
+  if (size := own.get('ensemble_size', 1)) > 1:
+    member = dict(own['model'])
+    model = {'architecture': 'ensemble', 'member': member, 'size': size}
+    return {**own, 'model': model}
   return own
 
 
@@ -376,9 +380,38 @@ def _asked(config, dataset) -> tuple[dict[str, Any], Callable]:
     of = {**pretrained.made_from(config), 'tag_map': mapping}
     of = model_metadata({**of, 'dataset': dataset.fingerprint()}, dataset)
     return of, lambda folder: pretrained.make(config, of, dataset, folder)
-  recipe = Recipe.from_config(own)
+  recipe = Recipe.from_config(recipe_of(config))
   of = metadata(recipe.plain(), own['seed'], dataset)
+  if own.get('ensemble_size', 1) > 1:
+    return of, lambda folder: _join(config, of, dataset, folder)
   return of, lambda folder: _train(recipe, of, dataset, folder, config)
+
+
+def _join(config, of, dataset, workdir) -> None:
+  """Makes an ensemble of teachers, which are found or trained."""
+  own, members = config['teacher'], []
+  with wall_time.wall_time(workdir, time.monotonic()) as spent:
+    for number in range(own['ensemble_size']):
+      changed = {'seed': own['seed'] + number, 'ensemble_size': 1}
+      member = {**config, 'teacher': {**own, **changed}}
+      found = get_or_train(member, dataset)
+      assert isinstance(found, trained.Trained)
+      members.append(found.workdir)
+    variables = {
+      which: _together([trained.load(m, which).variables for m in members])
+      for which in trained.CHECKPOINTS
+    }
+    steps = dict.fromkeys(trained.CHECKPOINTS, 0)
+    trained.save(workdir, of, variables, steps)
+    _finish(workdir, spent())
+
+
+def _together(variables: list) -> dict[str, Any]:
+  """Variables of a `models.ensemble.Ensemble`, of those of its members."""
+  return {
+    kind: {f'member_{k}': own[kind] for k, own in enumerate(variables)}
+    for kind in ('params', 'batch_stats')
+  }
 
 
 def _cached(config, of) -> pathlib.Path:
@@ -423,10 +456,16 @@ def _train(recipe, of, dataset, workdir, config):
       metrics_dir=workdir,
       profile_steps=config['profile_steps'],
     )
-    minutes = spent()['all_processes'] / 60
+    seconds = spent()
   save_member(member, workdir, of)
-  files.write_atomically(workdir / 'done', f'{minutes:.1f} minutes\n')
+  _finish(workdir, seconds)
   _remove_steps(workdir)
+
+
+def _finish(workdir, seconds) -> None:
+  """Says that a teacher is done, and how long it took."""
+  minutes = seconds['all_processes'] / 60
+  files.write_atomically(workdir / 'done', f'{minutes:.1f} minutes\n')
 
 
 def _remove_steps(workdir):

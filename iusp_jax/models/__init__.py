@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from iusp_jax.models.cnn import Cnn
 from iusp_jax.models.crnn import Crnn
+from iusp_jax.models.ensemble import Ensemble
 from iusp_jax.models.layers import FieldError, TaggerOutput
 from iusp_jax.models.mobilenet import MobileNet
 from iusp_jax.models.pretrained.efficientat import EfficientAt
@@ -34,7 +35,8 @@ def build(
 
   Args:
     cfg: `architecture`, and any of that architecture's fields; the rest keep
-      the defaults of the module.
+      the defaults of the module. Of an 'ensemble' its `size` and `member`, the
+      config of one.
     num_tags: number of outputs.
     axis_name: the pmapped axis over which BatchNorm takes its statistics.
 
@@ -52,6 +54,9 @@ def build(
       f'to one of {sorted(ARCHITECTURES)}.'
     )
   architecture = fields.pop('architecture')
+  if architecture == 'ensemble':
+    of = {'dtype': fields.get('dtype', 'float32'), **fields['member']}
+    return Ensemble(build(of, num_tags, axis_name), fields['size'])
   if architecture not in _FROZEN:
     check_name('architecture', architecture, ARCHITECTURES)
   module = (ARCHITECTURES | _FROZEN)[architecture]
