@@ -1,5 +1,7 @@
 """EfficientAT's taggers: shapes, the published weights, other tags."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -64,12 +66,9 @@ def of_own(parameters):
   return sum(leaf.size for leaf in jax.tree.leaves(own))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def predict(model, variables, wave_BS):
-  return jax.jit(
-    lambda variables, wave_BS: tagger.apply(
-      model, variables, tagger.log_mel(model, wave_BS)
-    )
-  )(variables, wave_BS)
+  return tagger.apply(model, variables, tagger.log_mel(model, wave_BS))
 
 
 @pytest.mark.parametrize(
