@@ -73,7 +73,11 @@ def predict(model, variables, wave_BS):
 
 @pytest.mark.parametrize(
   ('width', 'parameters', 'channels'),
-  [(0.1, 123_783, 96), (0.4, 983_599, 384), (1.0, 4_876_831, 960)],
+  [
+    (0.1, 123_783, 96),
+    (0.4, 983_599, 384),
+    pytest.param(1.0, 4_876_831, 960, marks=pytest.mark.slow),
+  ],
 )
 def test_width_sets_the_shapes(width, parameters, channels):
   model = build(width=width)
