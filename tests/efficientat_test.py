@@ -1,5 +1,7 @@
 """EfficientAT's taggers: shapes, the published weights, other tags."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -64,17 +66,18 @@ def of_own(parameters):
   return sum(leaf.size for leaf in jax.tree.leaves(own))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def predict(model, variables, wave_BS):
-  return jax.jit(
-    lambda variables, wave_BS: tagger.apply(
-      model, variables, tagger.log_mel(model, wave_BS)
-    )
-  )(variables, wave_BS)
+  return tagger.apply(model, variables, tagger.log_mel(model, wave_BS))
 
 
 @pytest.mark.parametrize(
   ('width', 'parameters', 'channels'),
-  [(0.1, 123_783, 96), (0.4, 983_599, 384), (1.0, 4_876_831, 960)],
+  [
+    (0.1, 123_783, 96),
+    (0.4, 983_599, 384),
+    pytest.param(1.0, 4_876_831, 960, marks=pytest.mark.slow),
+  ],
 )
 def test_width_sets_the_shapes(width, parameters, channels):
   model = build(width=width)

@@ -76,10 +76,26 @@ def test_the_next_are_made_while_one_is_used():
 # --- Processes ----------------------------------------------------------------
 
 
-def test_processes_give_the_same():
-  with by_processes(math.factorial, 3) as make:
-    found = list(in_order(make, range(100), 3))
-  assert found == [math.factorial(k) for k in range(100)]
+def test_processes_give_the_same_and_end_with_their_context(monkeypatch):
+  """In order; an error is the caller's, and what made it goes on."""
+  started = []
+  popen = subprocess.Popen
+
+  def start(*args, **named):
+    started.append(popen(*args, **named))
+    return started[-1]
+
+  monkeypatch.setattr(subprocess, 'Popen', start)
+  with by_processes(math.factorial, 2) as make:
+    found = list(in_order(make, range(100), 2))
+    assert found == [math.factorial(k) for k in range(100)]
+    results = in_order(make, [4, 3, -1, 5], 2)
+    assert [next(results), next(results)] == [24, 6]
+    with pytest.raises(ValueError, match='not defined for negative'):
+      next(results)
+    assert make(5) == 120
+    assert [process.poll() for process in started] == [None, None]
+  assert [process.poll() for process in started] == [0, 0]
 
 
 def test_scenes_of_processes_are_those_of_threads(tmp_path, monkeypatch):
@@ -103,15 +119,6 @@ def test_scenes_of_processes_are_those_of_threads(tmp_path, monkeypatch):
     )
   assert audio[0] == audio[1]
   assert len(audio[0]) == 8
-
-
-def test_an_error_in_a_process_is_the_callers():
-  with by_processes(math.sqrt, 2) as make:
-    results = in_order(make, [4.0, 9.0, -1.0, 16.0], 2)
-    assert [next(results), next(results)] == [2.0, 3.0]
-    with pytest.raises(ValueError, match='math domain error'):
-      next(results)
-    assert make(25.0) == 5.0  # it goes on
 
 
 def test_a_process_that_ends_is_named():
@@ -148,18 +155,3 @@ def test_processes_end_with_a_parent_that_is_killed(tmp_path):
   process.kill()
   # They hold the other end of its standard error until they end.
   process.communicate(timeout=20)
-
-
-def test_processes_end_with_their_context(monkeypatch):
-  started = []
-  popen = subprocess.Popen
-
-  def start(*args, **named):
-    started.append(popen(*args, **named))
-    return started[-1]
-
-  monkeypatch.setattr(subprocess, 'Popen', start)
-  with by_processes(math.sqrt, 2) as make:
-    assert make(4.0) == 2.0
-    assert [process.poll() for process in started] == [None, None]
-  assert [process.poll() for process in started] == [0, 0]
