@@ -62,8 +62,8 @@ settings.load_profile('iusp')
 def forget_programs():
   """Else thousands of tests take more memory maps than Linux gives, 65530.
 
-  No module takes more than a quarter of them. Until then programs are kept,
-  also those of single operations, which all modules share.
+  Until half of them are taken programs are kept, also those of single
+  operations, which all modules share.
   """
   from iusp_jax.runtime import devices
 
