@@ -81,6 +81,7 @@ def test_order_and_missing_columns(place):
   [
     ('file,split,hihg', '1', r"'hihg' is not in dataset.builder.tags.*'high'"),
     ('file,split,labelled,high', 'x,1', r"labelled='x'; must be 0 or 1"),
+    ('file,split,labelled', '1', r'line 2: labelled is 1, but there is no col'),
   ],
 )
 def test_wrong_labels_are_refused(place, header, row, message):

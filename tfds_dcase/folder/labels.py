@@ -146,9 +146,13 @@ def _partly_labelled(path, rows, names, tags):
   elif names:
     found, values, notes = _column_per_tag(path, kept, names)
     used = found
-  else:
-    used, kept = [], []
-    known = [False] * len(rows)
+  elif any(LABELLED in row for _, row in kept):
+    raise ValueError(
+      f'{path} line {kept[0][0]}: {LABELLED} is 1, but there is no column of a '
+      f'tag: add those of {", ".join(tags)}, or one called tags'
+    )
+  else:  # Nothing is known of any row.
+    used, known = [], [False] * len(rows)
   for tag in used:
     if tag not in tags:
       near = difflib.get_close_matches(tag, tags, n=1)
