@@ -172,6 +172,8 @@ def dataset(name: str) -> Config:
   if name in ('urban_scenes/clips', 'folder'):
     config.builder.clip_seconds = 10.0  # Longer recordings are cut, s.
     config.builder.sample_rate = 16_000  # That clips are stored at, Hz.
+  if name == 'folder':
+    config.builder.tags = ()  # Names; so that clips may be without labels.
   if name != 'urban_scenes/procedural':
     config.builder.on_bad_recording = 'stop'  # 'stop' or 'skip'.
   return config

@@ -149,7 +149,7 @@ def test_refuses_configs(field, value):
 
 def test_refuses_a_negative_roll():
   with pytest.raises(ValueError, match='max_seconds is -1'):
-    augment.time_roll(jnp.zeros((1, 10)), keys(0, 1), -1)
+    augment.time_roll(jnp.zeros((1, 10)), keys(0, 1), -1, 1_000)
 
 
 # Mixup -----------------------------------------------------------------------

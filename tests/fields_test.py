@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from configs import table as table_config
+from iusp_jax.data import onnx_file
 from iusp_jax.experiment import check, fields, grid, identity
 from iusp_jax.objectives import terms
 
@@ -39,7 +40,7 @@ WITH_FIELD = all_configs()
 # Where 0 switches something off, or is a seed, a fold or an edge.
 ZERO_IS_LEGAL = {
   'seed', 'bootstrap', 'profile_steps', 'table.first_seed', 'teacher.seed',
-  'teacher.train_scenes',
+  'teacher.train_scenes', 'teacher.onnx_rate',
   *(f'dataset.builder.{name}' for name in (
     'seed', 'detect_half_db', 'confusion', 'validate_fold', 'test_fold',
   )),
@@ -54,6 +55,10 @@ ZERO_IS_LEGAL = {
   *(f'objective.{name}_ratio' for name in terms.TERMS),
 }  # fmt: skip
 NEGATIVE_IS_LEGAL = {'dataset.builder.detect_half_db'}
+NAMES = {
+  'dataset.builder.tags',
+  'table.tuned',
+}  # Lists of these, empty by default.
 # They have a default, and need none.
 EMPTY_IS_LEGAL = {
   'compare_with',
@@ -61,6 +66,8 @@ EMPTY_IS_LEGAL = {
   'dataset.manual_dir',
   'teacher.checkpoint',
   'teacher.outputs',
+  'teacher.onnx',
+  *(f'teacher.onnx_{name}' for name in ('json', 'wave', *onnx_file.OUTPUTS)),
   'teacher.tag_map',
   'teacher.pretrained',
   'teacher.weights',
@@ -107,7 +114,7 @@ def wrong_values(field):
   if isinstance(own, str):
     return [*never, True, 0, -1, 2.5, math.inf, 1e300, ['a'], ' ']
   if isinstance(own, list):
-    if field == 'table.tuned' or (own and isinstance(own[0], str)):
+    if field in NAMES or (own and isinstance(own[0], str)):
       return [*never, True, 0, 'kd', [1], [True], [''], [['kd']]]
     wrong = [True, 'x', -1e300, 1e300, math.inf, -math.inf, 10**30]
     return [*never, *wrong, *([x] * max(2, len(own)) for x in wrong), ['1']]

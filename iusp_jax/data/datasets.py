@@ -54,6 +54,8 @@ class Split:
   source: Any  # Random access to dicts of features.
   level: str
   aggregation: str
+  # Tags by a teacher, int8 [N, C], to score a split without labels against.
+  agreed: np.ndarray | None = None
 
   def __len__(self) -> int:
     return len(self.source)
@@ -328,19 +330,38 @@ def eval_batches(
 
 
 @functools.cache
+def _has_labels(split: Split) -> bool:
+  """Whether any clip has one; most often the first has."""
+  return any(
+    targets(_read(split, k), split.level, split.aggregation)[1].any()
+    for k in range(len(split))
+  )
+
+
+def without_labels(dataset: Dataset) -> list[str]:
+  """The names of the splits without any label."""
+  return [
+    name for name, split in dataset.splits.items() if not _has_labels(split)
+  ]
+
+
+@functools.cache
 def truth(split: Split) -> dict[str, Any]:
   """What a split is scored against, read once.
 
   Returns:
     `clip_id`, a list of N names; `coarse`, int8 `[N, C]`; and for data with
     two levels `fine`, int8 `[N, 29]`, in the order of
-    `taxonomy.FINE_COLUMNS`, X included.
+    `taxonomy.FINE_COLUMNS`, X included. Of a split without labels `coarse` is
+    what `Split.agreed` holds, -1 where that is not set.
   """
   examples = [_read(split, k) for k in range(len(split))]
   result: dict[str, Any] = {
     'clip_id': [_text(example['clip_id']) for example in examples],
     'coarse': np.stack([example['coarse'] for example in examples]),
   }
+  if split.agreed is not None:
+    result['coarse'] = split.agreed
   if 'fine' in examples[0]:
     columns = np.zeros((len(examples), len(taxonomy.FINE_COLUMNS)), np.int8)
     unknown = taxonomy.IS_UNKNOWN

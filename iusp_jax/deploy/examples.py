@@ -117,6 +117,9 @@ def _dataset(loaded) -> tuple[datasets.Dataset | None, str]:
       f'{dataset.name} is not what the model was trained on: found '
       f'{dataset.fingerprint()}, expected {trained_on}'
     )
+  if without := datasets.without_labels(dataset):
+    what = ' and '.join(without)
+    return None, f'{dataset.name} has no labels in {what} to score by'
   return dataset, ''
 
 

@@ -248,6 +248,55 @@ def check_batches(
   _check_batches(config, len(dataset.splits['train']), distils)
 
 
+def check_labels(config: Mapping[str, Any], dataset: datasets.Dataset) -> None:
+  """Whether a run can do without the labels that a data set does not have.
+
+  Args:
+    config: plain, of a run.
+    dataset: of the student.
+
+  Raises:
+    ValueError: naming the splits and the field.
+  """
+  without = datasets.without_labels(dataset)
+  if not without:
+    return
+  place = f'{dataset.name} has no labels in {" and ".join(without)}'
+  named = teacher.source(config)
+  if not named:
+    raise ValueError(
+      f'{place}, and a teacher would be trained on them: expected one that is '
+      'named in config.teacher.pretrained, outputs, onnx or checkpoint'
+    )
+  if named == 'pretrained' and config['teacher']['head'] == 'probe':
+    raise ValueError(
+      f"{place}, and config.teacher.head is 'probe', which is trained on them: "
+      "expected 'zero_shot'"
+    )
+  for field, legal in (('fit', 'student'), ('train_baseline', False)):
+    if config[field] != legal:
+      raise ValueError(
+        f'{place}, and config.{field} is {config[field]!r}: expected {legal!r}'
+      )
+  objective = terms.Objective.from_config(config['objective'])
+  if not objective.terms:
+    raise ValueError(
+      f'{place}, and the student has no term of the teacher: expected some, '
+      'such as those of configs/kd.py'
+    )
+  if 'train' not in without:
+    return
+  if not any(
+    'logits' in target
+    for name in objective.terms
+    for target in terms.TERMS[name].targets
+  ):
+    raise ValueError(
+      f'{place}, and nothing trains the tags of the student, with the terms '
+      f'{", ".join(objective.terms)} alone: add config.objective.kd_weight'
+    )
+
+
 def _check_batches(config, num_clips: int, distils: bool) -> None:
   clips = {'student': num_clips} if config['fit'] == 'student' else {}
   if not teacher.source(config):

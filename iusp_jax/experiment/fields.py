@@ -262,6 +262,7 @@ RANGES: dict[str, Range] = {
   'dataset.builder.split_by': Choice(tuple(recordings.SPLIT_BY)),
   'dataset.builder.clip_seconds': Number(*clip_format.SECONDS, 's'),
   'dataset.builder.sample_rate': _RATE,
+  'dataset.builder.tags': Several(_NAME),
   'dataset.builder.on_bad_recording': Choice(('stop', 'skip')),
   **_recipe('student'),
   **{f'objective.{name}': found for name, found in _objective().items()},

@@ -257,6 +257,11 @@ def check_dataset(config: Mapping[str, Any], dataset: datasets.Dataset) -> None:
         f'{", ".join(dataset.splits)}): a table is scored on test, at the '
         'epoch that is best on validate'
       )
+  if without := datasets.without_labels(dataset):
+    raise ValueError(
+      f'{dataset.name} has no labels in {" and ".join(without)}: a table and '
+      'tuning compare scores by labels; expected --mode=train'
+    )
   check.check_batches(config, dataset, distils=True)
 
 

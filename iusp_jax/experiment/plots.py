@@ -116,7 +116,7 @@ def draw_tags(dataset, record, workdir) -> None:
   for name, title in titles(record).items():
     if split not in record[name]['best']:  # Of a teacher from elsewhere.
       continue
-    scores = record[name]['best'][split]['coarse']
+    scores = record[name]['best'][split][evaluate.level_of(dataset, split)]
     by_model[title] = {
       tag: None if k in scores['undefined'] else value
       for k, (tag, value) in enumerate(

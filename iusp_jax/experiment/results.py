@@ -82,6 +82,15 @@ def scored_splits(dataset: datasets.Dataset) -> list[str]:
   return [name for name in ('validate', 'test') if name in dataset.splits]
 
 
+def _labelled_splits(dataset: datasets.Dataset) -> list[str]:
+  """Those that are scored against labels, not against the teacher's tags."""
+  return [
+    name
+    for name in scored_splits(dataset)
+    if dataset.splits[name].agreed is None
+  ]
+
+
 def write(
   setup: Setup,
   members: Sequence[engine.Member],
@@ -151,7 +160,7 @@ def _write_calibration(dataset, scores, workdir) -> None:
   the order of scores across tags.
   """
   split = 'validate'
-  if split not in scores:
+  if split not in _labelled_splits(dataset):
     return
   labels = datasets.labels(dataset.splits[split])
   found = calibration.fit(scores[split], *labels, dataset.tags, split)
@@ -214,6 +223,13 @@ def _record(setup, member, run, scores) -> dict[str, Any]:
   record['student'] = describe(
     member.job.student(), member.best, dataset, scores, bootstrap
   )
+  losses = {
+    int(row['step']): row[evaluate.DISTILLATION]
+    for row in member.rows
+    if evaluate.DISTILLATION in row
+  }
+  if losses:  # Where validate has no labels.
+    record['distillation_loss'] = losses[member.best_step]
   record['resampled'] = _resampled(dataset, scores['best'], bootstrap)
   return record
 
@@ -258,6 +274,7 @@ def _score(dataset, scores, bootstrap: int) -> dict[str, Any]:
       datasets.truth(dataset.splits[split]),
       scores_NC,
       bootstrap=bootstrap,
+      by_teacher=dataset.splits[split].agreed is not None,
     )
     for split, scores_NC in scores.items()
   }
@@ -281,7 +298,7 @@ def measure_trained(
   scores = {
     which: {
       split: predict(setup, found.model, own, split)
-      for split in scored_splits(setup.dataset)
+      for split in _labelled_splits(setup.dataset)
     }
     for which, own in variables.items()
   }
@@ -311,7 +328,7 @@ def _measure_foreign(setup, found: foreign_outputs.Foreign, bootstrap):
     split: evaluate.probabilities(
       np.asarray(setup.outputs(split, ['logits'])['logits'])
     )
-    for split in splits
+    for split in _labelled_splits(setup.dataset)
     if split not in withheld
   }
   for split, reason in withheld.items():
@@ -409,7 +426,7 @@ def _frame_distance(
 
 def _resampled(dataset, scores, bootstrap: int) -> list[float]:
   """Micro-AUPRC on resamples of the test clips; empty without bootstrap."""
-  if not bootstrap or 'test' not in scores:
+  if not bootstrap or 'test' not in _labelled_splits(dataset):
     return []
   drawn = metrics.resample(
     datasets.truth(dataset.splits['test'])['coarse'],

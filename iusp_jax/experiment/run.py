@@ -82,6 +82,7 @@ def _run(config, workdir, started, continue_anyway) -> dict[str, Any]:
   alone = config['fit'] == 'teacher'
   setup = Setup(config)
   check.check_batches(config, setup.dataset, bool(objective.terms))
+  check.check_labels(config, setup.dataset)
   others = named_runs(config, setup.dataset)
   keep_config(config, workdir)
   environment.record(workdir, continue_anyway)
@@ -156,7 +157,8 @@ def _log_weak_teacher(record: Mapping[str, Any]) -> None:
   found = [
     record[of]['best'][name]['coarse'][metric]
     for of in ('teacher', 'student')
-    if name in record.get(of, {}).get('best', {})  # Outputs may lack a split.
+    # Outputs may lack a split, and a split labels.
+    if 'coarse' in record.get(of, {}).get('best', {}).get(name, {})
   ]
   if len(found) == 2 and any(record.get('weights', {}).values()):
     weak, own = found
@@ -324,4 +326,5 @@ def log_results(record: Mapping[str, Any], workdir: pathlib.Path) -> None:
     logs.log(formatting.comparison(scores, record['difference'], table))
   logs.log(f'Results: {workdir}/results.json')
   for name in plots.NAMES:
-    logs.log(f'Plot: {workdir}/{name}')
+    if (workdir / name).exists():  # Not of what could not be measured.
+      logs.log(f'Plot: {workdir}/{name}')

@@ -1,5 +1,6 @@
 """What runs on the same data share: data set, teacher, outputs, features."""
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from iusp_jax.objectives import alignment, targets, terms
 from iusp_jax.runtime import files, logs
 from iusp_jax.training import engine, step
 from iusp_jax.training.recipe import Recipe
+from tfds_dcase import tag_counts
 
 
 def load_dataset(settings: Mapping[str, Any]) -> datasets.Dataset:
@@ -108,7 +110,53 @@ class Setup:
     self.teacher = get(self._config, self.dataset)
     if self.foreign:
       _log_foreign(self.foreign, self.dataset)
+    self._agree()
     return self.teacher
+
+  def _agree(self) -> None:
+    """Takes the teacher's tags to score splits without labels against.
+
+    Raises:
+      ValueError: where the teacher does not give them.
+    """
+    without = datasets.without_labels(self.dataset)
+    splits = dict(self.dataset.splits)
+    for name in without:
+      if name != 'train':
+        splits[name] = dataclasses.replace(
+          splits[name], agreed=self._teacher_tags(name)
+        )
+    if splits != self.dataset.splits:
+      self.dataset = dataclasses.replace(self.dataset, splits=splits)
+      self.features = feeds.Features(self.dataset)
+
+  def _teacher_tags(self, split: str) -> np.ndarray:
+    """Where its probability is at least .5: int8 `[N, C]`."""
+    place = f'{self.dataset.name} has no labels in {split}'
+    if self.teacher is None:
+      raise ValueError(f'{place}, and there is no teacher to agree with')
+    if files.is_remote(self.cache_dir):
+      raise ValueError(
+        f"{place}, and the teacher's tags are kept in config.cache_dir, "
+        f'{self.cache_dir}: expected a folder of a file system'
+      )
+    if self.foreign and (reason := self.foreign.scores(split)):
+      raise ValueError(f'{place}, and of the teacher, {reason}')
+    logits_NC = np.asarray(self.outputs(split, ['logits'])['logits'])
+    tags_NC = (logits_NC >= 0).astype(np.int8)
+    counts = tag_counts.count(tags_NC, [split] * len(tags_NC))
+    logs.log(
+      f'{split} has no labels: students are scored by their agreement with the '
+      "teacher's tags, of a probability of .5 and more; "
+      f'{tag_counts.line(self.dataset.tags, counts)}'
+    )
+    if not tags_NC.any():
+      raise ValueError(
+        f'{place}, and the teacher finds no tag there with a probability of .5 '
+        'or more: there is nothing to agree with; expected other tags (see '
+        'config.teacher.tag_map), another teacher or labels'
+      )
+    return tags_NC
 
   def job(
     self, name: str, recipe: Recipe, objective: terms.Objective, seed: int
@@ -241,7 +289,18 @@ class Setup:
       assert isinstance(self.teacher, trained.Trained)
       fits = self.fits(job.objective.targets)
       of_teacher = {'variables': self.teacher.variables, 'fits': fits}
-    return self.features.feed(job, outputs, of_teacher)
+    feed = self.features.feed(job, outputs, of_teacher)
+    if self.dataset.splits['validate'].agreed is None:
+      return feed
+    names = [
+      target
+      for name in step.measurable(job.objective)
+      for target in terms.TERMS[name].targets
+    ]
+    found = self.outputs('validate', list(dict.fromkeys(names)))
+    found = {sources.TARGET + name: x for name, x in found.items()}
+    clips = self.features.clips(job.recipe.frontend, 'validate', found)
+    return dataclasses.replace(feed, distilled=clips)
 
 
 def _log_foreign(

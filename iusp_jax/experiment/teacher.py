@@ -401,7 +401,7 @@ def _join(config, of, dataset, workdir) -> None:
       which: _together([trained.load(m, which).variables for m in members])
       for which in trained.CHECKPOINTS
     }
-    steps = dict.fromkeys(trained.CHECKPOINTS, 0)
+    steps: dict[str, int] = dict.fromkeys(trained.CHECKPOINTS, 0)
     trained.save(workdir, of, variables, steps)
     _finish(workdir, spent())
 

@@ -8,7 +8,7 @@ distilled from like any one teacher. It has no inner layers that have a name,
 and is not trained: its members are.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -37,15 +37,21 @@ class Ensemble(nn.Module):
   def __call__(self, mel_BTF, train: bool = False, keys_B=None):
     """Tags log-mel spectrograms [B, T, F]."""
     del train, keys_B
-    fields = {} if self.lowering == 'auto' else {'lowering': self.lowering}
+    fields: dict[str, Any] = {}
+    if self.lowering != 'auto':
+      fields['lowering'] = self.lowering
     outputs = [
       self.member.clone(parent=self, name=f'member_{k}', **fields)(mel_BTF)
       for k in range(self.size)
     ]
+
+    def mean(arrays):
+      return jnp.mean(jnp.stack(arrays), axis=0)
+
     return TaggerOutput(
-      logits_BC=sum(x.logits_BC for x in outputs) / self.size,
+      logits_BC=mean([x.logits_BC for x in outputs]),
       frames_BTD=jnp.concatenate([_scaled(x.frames_BTD) for x in outputs], 2),
-      frame_logits_BTC=sum(x.frame_logits_BTC for x in outputs) / self.size,
+      frame_logits_BTC=mean([x.frame_logits_BTC for x in outputs]),
     )
 
 

@@ -20,6 +20,7 @@ _CURVES = {
   'tagging': '#56B4E9',
   **{name: term.colour for name, term in TERMS.items()},
   'gradient_norm': figures.GREY,
+  'validate/distillation_loss': '#000000',  # Where there are no labels.
 }
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 _COLOURS = (
@@ -46,9 +47,11 @@ def plot_learning_curves(
     ValueError: where no row holds a number that is drawn.
   """
   names = [
-    f'validate/{v}_{n}' for v in ('coarse', 'fine') for n in formatting.SCORES
+    f'validate/{v}_{n}'
+    for v in ('coarse', 'fine', 'agreement')
+    for n in formatting.SCORES
   ]
-  terms = {n: _series(rows, f'train/{n}') for n in _CURVES}
+  terms = {n: _series(rows, n if '/' in n else f'train/{n}') for n in _CURVES}
   scores = {n: _series(rows, n) for n in dict.fromkeys([best_by, *names])}
   terms, scores = (
     {n: series for n, series in group.items() if len(series[0])}

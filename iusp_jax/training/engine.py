@@ -31,7 +31,14 @@ from iusp_jax.runtime import (
   processes,
 )
 from iusp_jax.training import accumulate, evaluate, finite, optim, trace
-from iusp_jax.training.step import Job, State, initial_state, make_step
+from iusp_jax.training.step import (
+  Job,
+  State,
+  distillation_of,
+  initial_state,
+  make_step,
+  measurable,
+)
 
 CHUNK_SECONDS = 2.0
 
@@ -75,11 +82,14 @@ class Feed:
       is asked for at a time, and an order of clips.
     validate: clips that the best epoch is chosen by.
     of_teacher: `variables` and `fits` of one that runs in every step, else {}.
+    distilled: validation clips with the teacher's targets, where these stand
+      in for labels that there are not.
   """
 
   source: Callable[[sources.Order, devices.Layout, int], Source]
   validate: evaluate.Clips
   of_teacher: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  distilled: evaluate.Clips | None = None
 
 
 def fit(
@@ -211,6 +221,8 @@ class Group:
     step = self.layout.over_batch(make_step(job, self.plan))
     self.advance = self.layout.map(_make_advance(step), vmap_size)
     self._model = job.student()
+    self._measured = measurable(job.objective) if feed.distilled else ()
+    self._of_output = distillation_of(job)
     self.name = job.name
     if len(jobs) > 1:
       self.name += f' and {len(jobs) - 1} more'
@@ -455,6 +467,7 @@ class Group:
         self.layout,
         between=between,
       )
+      losses_MNK = self._distillation(state, between)
     except preemption.Preempted:
       self._save(self.layout.get(state), validated=False)
       raise
@@ -469,8 +482,29 @@ class Group:
     rows = processes.by_primary(
       lambda: self._score(scores_MNC), interruptible=False
     )
+    for row, job, loss_NK in zip(rows, self.jobs, losses_MNK, strict=True):
+      if row and self._measured:
+        mean_K = loss_NK.mean(axis=0)
+        row[evaluate.DISTILLATION] = sum(
+          float(job.objective.weights[name] * mean)
+          for name, mean in zip(self._measured, mean_K, strict=True)
+        )
     self._keep_best(rows, variables)
     self._save(host_state, validated=True)
+
+  def _distillation(self, state: Any, between) -> np.ndarray:
+    """The terms' losses of validation clips, without weights: `[M, N, K]`."""
+    if not self._measured:
+      return np.zeros((len(self.jobs), 0, 0))
+    assert self._feed.distilled is not None
+    return evaluate.map_clips(
+      self._model,
+      state.variables(),
+      self._feed.distilled,
+      self.layout,
+      self._of_output,
+      between,
+    )
 
   def _keep_best(self, rows: list[dict[str, float]], variables) -> None:
     """Keeps the members' scores, and the variables of those that gained."""
@@ -490,19 +524,31 @@ class Group:
       now = np.mean([row[metric] for row, is_live in scored if is_live])
       kept = zip(self.members, live, strict=True)
       best = np.mean([m.best_score or 0.0 for m, is_live in kept if is_live])
+      losses = [
+        row[evaluate.DISTILLATION]
+        for row in rows
+        if evaluate.DISTILLATION in row
+      ]
+      also = (
+        f', {evaluate.DISTILLATION} {np.mean(losses):.4f}' if losses else ''
+      )
       logs.log(
         f'{self.name}: step {step}/{self.plan.num_steps}, {metric} {now:.4f}, '
-        f'best {best:.4f}'
+        f'best {best:.4f}{also}'
       )
 
   def _score(self, scores_MNC: np.ndarray) -> list[dict[str, float]]:
     """A row of validation scores for every member; {} for a diverged one."""
-    dataset = self.jobs[0].dataset
+    dataset, split = self.jobs[0].dataset, 'validate'
+    by_teacher = dataset.splits[split].agreed is not None
     return [
       {}
       if member.diverged
       else evaluate.scalars(
-        'validate', evaluate.score_split(dataset, self._truth, scores_NC)
+        split,
+        evaluate.score_split(
+          dataset, self._truth, scores_NC, by_teacher=by_teacher
+        ),
       )
       for member, scores_NC in zip(self.members, scores_MNC, strict=True)
     ]

@@ -14,6 +14,10 @@ from iusp_jax.scoring import metrics
 from tfds_dcase import taxonomy
 
 _CLIPS = 64  # Of a device at a time.
+# In place of a level: scores against a teacher's tags, not against labels.
+AGREEMENT = 'agreement'
+# Beside them: the weighted sum of the terms that can be measured.
+DISTILLATION = 'validate/distillation_loss'
 
 
 class Clips:
@@ -157,6 +161,7 @@ def score_split(
   truth: Mapping[str, Any],
   scores_NC: np.ndarray,
   bootstrap: int = 0,
+  by_teacher: bool = False,
 ) -> dict[str, dict[str, Any]]:
   """The official DCASE scores at every level, and the field's own beside them.
 
@@ -165,10 +170,11 @@ def score_split(
     truth: from `data.truth`.
     scores_NC: probabilities from `predict_split`.
     bootstrap: resamples of the clips for 95 % intervals; 0 for none.
+    by_teacher: whether the truth is `Split.agreed`, a teacher's tags.
 
   Returns:
     By level, what `metrics.score` gives, and for the coarse level `map` and
-    `lwlrap`.
+    `lwlrap`; all of it under `AGREEMENT` where a teacher's tags are the truth.
   """
   result = {}
   for level, scores in by_level(dataset, scores_NC).items():
@@ -180,7 +186,13 @@ def score_split(
     truth['coarse'], coarse
   )
   result['coarse']['lwlrap'] = metrics.lwlrap(truth['coarse'], coarse)
-  return result
+  return {AGREEMENT: result['coarse']} if by_teacher else result
+
+
+def level_of(dataset: datasets.Dataset, split: str) -> str:
+  """What the scores of a split by coarse tags are called."""
+  by_teacher = dataset.splits[split].agreed is not None
+  return AGREEMENT if by_teacher else 'coarse'
 
 
 def scalars(
@@ -197,5 +209,7 @@ def scalars(
 
 def selection_metric(dataset: datasets.Dataset) -> str:
   """The metric by which the best epoch is chosen."""
-  level = 'fine' if dataset.level == 'fine' else 'coarse'
+  level = level_of(dataset, 'validate')
+  if dataset.level == 'fine':
+    level = 'fine'
   return f'validate/{level}_micro_auprc'

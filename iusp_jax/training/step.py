@@ -167,6 +167,37 @@ def inputs_of(
   )
 
 
+def measurable(objective: terms.Objective) -> tuple[str, ...]:
+  """The terms whose loss of a clip depends on that clip alone.
+
+  And on no parameters of their own, and no inner layers: those that can be
+  measured on clips that nobody trains on.
+  """
+  found = {name: terms.TERMS[name] for name in objective.terms}
+  return tuple(
+    name
+    for name, term in found.items()
+    if not (term.compares_clips or term.init or term.layers)
+    and not targets.fitted(term.targets)
+  )
+
+
+def distillation_of(job: Job) -> Callable:
+  """For `evaluate.map_clips`: the loss of each of `measurable`, `[B, K]`."""
+  names = measurable(job.objective)
+
+  def of_output(output, batch):
+    labels = jnp.zeros_like(output.logits_BC)  # Their terms are left out.
+    batch = {**batch, 'tags': labels, 'mask': labels}
+    values = [
+      terms.TERMS[name].per_clip(term_inputs(job, name, output, batch))
+      for name in names
+    ]
+    return jnp.stack(values, axis=1)
+
+  return of_output
+
+
 def make_step(job: Job, plan: optim.Plan) -> Callable:
   """The pure train step, to be mapped by `devices.Layout`.
 

@@ -19,6 +19,7 @@ from tfds_dcase import (
   notes,
 )
 from tfds_dcase.folder import labels as labels_lib
+from tfds_dcase.folder import tag_cells
 from tfds_dcase.urban_scenes import recordings, settings
 
 _DESCRIPTION = """\
@@ -67,7 +68,8 @@ class Folder(builder.BaseBuilder):
     audio: int16 [S], by default 10 s at 16 kHz, cut or padded with zeros.
     num_samples: int32 [], samples of real sound before the padding.
     clip_id: text (bytes when read), the path in labels.csv.
-    coarse: int8 [C], 0/1; names in `info.metadata['coarse']`.
+    coarse: int8 [C], 0/1, -1 where it is unknown; names in
+      `info.metadata['coarse']`.
   """
 
   # TFDS finds this path itself only where importlib_resources is installed,
@@ -217,20 +219,28 @@ def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
     ValueError: for an unknown setting, a faulty labels.csv, or rows without
       their file (with on_bad_recording='stop').
   """
-  names = ['on_bad_recording', 'clip_seconds', 'sample_rate']
+  names = ['on_bad_recording', 'clip_seconds', 'sample_rate', 'tags']
   settings.check_names(given, names, 'folder')
   own = dict(given)
   on_bad = own.pop('on_bad_recording', 'stop')
   audio.check_on_bad_recording(on_bad)
+  tags = _check_tags(own.pop('tags', ()))
   form = clip_format.ClipFormat(**own)
   what = f'recordings and a {labels_lib.FILE_NAME}'
   folder = recordings.check_folder(manual_dir, what)
-  labels = labels_lib.read(folder)
+  if tags and not (folder / labels_lib.FILE_NAME).is_file():
+    found = recordings.find_sound_files(folder)
+    labels = labels_lib.without_any(sorted(found), tags)
+  else:
+    labels = labels_lib.read(folder, tags)
   # Pipes, devices and links that lead nowhere are there: they are bad
   # recordings, not missing ones.
   exists = [f for f in labels.files if os.path.lexists(folder / f)]
   found = sorted({*recordings.find_sound_files(folder), *exists})
   missing, unlabelled = labels_lib.match(labels, found)
+  if tags:
+    labels = labels_lib.with_unlabelled(labels, unlabelled)
+    unlabelled = []
   lines = _unmatched_lines(
     labels_lib.unmatched(missing, unlabelled, folder), folder, data_dir
   )
@@ -260,6 +270,24 @@ def make_config(manual_dir, data_dir=None, **given) -> FolderConfig:
     on_bad_recording=on_bad,
     form=form,
   )
+
+
+def _check_tags(tags) -> tuple[str, ...]:
+  """The names of the tags, where they are given beforehand.
+
+  Raises:
+    ValueError: for what is no list of different names.
+  """
+  if isinstance(tags, str) or not all(isinstance(t, str) for t in tags):
+    raise ValueError(f'tags={tags!r}: must be a list of names')
+  names = tuple(tag_cells.clean(tag) for tag in tags)
+  reserved = {'file', 'split', 'tags', labels_lib.LABELLED, ''} & {*names}
+  if reserved or len(set(names)) < len(names):
+    raise ValueError(
+      f'tags={list(names)!r}: must be different names, none of them file, '
+      f'split, tags or {labels_lib.LABELLED}'
+    )
+  return names
 
 
 def _content(labels, folder) -> dict[str, str]:
@@ -328,7 +356,8 @@ def make_builder(
     manual_dir: folder of recordings with a `labels.csv`.
     workers: threads that decode; the result does not depend on it.
     **given: `on_bad_recording='stop'` (default) or 'skip'; the fields of
-      `clip_format.ClipFormat`.
+      `clip_format.ClipFormat`; `tags`, a list of names, for recordings without
+      labels.
 
   Returns:
     A builder; call `download_and_prepare()`, then `as_data_source()`.

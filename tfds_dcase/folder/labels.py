@@ -1,8 +1,13 @@
-"""Reads `labels.csv`: which recordings, in which split, with which tags."""
+"""Reads `labels.csv`: which recordings, in which split, with which tags.
+
+Where the names of the tags are given beforehand, recordings may be without
+labels: their tags are unknown, -1, which is not absent, 0.
+"""
 
 import collections
 import dataclasses
 import difflib
+import hashlib
 import io
 import pathlib
 import re
@@ -15,6 +20,8 @@ from tfds_dcase.folder import file_hints, tag_cells
 
 SPLITS = ('train', 'validate', 'test')
 FILE_NAME = known_layouts.FILE_NAME
+LABELLED = 'labelled'  # A column: whether the tags of a row are known.
+UNKNOWN = -1
 EXAMPLE = """\
 file,split,dog,siren
 street/0001.wav,train,1,1
@@ -40,7 +47,7 @@ class Labels:
     tags: names, in column order, or sorted where one column has them.
     files: relative paths with '/', in file order.
     splits: of each file.
-    tags_NC: 0/1. [N, C] int8
+    tags_NC: 0/1, -1 where it is unknown. [N, C] int8
     notes: assumptions that were made in reading it, a line each.
   """
 
@@ -51,8 +58,13 @@ class Labels:
   notes: tuple[str, ...] = ()
 
 
-def read(manual_dir) -> Labels:
+def read(manual_dir, tags: Sequence[str] = ()) -> Labels:
   """Parses and checks `labels.csv` in a folder; looks at no recording.
+
+  Args:
+    manual_dir: the folder.
+    tags: names and order of the tags; where there are any, a column that is
+      missing, and a row whose column `labelled` is 0, is unknown.
 
   Returns:
     Labels with every split in use, no file twice, and positives in train and
@@ -69,18 +81,91 @@ def read(manual_dir) -> Labels:
       if advice
       else f'{path}: no such file; it should hold\n{EXAMPLE}'
     )
-  rows, columns = _rows(path)
-  names = [c for c in columns if c not in ('file', 'split')]
-  read_tags = _one_column if names == ['tags'] else _column_per_tag
-  tags, values, notes = read_tags(path, rows, names)
+  rows, columns = _rows(path, bool(tags))
+  others = ('file', 'split', *([LABELLED] if tags else []))
+  names = [c for c in columns if c not in others]
+  if tags:
+    found = _partly_labelled(path, rows, names, tags)
+  elif names == ['tags']:
+    found = _one_column(path, rows, names)
+  else:
+    found = _column_per_tag(path, rows, names)
+  found_tags, values, notes = found
   files = tuple(_file(path, n, row['file']) for n, row in rows)
   splits = tuple(_split(path, n, row['split']) for n, row in rows)
   _check_unique(path, [n for n, _ in rows], files)
   labels = Labels(
-    tuple(tags), files, splits, np.array(values, np.int8), tuple(notes)
+    tuple(found_tags), files, splits, np.array(values, np.int8), tuple(notes)
   )
   _check_splits(path, labels)
   return labels
+
+
+def without_any(files: Sequence[str], tags: Sequence[str]) -> Labels:
+  """Labels of a folder without labels.csv: all unknown.
+
+  A hash of its name puts a tenth of the files in validate, one in test.
+  """
+  splits = []
+  for file in files:
+    number = int(hashlib.sha256(file.encode()).hexdigest()[:8], 16) % 10
+    splits.append({0: 'validate', 1: 'test'}.get(number, 'train'))
+  unknown_NC = np.full((len(files), len(tags)), UNKNOWN, np.int8)
+  return Labels(tuple(tags), tuple(files), tuple(splits), unknown_NC)
+
+
+def with_unlabelled(labels: Labels, files: Sequence[str]) -> Labels:
+  """The labels, with recordings that have no row as training clips."""
+  more_NC = np.full((len(files), len(labels.tags)), UNKNOWN, np.int8)
+  return dataclasses.replace(
+    labels,
+    files=(*labels.files, *files),
+    splits=(*labels.splits, *['train'] * len(files)),
+    tags_NC=np.concatenate([labels.tags_NC, more_NC]),
+  )
+
+
+def is_labelled(labels: Labels) -> np.ndarray:
+  """Whether anything is known of each clip: bool [N]."""
+  return (labels.tags_NC != UNKNOWN).any(axis=1)
+
+
+def _partly_labelled(path, rows, names, tags):
+  """`tags`, their 0, 1 or unknown by row, and notes."""
+  known = [
+    LABELLED not in row or _zero_or_one(path, n, LABELLED, row[LABELLED], False)
+    for n, row in rows
+  ]
+  kept = [each for each, is_known in zip(rows, known, strict=True) if is_known]
+  found, values, notes = [], [], []
+  if names == ['tags']:
+    sets = [_tag_set(path, n, row['tags']) for n, row in kept]
+    found = list(tags)
+    values = [[int(t in tag_set) for t in tags] for tag_set in sets]
+    used = sorted(set().union(*sets))
+  elif names:
+    found, values, notes = _column_per_tag(path, kept, names)
+    used = found
+  elif any(LABELLED in row for _, row in kept):
+    raise ValueError(
+      f'{path} line {kept[0][0]}: {LABELLED} is 1, but there is no column of a '
+      f'tag: add those of {", ".join(tags)}, or one called tags'
+    )
+  else:  # Nothing is known of any row.
+    used, known = [], [False] * len(rows)
+  for tag in used:
+    if tag not in tags:
+      near = difflib.get_close_matches(tag, tags, n=1)
+      hint = f'; did you mean {near[0]!r}?' if near else ''
+      raise ValueError(
+        f'{path}: the tag {tag!r} is not in dataset.builder.tags, '
+        f'{", ".join(tags)}{hint}'
+      )
+  result = np.full((len(rows), len(tags)), UNKNOWN, np.int8)
+  place = np.array([list(tags).index(tag) for tag in found], int)
+  if values:
+    result[np.ix_(np.flatnonzero(known), place)] = values
+  return tags, result, notes
 
 
 def _one_column(path, rows, names):
@@ -118,7 +203,9 @@ def _column_per_tag(path, rows, names):
   return [tag_cells.clean(name) for name in names], values, []
 
 
-def _rows(path) -> tuple[list[tuple[int, dict]], list[str]]:
+def _rows(
+  path, may_lack_tags: bool = False
+) -> tuple[list[tuple[int, dict]], list[str]]:
   """(line number, row) pairs without blank rows, and the column names."""
   try:
     text = path.read_text(encoding='utf-8-sig')
@@ -127,7 +214,7 @@ def _rows(path) -> tuple[list[tuple[int, dict]], list[str]]:
   separator = _separator(text, path)
   reader = csv_rows.rows(io.StringIO(text, newline=''), path, separator)
   columns = [c.strip() for c in next(reader, (1, []))[1]]
-  _check_columns(path, columns)
+  _check_columns(path, columns, may_lack_tags)
   rows = []
   for line, cells in reader:
     if not any(cell.strip() for cell in cells):
@@ -160,7 +247,7 @@ def _separator(text: str, path) -> str:
   return max(separators, key=re.split('[\r\n]', text, maxsplit=1)[0].count)
 
 
-def _check_columns(path, columns: list[str]) -> None:
+def _check_columns(path, columns: list[str], may_lack_tags: bool) -> None:
   for name in ('file', 'split'):
     if name not in columns:
       near = difflib.get_close_matches(name, columns, n=1)
@@ -177,9 +264,10 @@ def _check_columns(path, columns: list[str]) -> None:
     )
   if any(re.fullmatch(r'Unnamed: \d+', name) for name in names):
     raise ValueError(f'{path}: columns {columns}{_INDEX_HINT}')
-  if len(columns) == 2:
+  if len(columns) == 2 and not may_lack_tags:
     raise ValueError(f'{path}: no tag column; it should hold\n{EXAMPLE}')
-  if 'tags' in columns and len(columns) > 3:
+  most = 3 + (may_lack_tags and LABELLED in columns)
+  if 'tags' in columns and len(columns) > most:
     raise ValueError(
       f"{path}: has a column 'tags' and others beside it, {columns}; keep "
       'either that one or one column a tag'
@@ -243,12 +331,22 @@ def _check_splits(path, labels: Labels) -> None:
     raise ValueError(
       f'{path}: no rows for {" and ".join(unused)}; each of {SPLITS} needs some'
     )
+  labelled_N = is_labelled(labels)
+  split_N = np.array(labels.splits)
+  for split in ('validate', 'test'):
+    own_N = labelled_N[split_N == split]
+    if own_N.any() and not own_N.all():
+      raise ValueError(
+        f'{path}: {split} has {own_N.sum()} rows with labels and '
+        f'{(~own_N).sum()} without: expected labels for all of them, to score '
+        'by, or for none; move those without to train'
+      )
   count = tag_counts.count(labels.tags_NC, labels.splits)
   for split, purpose in (
     ('train', 'there is nothing to learn'),
     ('validate', 'the best checkpoint cannot be chosen'),
   ):
-    if not count[split].any():
+    if not count[split].any() and labelled_N[split_N == split].all():
       raise ValueError(
         f'{path}: no row of {split} has any of the {len(labels.tags)} tags: '
         f'{purpose}. Add rows with tags to {split}'
@@ -309,10 +407,14 @@ def report(labels: Labels) -> tuple[str, list[str]]:
   """The line of positives by tag and split, and warnings about them."""
   count = tag_counts.count(labels.tags_NC, labels.splits)
   count = {split: count[split] for split in SPLITS}
-  return (
-    tag_counts.line(labels.tags, count),
-    [*labels.notes, *tag_counts.warnings(labels.tags, count)],
-  )
+  line, notes = tag_counts.line(labels.tags, count), list(labels.notes)
+  labelled_N, split_N = is_labelled(labels), np.array(labels.splits)
+  if not labelled_N.all():
+    without = [f'{(~labelled_N[split_N == s]).sum()} {s}' for s in SPLITS]
+    line = f'without labels: {", ".join(without)}; {line}'
+  # Of a split without labels nothing is known to be absent.
+  of = {s: n for s, n in count.items() if labelled_N[split_N == s].all()}
+  return line, [*notes, *tag_counts.warnings(labels.tags, of)]
 
 
 def without(labels: Labels, files: Sequence[str]) -> Labels:
