@@ -27,7 +27,7 @@ NOT_YET = (
   "beside this program's orbax-checkpoint"
 )
 INT8 = {
-  'int8': ('QInt8', 'QInt8'),
+  'int8': ('QUInt8', 'QInt8'),
   'int8 weights, int16 activations': ('QInt16', 'QInt8'),
 }  # Activations and weights.
 _OPSET = 21  # The first with 16-bit quantisation.
