@@ -138,6 +138,10 @@ def draw(rows: list[dict], path: str) -> None:
           xytext=(3, 3), textcoords='offset points',
         )  # fmt: skip
     axes.set_xscale('log')
+    ticks = [10, 20, 50, 100, 200, 500, 1000]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(10, 1000)
     axes.set_xlabel('kB (log-mel in)')
     axes.set_ylabel('test micro-AUPRC')
     axes.legend(frameon=False)
