@@ -29,8 +29,13 @@ MODES = (
   'write_clips',
   'tag',
   'export',
+  'serve',
 )
-_WITH_NAMES = ('report', 'tag')  # Modes with file names after the flags.
+_WITH_NAMES = (
+  'report',
+  'tag',
+  'serve',
+)  # Modes with file names after the flags.
 
 CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file of configs/, with arguments after a colon.'
@@ -62,7 +67,7 @@ OUTPUT = flags.DEFINE_string(
   'write_clips: a folder.',
 )
 CHECKPOINT = flags.DEFINE_string(
-  'checkpoint', '', 'tag, export: the workdir of a finished run.'
+  'checkpoint', '', 'tag, export, serve: the workdir of a finished run.'
 )
 SCORE = (
   flags.DEFINE_string('predictions', '', 'score: a CSV file.'),
@@ -96,6 +101,11 @@ EXPORT = (
   flags.DEFINE_float(
     'max_int8_loss', 0.01, 'export: of micro-AUPRC on validate.'
   ),
+)
+SERVE = (
+  CHECKPOINT,
+  flags.DEFINE_string('host', '127.0.0.1', 'serve: the address to listen at.'),
+  flags.DEFINE_integer('port', 8000, 'serve: the port; 0: any that is free.'),
 )
 TEACHER_SCENES = flags.DEFINE_bool(
   'teacher_scenes',
@@ -142,7 +152,7 @@ def main(argv) -> None:
     if MODE.value in ('score', 'report'):
       _report(argv)
       return
-    if MODE.value in ('tag', 'export'):
+    if MODE.value in ('tag', 'export', 'serve'):
       _deploy(argv)
       return
     preemption.listen()
@@ -181,11 +191,14 @@ def _report(argv) -> None:
 
 def _deploy(argv) -> None:
   """The modes that use a trained model."""
-  from iusp_jax.deploy import export, tag_files
+  from iusp_jax.deploy import export, page, tag_files
 
   try:
     if MODE.value == 'export':
       export.run(**values(EXPORT))
+      return
+    if MODE.value == 'serve':
+      page.run(names=argv[1:], **values(SERVE))
       return
     if tag_files.run(names=argv[1:], **values(TAG)):
       sys.exit(1)

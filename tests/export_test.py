@@ -252,11 +252,11 @@ def test_int8_is_the_first_kind_that_loses_little(
   monkeypatch.setattr(examples, 'find', lambda *_: found)
   export.run(str(workdir), str(tmp_path / 'out'))
   card = (tmp_path / 'out' / 'README.md').read_text()
-  written = 'tagger_log_mel_int8.tflite' in names(tmp_path / 'out')
-  assert written == (min(losses) == 0.0)
+  is_written = 'tagger_log_mel_int8.tflite' in names(tmp_path / 'out')
+  assert is_written == (min(losses) == 0.0)
   assert not left
-  if not written:
-    assert 'int8 weights 0.5000' in card
+  if not is_written:
+    assert 'int8 weights lost 0.5000' in card
     assert '--max_int8_loss=0.01' in card
     return
   kind = list(litert.INT8)[len(losses) - 1]
@@ -266,6 +266,27 @@ def test_int8_is_the_first_kind_that_loses_little(
   assert ('int8 lost 0.5000' in record['note']) == (len(losses) == 2)
   assert record['micro_auprc'] == 0.5
   assert '.500 [.400, .600]' in card
+
+
+@pytest.mark.skipif(not HAS_LITERT, reason=litert.why_missing() or 'there')
+def test_a_kind_of_int8_that_cannot_be_made_is_passed_over(
+  with_data, tmp_path, monkeypatch
+):
+  workdir, found = with_data
+  whole = litert.quantize
+
+  def quantize(content, kind, samples):
+    if kind == 'int8':
+      raise ValueError('no scales')
+    return whole(content, kind, samples)
+
+  monkeypatch.setattr(litert, 'quantize', quantize)
+  monkeypatch.setattr(examples, 'find', lambda *_: found)
+  export.run(str(workdir), str(tmp_path / 'out'), max_int8_loss=1.0)
+  records = written(tmp_path / 'out')
+  (record,) = (r for r in records if r['file'].endswith('int8.tflite'))
+  assert record['note'].startswith('int8 weights, int16 activations; loss on')
+  assert 'int8 cannot be made (ValueError: no scales)' in record['note']
 
 
 # Where it is written ---------------------------------------------------------

@@ -1,5 +1,6 @@
 """LiteRT files: conversion, int8, and the error where LiteRT is missing."""
 
+import dataclasses
 import importlib
 
 import jax
@@ -58,6 +59,37 @@ def test_int8_is_near(own, kind):
   found_BC = [interpreter(x=x[None])['probabilities'][0] for x in mel_BTF]
   error = np.abs(found_BC - np.asarray(own.from_log_mel(mel_BTF)))
   assert 0 < error.mean() < 0.1
+
+
+@needs_litert
+def test_int8_covers_the_loudest_sample(own):
+  """Ranges are those of all samples, not of most of them."""
+  mel_BTF = np.asarray(own.log_mel(clips(1)))
+  content = litert.convert(
+    lambda x: {'probabilities': own.from_log_mel(x)}, {'x': mel_BTF}
+  )
+  quiet = {'x': np.full_like(mel_BTF, -4.6)}
+  small = litert.quantize(content, 'int8', [quiet] * 30 + [{'x': mel_BTF}])
+  (found_C,) = litert.Interpreter(small)(x=mel_BTF)['probabilities']
+  np.testing.assert_allclose(found_C, own.from_log_mel(mel_BTF)[0], atol=0.1)
+
+
+@needs_litert
+def test_temperatures_leave_the_last_layer_as_it_is(own):
+  """With a bias of two axes no int8 file could be made."""
+  few = np.array([0.5, 2.0, 1.0, 3.0], np.float32)
+  own = dataclasses.replace(own, temperatures_C=few)
+  mel_BTF = np.asarray(own.log_mel(clips(4)))
+  ready = own.to_convert()
+  wanted_BC = own.from_log_mel(mel_BTF)
+  np.testing.assert_allclose(ready.from_log_mel(mel_BTF), wanted_BC, atol=1e-6)
+  content = litert.convert(
+    lambda x: {'probabilities': ready.from_log_mel(x)}, {'x': mel_BTF[:1]}
+  )
+  small = litert.quantize(content, 'int8', [{'x': x[None]} for x in mel_BTF])
+  run = litert.Interpreter(small)
+  found_BC = np.stack([run(x=x[None])['probabilities'][0] for x in mel_BTF])
+  np.testing.assert_allclose(found_BC, wanted_BC, atol=0.1)
 
 
 def test_missing_packages_are_named(monkeypatch):

@@ -177,6 +177,21 @@ def test_formats_rates_and_channels(
   )
 
 
+@pytest.mark.parametrize('fault', ['one byte', 'header', 'NaN', 'truncated'])
+def test_broken_recordings_are_not_tagged(loaded, tmp_path, fault):
+  path = tmp_path / 'sound.wav'
+  wave_S = sound()
+  if fault == 'NaN':
+    wave_S[999] = np.nan
+  soundfile.write(path, wave_S, 16_000, 'FLOAT')
+  content = path.read_bytes()
+  data = content.index(b'data') + 8
+  kept = {'one byte': 1, 'header': data, 'truncated': len(content) // 2}
+  path.write_bytes(content[: kept.get(fault, len(content))])
+  with pytest.raises(audio.BadRecordingError, match=r'sound\.wav'):
+    loaded.tag(path)
+
+
 def test_silence_is_tagged_with_a_note(loaded):
   found = loaded(np.zeros(40_000, np.float32), 16_000)
   assert 'every sample is silent' in found.notes

@@ -76,7 +76,7 @@ def load(folder: pathlib.Path) -> tuple[tagging.LoadedTagger, float]:
 
 
 def _waveform(given: Artefacts, name: str) -> None:
-  own = given.own.with_lowering('unrolled')
+  own = given.own.to_convert()
   shape = (1, own.num_samples)
   content = onnx_files.convert(onnx_files.from_wave(own), 'waveform', shape)
   session = onnx_files.Session(content)
@@ -94,7 +94,7 @@ def _log_mel(given: Artefacts, name: str) -> None:
 
 
 def _convert_log_mel(given: Artefacts) -> bytes:
-  own = given.own.with_lowering('unrolled')
+  own = given.own.to_convert()
   shape = (1, *own.mel_shape)
   return onnx_files.convert(own.from_log_mel, 'log_mel', shape)
 

@@ -226,7 +226,7 @@ def _stablehlo(given: Artefacts, name: str) -> None:
 
 
 def _litert_waveform(given: Artefacts, name: str) -> None:
-  own = given.own.with_lowering('unrolled')
+  own = given.own.to_convert()
   waves = given.waves_NS
   content = litert.convert(
     lambda waveform: {'probabilities': own.from_wave(waveform)},
@@ -243,7 +243,7 @@ def _litert_waveform(given: Artefacts, name: str) -> None:
 
 
 def _convert_log_mel(given: Artefacts) -> bytes:
-  own = given.own.with_lowering('unrolled')
+  own = given.own.to_convert()
   return litert.convert(
     lambda log_mel: {'probabilities': own.from_log_mel(log_mel)},
     {'log_mel': given.clips.mel_NTF[:1]},

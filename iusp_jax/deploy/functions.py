@@ -51,11 +51,26 @@ class Functions:
       own.metadata['num_samples'],
     )
 
-  def with_lowering(self, lowering: str) -> 'Functions':
-    """The same functions in other operations."""
-    module = self.model.module.clone(lowering=lowering)
+  def to_convert(self) -> 'Functions':
+    """The same functions without loops, and with as little after the model.
+
+    Temperatures go into the last layer where that is linear: as a division of
+    their own, LiteRT's converter gives the layer's bias a second axis, for
+    which int8 has no ranges.
+    """
+    module: Any = self.model.module.clone(lowering='unrolled')
+    model = dataclasses.replace(self.model, module=module)
+    if module.pooling == 'linear_softmax':
+      return dataclasses.replace(self, model=model)
+    flat = {
+      name: array / self.temperatures_C if '/tags/' in name else array
+      for name, array in flatten(self.variables).items()
+    }
     return dataclasses.replace(
-      self, model=dataclasses.replace(self.model, module=module)
+      self,
+      model=model,
+      variables=unflatten(flat),
+      temperatures_C=np.ones_like(self.temperatures_C),
     )
 
   @property
@@ -79,6 +94,8 @@ class Functions:
 
   def probabilities(self, logits) -> jax.Array:
     """Calibrated, of logits [..., C]."""
+    if (self.temperatures_C == 1).all():
+      return jax.nn.sigmoid(logits)
     ones = (1,) * (logits.ndim - 1)
     return jax.nn.sigmoid(logits / self.temperatures_C.reshape(*ones, -1))
 

@@ -103,12 +103,21 @@ def quantize(
   """
   quantizer = _require('ai_edge_quantizer.quantizer')
   recipe = _require('ai_edge_quantizer.recipe')
+  calibrator = _require('ai_edge_quantizer.calibrator')
+  statistics = _require('ai_edge_quantizer.utils.qsv_utils')
   with _quiet():
     own = quantizer.Quantizer(bytearray(content))
     own.load_quantization_recipe(getattr(recipe, INT8[kind])())
     ranges = None
     if INT8[kind].startswith('static'):
-      ranges = own.calibrate({SIGNATURE: [dict(sample) for sample in samples]})
+      # Not `own.calibrate`: it takes moving averages of minima and maxima,
+      # which cut off the loudest clips (.10 of micro-AUPRC for cnn_8).
+      found = calibrator.Calibrator(
+        content, num_threads=1, qsv_update_func=statistics.min_max_update
+      )
+      given = {SIGNATURE: [dict(sample) for sample in samples]}
+      found.calibrate(given, own._recipe_manager)
+      ranges = found.get_model_qsvs()
     return bytes(own.quantize(ranges).quantized_model)
 
 

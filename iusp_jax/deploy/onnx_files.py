@@ -27,7 +27,7 @@ NOT_YET = (
   "beside this program's orbax-checkpoint"
 )
 INT8 = {
-  'int8': ('QInt8', 'QInt8'),
+  'int8': ('QUInt8', 'QInt8'),
   'int8 weights, int16 activations': ('QInt16', 'QInt8'),
 }  # Activations and weights.
 _OPSET = 21  # The first with 16-bit quantisation.
@@ -93,7 +93,7 @@ def quantize(
 
   with tempfile.TemporaryDirectory() as folder:
     place = pathlib.Path(folder)
-    (place / 'float.onnx').write_bytes(content)
+    (place / 'float.onnx').write_bytes(_without_scalar_biases(content))
     # Folds constants, and finds the shapes of what lies between.
     shape_inference.quant_pre_process(
       str(place / 'float.onnx'), str(place / 'folded.onnx')
@@ -102,11 +102,32 @@ def quantize(
       str(place / 'folded.onnx'),
       str(place / 'int8.onnx'),
       Reader(),
+      # Not what is computed number by number: of an LSTM that is written out
+      # it would be ten times as many operations.
+      op_types_to_quantize=['Conv', 'Gemm', 'MatMul'],
       per_channel=True,
       activation_type=activations,
       weight_type=weights,
     )
     return (place / 'int8.onnx').read_bytes()
+
+
+def _without_scalar_biases(content: bytes) -> bytes:
+  """The same file, without the zeros that jax2onnx adds in a `Gemm`.
+
+  onnxruntime's quantisation wants a bias for each channel, or none.
+  """
+  import onnx  # pyright: ignore[reportMissingImports]
+
+  model = onnx.load_from_string(content)
+  constants = {x.name: x for x in model.graph.initializer}
+  for node in model.graph.node:
+    bias = constants.get(node.input[2]) if len(node.input) == 3 else None
+    if node.op_type != 'Gemm' or bias is None or bias.dims:
+      continue
+    if onnx.numpy_helper.to_array(bias) == 0:
+      del node.input[2]
+  return model.SerializeToString()
 
 
 class Session:

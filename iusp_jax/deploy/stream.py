@@ -179,7 +179,7 @@ def to_litert(step: Stream) -> bytes:
   Inputs are `log_mel` and the arrays of the state by name; outputs are
   `probabilities`, `embeddings`, and the next state, `next_<name>` each.
   """
-  step = dataclasses.replace(step, own=step.own.with_lowering('unrolled'))
+  step = dataclasses.replace(step, own=step.own.to_convert())
   bands = step.own.model.frontend.num_mel_bands
   mel_BTF = np.zeros((1, step.mel_frames, bands), np.float32)
 

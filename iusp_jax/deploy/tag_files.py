@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 
@@ -72,7 +73,9 @@ def run(
       try:
         found = loaded.tag(path, start, seconds or None, frames)
         if plot:
-          _plot(loaded, path, found, files.resolve(plot))
+          target = files.resolve(plot) / f'{path.stem}.png'
+          draw(loaded, path, found, path.name, target)
+          logs.log(f'Plot: {target}')
       except audio.BadRecordingError as error:
         problems.append(str(error))
         continue
@@ -181,29 +184,43 @@ def clock(seconds: float) -> str:
   return f'{hours}:{text}' if hours else text.removeprefix('0')
 
 
-def _plot(loaded, path, found: tagging.Tagging, folder) -> None:
-  """The plot of what was tagged, its first minute."""
+def draw(
+  loaded: tagging.LoadedTagger,
+  source,
+  found: tagging.Tagging,
+  title: str,
+  target: pathlib.Path,
+) -> None:
+  """Plots what was tagged, its first minute.
+
+  Args:
+    loaded: the tagger.
+    source: of the recording, a path or bytes.
+    found: what the tagger says of it.
+    title: of the plot.
+    target: the `.png` to write.
+  """
   seconds = min(found.seconds, PLOT_SECONDS)
   own = loaded.tag(
-    path, found.start_seconds, seconds, frames=True, embeddings=True
+    source, found.start_seconds, seconds, frames=True, embeddings=True
   )
   assert own.frames_TC is not None
   assert own.embeddings_TD is not None
-  gram_TT = np.asarray(similarity.frame_similarity(own.embeddings_TD))
-  target = folder / f'{path.stem}.png'
+  gram_TT = np.asarray(
+    similarity.frame_similarity(jnp.asarray(own.embeddings_TD))
+  )
   tag_plot.plot(
     target,
-    title=path.name,
+    title=title,
     names=own.names,
     frames_TC=own.frames_TC,
     thresholds_C=own.thresholds_C,
     probabilities_C=own.probabilities_C,
-    log_mel_TF=loaded.log_mel(path, found.start_seconds, seconds),
+    log_mel_TF=loaded.log_mel(source, found.start_seconds, seconds),
     similarity_TT=gram_TT,
     start_seconds=found.start_seconds,
     seconds=own.seconds,
   )
-  logs.log(f'Plot: {target}')
 
 
 @contextlib.contextmanager
