@@ -11,6 +11,8 @@ students beforehand, with other seeds and without a look at the test split;
 The argument `student=NAME` makes it a table of that student alone.
 """
 
+import os
+
 from ml_collections import ConfigDict
 
 from configs import base
@@ -66,7 +68,7 @@ def get_config(arg: str = ''):
   # Where tuning merges what it finds; '': nowhere but into the workdir.
   config.table.tuned_file = ''
   if not (options['smoke'] or options['demo']) and base.is_checkout():
-    config.table.tuned_file = str(base.TUNED_FILE)
+    config.table.tuned_file = os.path.relpath(base.TUNED_FILE)
   if options['dataset'] == 'urban_scenes/clips':
     config.table.students = ('crnn_32', 'crnn_64', 'cnn_4')
     config.table.seeds = 5

@@ -75,8 +75,9 @@ def run(
 
 def find(checkpoint: str, names: Sequence[str]) -> list[Model]:
   """The taggers to show: a student, its teacher where it is here, others."""
-  found = [Model(f'student: {checkpoint}', tagging.load(checkpoint))]
-  results = pathlib.Path(files.resolve(checkpoint)) / 'results.json'
+  folder = pathlib.Path(files.resolve(checkpoint))
+  found = [Model(f'student: {folder.name}', tagging.load(checkpoint))]
+  results = folder / 'results.json'
   if results.is_file():
     place = files.read_json(results).get('teacher', {}).get('workdir')
     if place and (pathlib.Path(place) / 'model.json').is_file():
