@@ -14,7 +14,7 @@ Arguments follow the file name, separated by commas, in any order:
   student=NAME   one of STUDENTS below
 
 As it stands it is the student without a teacher, whose scores are in
-baseline.py; `--config.objective.<term>_ratio=3` adds a term. The scores of the
+baseline.py; `--config.objective.<term>_ratio=1` adds a term. The scores of the
 teacher are in teacher.py.
 """
 
@@ -64,7 +64,7 @@ STUDENTS = {
 # The objectives of a table, by name: fields of `config.objective`. Terms that
 # go together have the same ratio. Where `--mode=tune` has been run for a data
 # set, tuned.json has better ratios, and learning rates of the students.
-UNTUNED = 3.0
+UNTUNED = 1.0
 LEARNING_RATE = 3e-3
 _COMBINED = {
   'iusp_sp': ('iusp', 'sp'),
@@ -93,8 +93,10 @@ TUNED = json.loads(TUNED_FILE.read_text())
 def fields_of(name: str, dataset_name: str) -> dict[str, Any]:
   """What an objective sets of `config.objective`."""
   ratio = TUNED.get(dataset_name, {}).get('ratios', {}).get(name, UNTUNED)
-  ratios = {f'{term}_ratio': ratio for term in OBJECTIVES[name]}
-  return ratios | _SCHEDULES.get(name, {})
+  found: dict[str, Any] = {}
+  for term in OBJECTIVES[name]:
+    found |= {f'{term}_ratio': ratio, f'{term}_weight': 0.0}
+  return found | _SCHEDULES.get(name, {})
 
 
 def tuned_training(dataset_name: str, student: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import table
+from configs import base, table
 from iusp_jax.experiment import grid, identity
 from iusp_jax.objectives import losses, similarity, terms
 
@@ -93,6 +93,6 @@ def test_it_is_a_row_of_the_table():
   config = identity.plain(config)
   grid.check_grid(config)
   found = grid.objective(config, 'crnn_32', 'attention_transfer')
-  assert found.weights == {'attention_transfer': 1000.0}
+  assert found.ratios == {'attention_transfer': base.UNTUNED}
   assert found.targets == ('frame_gram',)
   assert terms.TERMS['attention_transfer'].title == 'AT'

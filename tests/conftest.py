@@ -62,8 +62,8 @@ settings.load_profile('iusp')
 def forget_programs():
   """Else thousands of tests take more memory maps than Linux gives, 65530.
 
-  Until half of them are taken programs are kept, also those of single
-  operations, which all modules share.
+  Until some are taken programs are kept, also those of single operations,
+  which all modules share.
   """
   from iusp_jax.runtime import devices
 
@@ -72,7 +72,7 @@ def forget_programs():
     maps = pathlib.Path('/proc/self/maps').read_bytes().count(b'\n')
   except OSError:  # Not Linux.
     maps = 0
-  if maps > 30_000:
+  if maps > 12_000:
     devices.forget_programs()
 
 

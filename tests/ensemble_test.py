@@ -133,7 +133,7 @@ def test_one_teacher_of_an_ensemble_of_1_is_the_one_of_before(tmp_path):
     ({'teacher.pretrained': 'mn04_as'}, 'ensemble_size is 2, and .*mn04_as'),
     (
       {'objective.cluster_iusp_ratio': 1.0},
-      'an ensemble has no inner layers',
+      'ensemble_size is 2, and an ensemble has no inner layers, for cluster',
     ),
   ],
 )

@@ -110,7 +110,7 @@ def _weights() -> dict[str, dict[str, Any]]:
   found = {}
   for name in base.OBJECTIVES:
     fields = base.fields_of(name, '')
-    kept = {k: v for k, v in fields.items() if not k.endswith('_ratio')}
+    kept = {k: v for k, v in fields.items() if not grid.is_weight(k)}
     of_name = base.OBJECTIVES[name]
     found[name] = {f'{t}_weight': WEIGHTS.get(t, 1.0) for t in of_name} | kept
   return found

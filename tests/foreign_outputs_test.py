@@ -578,7 +578,7 @@ def config_of(folder, **fields):
     ({'teacher.outputs': 'gs://b/c'}, 'expected a folder of a file system'),
     ({'teacher.checkpoint': '/a'}, "checkpoint is '/a' and config.teacher.out"),
     ({'teacher.tag_map': '/a.json'}, "tag_map is '/a.json': /a.json is not"),
-    ({'teacher.outputs': '', 'teacher.tag_map': '/a'}, 'expected both or'),
+    ({'teacher.outputs': '', 'teacher.tag_map': '/a'}, 'expected one of them'),
     ({'teacher.store': 'off'}, "store is 'off', and config.teacher.outputs"),
     ({'fit': 'teacher'}, "fit is 'teacher', and config.teacher.outputs"),
     ({'cache_dir': 'gs://a'}, "cache_dir is 'gs://a', and"),

@@ -148,8 +148,9 @@ def test_asking_for_layers_changes_nothing_else(name, train):
   named, statistics = outputs(name, train, tagger.layer_names(model(name)))
   plain, plain_statistics = outputs(name, train)
   assert plain.layers == {}
-  assert_equal(named._replace(layers={}), plain, atol=1e-5)
-  assert_equal(statistics, plain_statistics, atol=1e-6)
+  # Another program, which rounds otherwise.
+  assert_equal(named._replace(layers={}), plain, rtol=1e-5, atol=5e-5)
+  assert_equal(statistics, plain_statistics, rtol=1e-5, atol=1e-6)
   old = variables(name)['batch_stats']
   same = jax.tree.map(np.array_equal, statistics, old)
   assert any(jax.tree.leaves(same)) != train

@@ -14,7 +14,15 @@ from experiments import run_config, save_teacher
 
 from configs import base
 from iusp_jax.data import datasets, preparation, sources
-from iusp_jax.experiment import feeds, fields, identity, run, teacher, tuning
+from iusp_jax.experiment import (
+  feeds,
+  fields,
+  identity,
+  onnx_teacher,
+  run,
+  teacher,
+  tuning,
+)
 from iusp_jax.runtime import checkpoint
 from iusp_jax.scoring import score_file
 
@@ -81,6 +89,11 @@ def test_home_is_meant_by_a_tilde_in_every_field(
   config['teacher'] |= {'tag_map': '', 'weights': '~/weights.pt'}
   with pytest.raises(ValueError, match=f'{home}/weights.pt is no file'):
     teacher.identified(config)
+  own = config['teacher'] | {'onnx': '~/t.onnx', 'onnx_json': '~/t.json'}
+  with pytest.raises(ValueError, match=f'{home}/t.json'):
+    onnx_teacher._metadata(own)
+  with pytest.raises(FileNotFoundError, match=f'{home}/t.onnx'):
+    onnx_teacher.content({'teacher': own})
   config['compare_with'] = '~/nothing'
   with pytest.raises(ValueError, match=f'{home}/nothing holds no trained'):
     run.named_runs(config, None)  # pyright: ignore
@@ -93,6 +106,7 @@ def test_every_field_that_is_a_path_is_tried_above():
   tried = {'cache_dir', 'compare_with', 'dataset.data_dir'}
   tried |= {'dataset.manual_dir', 'teacher.checkpoint', 'teacher.outputs'}
   tried |= {'teacher.tag_map', 'teacher.weights', 'table.tuned_file'}
+  tried |= {'teacher.onnx', 'teacher.onnx_json'}
   found = {
     name
     for name, range_of in fields.RANGES.items()

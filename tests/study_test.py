@@ -44,7 +44,7 @@ def test_every_row_has_a_config_of_its_own():
     found = terms.Objective.from_config(config['objective'])
     assert config['name'] == name
     assert set(found.terms) == set(base.OBJECTIVES[name])
-    for field, value in base.fields_of(name, '').items():
+    for field, value in base.fields_of(name, config['dataset']['name']).items():
       assert config['objective'][field] == value
 
 
@@ -52,7 +52,8 @@ def test_tuned_ratios_keep_the_schedules(monkeypatch):
   tuned = {'ratios': {'iusp_decay': 7.0}}
   monkeypatch.setattr(base, 'TUNED', {'urban_scenes/procedural': tuned})
   found = base.fields_of('iusp_decay', 'urban_scenes/procedural')
-  assert found == {'iusp_ratio': 7.0, 'iusp_schedule': 'decay_to_half'}
+  assert found['iusp_ratio'] == 7.0
+  assert found['iusp_schedule'] == 'decay_to_half'
   config = identity.plain(study_related.get_config(''))
   search = tuning.Search('crnn_64', 'iusp_decay', None)
   own = tuning._with_value(config, search, 10.0)['objective']

@@ -10,13 +10,12 @@ import fits
 import jax
 import numpy as np
 import pytest
-from experiments import table_config_of
 from fakes import TINY, recipe
 from fits import bits, fit, make_job
 
 from iusp_jax import objectives
 from iusp_jax.data import sources
-from iusp_jax.experiment import check, tuning
+from iusp_jax.experiment import check, gradient_units
 from iusp_jax.models import tagger
 from iusp_jax.objectives import targets, terms
 from iusp_jax.training import step
@@ -173,13 +172,12 @@ def test_shapes_and_fits_of_a_run_are_those_of_its_teacher(setup):
   jax.tree.map(np.testing.assert_array_equal, fitted, setup.fits(fitted))
 
 
-def test_tuning_measures_terms_with_parameters_and_fits(tiny, setup):
-  config = table_config_of(tiny)
-  with config.unlocked():
-    model = {'architecture': 'crnn', 'width': 4, 'hidden': 6}
-    config.table.models.tiny = model
+def test_units_of_terms_with_parameters_and_fits_are_measured(setup):
+  model = {'architecture': 'crnn', 'width': 4, 'hidden': 6}
   names = (*WITH_PARAMS, 'inter_kd', 'cluster_iusp')
-  units = tuning._units(config, setup, 'tiny', names)
+  objective = fits.objective(dict.fromkeys(names, 1.0))
+  made = Recipe.from_config(recipe(model, bands=8, epochs=2.0))
+  units = gradient_units.measure(setup, made, objective)
   for name in names:
     assert 1e-4 < units[name] < 1e6
 

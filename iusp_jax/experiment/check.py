@@ -24,8 +24,8 @@ def check(config: Mapping[str, Any]) -> None:
   onnx_teacher.check(config)
   if teacher.is_foreign(config):
     _check_foreign(config)
-  elif found := teacher.tag_map(config):
-    _check_tag_map(config, found)
+  elif config['teacher']['tag_map']:
+    _check_tag_map(config)
   _check_pretrained(config['teacher'])
   _check_ensemble(config)
   objective = terms.Objective.from_config(config['objective'])
@@ -66,7 +66,7 @@ def _check_foreign(config: Mapping[str, Any]) -> None:
     )
 
 
-def _check_tag_map(config: Mapping[str, Any], found) -> None:
+def _check_tag_map(config: Mapping[str, Any]) -> None:
   """Raises ValueError where no teacher or data set has tags to map."""
   if teacher.source(config) != 'pretrained':
     raise ValueError(
@@ -74,6 +74,7 @@ def _check_tag_map(config: Mapping[str, Any], found) -> None:
       'config.teacher.outputs, onnx and pretrained are empty: expected one of '
       'them, or no tag_map'
     )
+  found = teacher.tag_map(config)
   # The data set's own tags are not known yet.
   pretrained.map_tags(list(found), found)
 
@@ -175,7 +176,19 @@ def check_teacher_layers(
     check_outputs(teacher.contents(config), objective.terms)
     return
   model = tagger.build(teacher.recipe_of(config), num_tags=1)
-  tagger.check_layers(model, targets.layers(objective.targets))
+  layers = targets.layers(objective.targets)
+  tagger.check_layers(model, layers)
+  if targets.INNER in layers and not tagger.inner_layers(model):
+    size = config['teacher']['ensemble_size']
+    names = [
+      name
+      for name in objective.terms
+      if targets.INNER in targets.layers(terms.TERMS[name].targets)
+    ]
+    raise ValueError(
+      f'config.teacher.ensemble_size is {size}, and an ensemble has no inner '
+      f'layers, for {", ".join(names)}: expected 1'
+    )
 
 
 def check_outputs(

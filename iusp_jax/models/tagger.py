@@ -211,9 +211,6 @@ def expand(tagger: Tagger, names: Iterable[str]) -> tuple[str, ...]:
 
 def check_layers(tagger: Tagger, names: Iterable[str]) -> None:
   """Raises ValueError for a layer that the model does not have."""
-  names = list(names)
-  if INNER in names and not inner_layers(tagger):
-    raise ValueError('an ensemble has no inner layers: expected one model')
   for name in expand(tagger, names):
     models.check_name('layer', name, layer_names(tagger))
 
