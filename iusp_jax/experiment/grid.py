@@ -84,8 +84,8 @@ def config_of(
     own['dataset']['builder']['test_fold'] = test_fold
   if student:
     own['student']['model'] = table['models'][student]
-    rate = table['learning_rates'][student]
-    own['student']['training']['learning_rate'] = rate
+    if rate := table['learning_rates'].get(student):
+      own['student']['training']['learning_rate'] = rate
   return own
 
 

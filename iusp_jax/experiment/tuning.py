@@ -350,6 +350,7 @@ def _report(config, workdir, found) -> None:
     tuned['training'] = {
       student: {'learning_rate': rates[student]}
       for student in table['students']
+      if student in rates
     }
   text = files.to_json({name: tuned})
   files.write_atomically(workdir / 'tuned.json', text)
