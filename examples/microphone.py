@@ -1,4 +1,4 @@
-"""Tags what a microphone hears, by the streaming step of an exported tagger.
+"""Tags what a microphone records, by the streaming step of an exported tagger.
 
   pip install ai-edge-litert numpy sounddevice
   python microphone.py EXPORT_FOLDER

@@ -11,6 +11,7 @@ from deploy_fakes import sound, write_workdir
 
 import iusp_jax
 from iusp_jax.deploy import functions, litert, safetensors
+from iusp_jax.runtime import packages
 
 needs_litert = pytest.mark.skipif(
   bool(litert.why_missing()), reason=litert.why_missing() or 'it is there'
@@ -102,7 +103,7 @@ def test_missing_packages_are_named(monkeypatch):
 
   monkeypatch.setattr(importlib, 'import_module', without)
   assert 'litert-converter' in litert.why_missing()
-  with pytest.raises(litert.MissingPackageError, match=r'iusp-jax\[export\]'):
+  with pytest.raises(packages.MissingPackageError, match=r'iusp-jax\[export\]'):
     litert.convert(lambda x: {'y': x}, {'x': jnp.zeros(3)})
 
 

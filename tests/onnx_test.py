@@ -1,4 +1,4 @@
-"""ONNX files are added to an export, or it is said why not."""
+"""ONNX files are added to an export, or the reason is reported."""
 
 import json
 import pathlib

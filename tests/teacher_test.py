@@ -64,6 +64,23 @@ def test_checkpoint_of_another_architecture_is_refused(tmp_path, fake):
     teacher.load(tmp_path, fake)
 
 
+def test_model_of_a_version_with_another_law_of_clipping_is_used(
+  tmp_path, fake, model
+):
+  """`training` of its `model.json` has `clip_norm`: it is not trained on."""
+
+  def older(of):
+    del of['training']['clip_factor']
+    of['training']['clip_norm'] = 1.0
+
+  changed_metadata(tmp_path, fake, older)
+  found = teacher.load(tmp_path, fake)
+  assert found.weights() == teacher.load(model, fake).weights()
+  made = Recipe.from_config(found.metadata)
+  assert made.training.clip_factor == 0.0
+  assert made.training.epochs == found.metadata['training']['epochs']
+
+
 def test_run_without_a_checkpoint_is_refused(tmp_path, fake):
   save_teacher(tmp_path, made=fake)
   for path in (tmp_path / 'checkpoints' / 'last').iterdir():

@@ -2,7 +2,7 @@
 
 No jax in here: a clip is a dict of NumPy arrays.
 
-  wave    int16   [S]  10 s at 16 kHz, where the config says nothing else
+  wave    int16   [S]  10 s at 16 kHz by default
   tags    float32 [C]  targets in [0, 1]
   mask    float32 [C]  0 where a tag is unknown
   length  int32   []   samples of real sound before the padding

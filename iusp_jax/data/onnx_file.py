@@ -1,6 +1,7 @@
 """A tagger in an ONNX file, run by onnxruntime, which is imported when used.
 
-Needs numpy and onnxruntime, nothing else of iusp_jax (see `output_files`).
+Needs numpy and onnxruntime; of iusp_jax only what needs no more (see
+`output_files`).
 """
 
 import pathlib
@@ -8,6 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+
+from iusp_jax.runtime import packages
 
 OUTPUTS = ('logits', 'probabilities', 'frames', 'frame_logits')
 INSTALL = "pip install 'iusp-jax[onnx]'"
@@ -93,20 +96,13 @@ def why_missing() -> str:
   """Why ONNX files cannot be run here; empty where they can."""
   try:
     _runtime()
-  except ValueError as error:
+  except packages.MissingPackageError as error:
     return str(error)
   return ''
 
 
 def _runtime() -> Any:
-  try:
-    import onnxruntime  # pyright: ignore[reportMissingImports]
-  except ImportError as error:
-    raise ValueError(
-      f'ONNX files are run with onnxruntime, which is not installed ({error}): '
-      f'{INSTALL}'
-    ) from error
-  return onnxruntime
+  return packages.require('onnxruntime', 'running an ONNX file', INSTALL)
 
 
 def _open(path: pathlib.Path) -> Any:

@@ -10,7 +10,6 @@ The converter has no loops: functions have to be written out (the lowering
 """
 
 import contextlib
-import importlib
 import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from iusp_jax.runtime import packages
 
 SIGNATURE = 'serving_default'
 INSTALL = "pip install 'iusp-jax[export]'"
@@ -29,19 +30,12 @@ INT8 = {
 }
 
 
-class MissingPackageError(ValueError):
-  """A package of the extra `export` is not installed."""
-
-
 def _require(module: str) -> Any:
-  try:
-    return importlib.import_module(module)
-  except ImportError as error:
-    raise MissingPackageError(
-      f'LiteRT files need {module.partition(".")[0].replace("_", "-")} '
-      f'({error}): {INSTALL}, on Linux x86-64 or macOS arm64 with Python 3.11 '
-      'to 3.13; there are no wheels for other systems'
-    ) from error
+  remedy = (
+    f'{INSTALL}, on Linux x86-64 or macOS arm64 with Python 3.11 to 3.13; '
+    'there are no wheels for other systems'
+  )
+  return packages.require(module, 'writing LiteRT files', remedy)
 
 
 def why_missing() -> str:
@@ -53,7 +47,7 @@ def why_missing() -> str:
       'ai_edge_quantizer.quantizer',
     ):
       _require(module)
-  except MissingPackageError as error:
+  except packages.MissingPackageError as error:
     return str(error)
   return ''
 

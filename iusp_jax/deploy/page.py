@@ -8,7 +8,6 @@ and its answers is served.
 
 import base64
 import dataclasses
-import importlib
 import json
 import pathlib
 import tempfile
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from iusp_jax.deploy import tag_files, tagging
-from iusp_jax.runtime import files, logs
+from iusp_jax.runtime import files, logs, packages
 from tfds_dcase import audio
 
 MAX_BYTES = 64 << 20
@@ -184,10 +183,5 @@ def describe(models: Sequence[Model], content: bytes) -> dict[str, Any]:
 
 
 def _require(module: str) -> Any:
-  try:
-    return importlib.import_module(module)
-  except ImportError as error:
-    raise ValueError(
-      f'--mode=serve needs {module.partition(".")[0]} ({error}): '
-      "pip install 'iusp-jax[serve]'"
-    ) from error
+  remedy = "pip install 'iusp-jax[serve]'"
+  return packages.require(module, '--mode=serve', remedy)

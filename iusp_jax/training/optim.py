@@ -76,6 +76,9 @@ def clip_by_running_norm(
   Args:
     factor: of the running mean; 0 for no clipping.
     decay: of the running mean: half of it is of the last 34 steps.
+
+  Returns:
+    A transformation whose state is a `RunningNorm`.
   """
 
   def init(params: Any) -> RunningNorm:

@@ -204,9 +204,8 @@ def make_step(job: Job, plan: optim.Plan) -> Callable:
   Returns:
     `step(state, settings, of_teacher, batch)`: the next state, and the loss,
     its terms, the length of the student's gradient and the share of steps so
-    far that clipped it. A teacher that runs in
-    the step has its `variables` and `fits` (see `targets.compute`) in
-    `of_teacher`.
+    far that clipped it. A teacher that runs in the step has its `variables` and
+    `fits` (see `targets.compute`) in `of_teacher`.
   """
   prepare, loss_part = _make_prepare(job), _make_loss(job, plan)
   training = job.recipe.training

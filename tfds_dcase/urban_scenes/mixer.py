@@ -1,6 +1,6 @@
 """Places sources in a scene: distance, level, onset, noise. Pure functions.
 
-Waves are float32 [S], at 16 kHz where nothing else is said; levels are in dB.
+Waves are float32 [S], at 16 kHz by default; levels are in dB.
 """
 
 import numpy as np
