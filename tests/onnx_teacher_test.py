@@ -1,7 +1,7 @@
 """A teacher in an ONNX file: the tagger of teacher_scripts_test.py."""
 
-import builtins
 import json
+import sys
 
 import fakes
 import numpy as np
@@ -168,14 +168,7 @@ def test_fields_of_a_file_without_it_are_refused(tmp_path):
 
 
 def test_says_what_to_install(tmp_path, monkeypatch):
-  real = builtins.__import__
-
-  def without(name, *args):
-    if name == 'onnxruntime':
-      raise ImportError('No module')
-    return real(name, *args)
-
-  monkeypatch.setattr(builtins, '__import__', without)
+  monkeypatch.setitem(sys.modules, 'onnxruntime', None)
   path = tmp_path / 'tagger.onnx'
   path.write_bytes(b'')
   with pytest.raises(ValueError, match=r"pip install 'iusp-jax\[onnx\]'$"):
