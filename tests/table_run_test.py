@@ -18,9 +18,9 @@ def test_table_is_tuned_run_and_reported(smoke, tmp_path):
   )
   finish([*table, '--mode=tune', f'--workdir={tmp_path}/tune'])
   tuned = json.loads((tmp_path / 'tune' / 'tuned.json').read_text())
-  weights = tuned['urban_scenes/procedural']['crnn_32']
-  assert set(weights) == {'kd', 'iusp_sp'}
-  assert set(weights['iusp_sp']) == {'iusp_weight', 'sp_weight'}
+  found = tuned['urban_scenes/procedural']
+  assert set(found['ratios']) == {'kd', 'iusp_sp'}
+  assert set(found['training']) == {'crnn_32'}
 
   place = tmp_path / 'table'
   table += ['--mode=table', f'--workdir={place}']
