@@ -260,6 +260,9 @@ def teacher(dataset_name: str) -> Config:
   config.head = 'probe'  # Of a pretrained teacher: 'probe' or 'zero_shot'.
   # Outputs are computed once and stored where nothing random changes them:
   config.store = 'auto'  # 'auto', 'off', 'float32' or 'float16' (half size).
+  # What is stored where the student's clips are augmented: so many versions of
+  # each, for students of all seeds; 0: the teacher runs in every step.
+  config.store_augmentations = 0
   config.train_scenes = 0  # To mix for the teacher; 0: the student's.
   config.seed = 0  # Of the teacher alone: students of all seeds share it.
   config.ensemble_size = 1  # Teachers, of seed, seed + 1 and so on, as one.

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from fakes import fake, recipe, teacher_recipe
 
+from iusp_jax.audio import augment
 from iusp_jax.data import sources
 from iusp_jax.models import tagger
 from iusp_jax.objectives import similarity, terms
@@ -66,7 +67,7 @@ def prepared(bands, batch, **augmentation):
 
   @jax.jit
   def prepare(batch, of_teacher):
-    keys_B = tagger.clip_keys(5, 7, batch['index'])
+    keys_B = augment.clip_keys(5, 7, batch['index'])
     return step._make_prepare(job)(batch, keys_B, of_teacher)
 
   found = prepare(batch, {'variables': teacher_variables(), 'fits': {}})

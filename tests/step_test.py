@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from fits import WEIGHTS, fit, make_feed, make_job
 
+from iusp_jax.audio import augment
 from iusp_jax.data import sources
 from iusp_jax.models import tagger
 from iusp_jax.objectives import losses, targets, terms
@@ -68,12 +69,12 @@ def test_step_agrees_with_the_objectives_of_the_whole_batch():
     ).items()
   }
   student = made.student()
-  keys_B = tagger.clip_keys(made.seed, 0, batch['index'])
+  keys_B = augment.clip_keys(made.seed, 0, batch['index'])
   own, _ = student.module.apply(
     student.initialise(made.seed, 16_000),
     tagger.log_mel(student, batch['wave']),
     train=True,
-    keys_B=tagger.subkeys(keys_B, 2),
+    keys_B=augment.subkeys(keys_B, 2),
     mutable=['batch_stats'],
   )
   model, variables = fits.frozen()

@@ -14,6 +14,7 @@ from fakes import TINY, recipe
 from fits import bits, fit, make_job
 
 from iusp_jax import objectives
+from iusp_jax.audio import augment
 from iusp_jax.data import sources
 from iusp_jax.experiment import check, gradient_units
 from iusp_jax.models import tagger
@@ -58,13 +59,13 @@ def first_batch(made):
     for key, value in (batch | fits.stored(made.objective.targets)).items()
   }
   student = made.student()
-  keys_B = tagger.clip_keys(made.seed, 0, batch['index'])
+  keys_B = augment.clip_keys(made.seed, 0, batch['index'])
   output, _ = tagger.forward(
     student,
     student.initialise(made.seed, fits.NUM_SAMPLES),
     tagger.log_mel(student, batch['wave']),
     train=True,
-    keys_B=tagger.subkeys(keys_B, 2),
+    keys_B=augment.subkeys(keys_B, 2),
     layers=made.objective.layers,
   )
   return batch, output

@@ -11,7 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from iusp_jax.audio import frontend
+
 FILLS = ('mean', 'silence')
+_STORE_SEED = 2**31 - 1  # Of stored augmentations; no student's.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +84,70 @@ def spec_augment_config(fields: Mapping[str, Any]) -> SpecAugmentConfig | None:
   return cfg if cfg.num_time_masks or cfg.num_mel_masks else None
 
 
+@dataclasses.dataclass(frozen=True)
+class ClipAugment:
+  """What is done to a clip by itself, the same for every front end; hashable.
+
+  Attributes:
+    masks: of `spec_augment`, or None.
+    axis: the front end whose mel axis the masks are fractions of.
+    time_roll_seconds: of `time_roll`; 0 for none.
+  """
+
+  masks: SpecAugmentConfig | None
+  axis: frontend.FrontendConfig
+  time_roll_seconds: float = 0.0
+
+  def wave(self, wave_BS: jax.Array, keys_B: jax.Array) -> jax.Array:
+    """Waves as they sound."""
+    if not self.time_roll_seconds:
+      return wave_BS
+    keys_B, rate = subkeys(keys_B, 0), self.axis.sample_rate
+    return time_roll(wave_BS, keys_B, self.time_roll_seconds, rate)
+
+  def mel(
+    self, mel_BTF: jax.Array, keys_B: jax.Array, cfg: frontend.FrontendConfig
+  ) -> jax.Array:
+    """Log-mels of `wave` by a front end, with the masks."""
+    if self.masks is None:
+      return mel_BTF
+    places_F = frontend.band_places(cfg, self.axis)
+    return spec_augment(mel_BTF, subkeys(keys_B, 1), self.masks, places_F)
+
+
+def clip_keys(
+  seed: int | jax.Array, step: jax.typing.ArrayLike, index_B: jax.Array
+) -> jax.Array:
+  """One random key a clip, from its place in the split alone.
+
+  So that what happens to a clip depends neither on the devices that share
+  the batch nor on what was drawn before, and a resumed run needs no key.
+  """
+  key = jax.random.fold_in(jax.random.key(seed), step)
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, index_B)
+
+
+def stored_keys(index_B: jax.Array, version_B: jax.Array) -> jax.Array:
+  """One key a clip for one of its stored augmentations.
+
+  The same for all students, since they share what is stored of the teacher.
+  """
+  key = jax.random.key(_STORE_SEED)
+
+  def of_clip(index, version):
+    return jax.random.fold_in(jax.random.fold_in(key, version), index)
+
+  return jax.vmap(of_clip)(index_B, version_B)
+
+
+def subkeys(keys_B: jax.Array, purpose: int) -> jax.Array:
+  """Independent keys of the same clips for another purpose.
+
+  0 and 1 are for `ClipAugment`.
+  """
+  return jax.vmap(jax.random.fold_in, (0, None))(keys_B, purpose)
+
+
 def _masked(key, places, count: int, max_fraction: float):
   """Which places, fractions of an axis, lie under one of `count` stretches.
 
@@ -95,18 +162,23 @@ def _masked(key, places, count: int, max_fraction: float):
 
 
 def spec_augment(
-  mel_BTF: jax.Array, keys_B: jax.Array, cfg: SpecAugmentConfig
+  mel_BTF: jax.Array,
+  keys_B: jax.Array,
+  cfg: SpecAugmentConfig,
+  places_F: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
   """Masks stretches of time and of the mel scale in each clip.
 
-  The masks are drawn as fractions of the two axes: two front ends with other
-  frame rates or numbers of bands (over the same range of hertz) get the same
-  masks, in seconds and in mel, from the same keys, up to half a frame or band.
+  The masks are drawn as fractions of the two axes: front ends with other frame
+  rates, numbers of bands or ranges of hertz get the same masks, in seconds and
+  in hertz, from the same keys, up to half a frame or band.
 
   Args:
     mel_BTF: log-mel spectrograms [B, T, F].
     keys_B: one random key per clip.
     cfg: number and size of the masks, and what fills them.
+    places_F: of the bands [F] on the mel axis that masks are fractions of, see
+      `frontend.band_places`; by default that axis is their own.
 
   Returns:
     mel_BTF with the masks filled, same shape and dtype.
@@ -118,7 +190,9 @@ def spec_augment(
   frames, bands = mel_BTF.shape[1:]
   # Centres: frames tile the clip, triangles overlap by half.
   times_T = (jnp.arange(frames) + 0.5) / frames
-  places_F = jnp.arange(1, bands + 1) / (bands + 1)
+  if places_F is None:
+    places_F = jnp.arange(1, bands + 1) / (bands + 1)
+  places_F = jnp.asarray(places_F)
 
   def augment(mel_TF, key):
     time_key, band_key = jax.random.split(key)

@@ -160,6 +160,21 @@ def hertz_to_mel(hertz):
 
 
 @functools.lru_cache(maxsize=32)
+def band_places(cfg: FrontendConfig, of: FrontendConfig) -> np.ndarray:
+  """Where the centres of the bands are on the mel axis of another front end.
+
+  Returns:
+    float32 [num_mel_bands]: 0 at the lowest and 1 at the highest frequency of
+    `of`; bands outside of these are below 0 or above 1.
+  """
+  places_F = np.arange(1, cfg.num_mel_bands + 1) / (cfg.num_mel_bands + 1)
+  edges = (cfg.min_hertz, cfg.max_hertz), (of.min_hertz, of.max_hertz)
+  if edges[0] != edges[1]:
+    (low, high), (first, last) = (hertz_to_mel(each) for each in edges)
+    places_F = (low + (high - low) * places_F - first) / (last - first)
+  return places_F.astype(np.float32)
+
+
 def mel_matrix(cfg: FrontendConfig) -> np.ndarray:
   """Weights [fft_length // 2 + 1, num_mel_bands] of the mel triangles.
 

@@ -30,6 +30,7 @@ Arrays = Mapping[str, np.ndarray]
 TARGET = 'target/'  # Before the name of a teacher output among the arrays.
 PARTNER = 'partner_'  # Before what belongs to the clips that are mixed in.
 _PARTNERS_SEED = 2**20  # Added to a seed for the clips that are mixed in.
+_VERSIONS_SEED = 0x5EED  # Beside a seed for the stored augmentations.
 _CACHED_CLIPS = 100_000  # Of an epoch whose order is kept in memory.
 
 
@@ -43,12 +44,14 @@ class Order:
     seeds: of the members.
     mixup_alpha: of the beta distribution of each clip's share in its mix; 0
       where no other clip is mixed in.
+    num_versions: stored augmentations of each clip; 0 for none.
   """
 
   num_clips: int
   batch_size: int
   seeds: tuple[int, ...]
   mixup_alpha: float = 0.0
+  num_versions: int = 0
 
   def clips(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
     """Clips of the batches with some numbers.
@@ -76,6 +79,18 @@ class Order:
     ]
     shape = len(self.seeds), len(numbers), self.batch_size
     return np.array(drawn, np.float32).reshape(shape)
+
+  def versions(self, numbers: Sequence[int]) -> np.ndarray:
+    """Which stored augmentation each clip has: int32 `[M, K, B]`."""
+    drawn = [
+      np.random.default_rng((_VERSIONS_SEED, seed, number)).integers(
+        self.num_versions, size=self.batch_size, dtype=np.int32
+      )
+      for seed in self.seeds
+      for number in numbers
+    ]
+    shape = len(self.seeds), len(numbers), self.batch_size
+    return np.reshape(drawn, shape)
 
   def _of_seed(self, seed: int, numbers) -> np.ndarray:
     place_KB = (
@@ -171,11 +186,13 @@ def take(arrays: Mapping[str, jax.Array], places: Mapping[str, jax.Array]):
   Args:
     arrays: of clips, see `features`; teacher outputs as `target/<name>`.
     places: among them: `own` `[b]`; `columns` `[B]` of the global batch, for
-      pairwise teacher outputs; with mixup `partner` `[b]` and `share` `[b]`.
+      pairwise teacher outputs; with mixup `partner` `[b]` and `share` `[b]`;
+      with stored augmentations `version` `[b]`, the second axis of teacher
+      outputs.
 
   Returns:
-    Arrays `[b, ...]`; with mixup also `partner_<name>` and `share`; teacher
-    outputs float32, pairwise ones `[b, B]`.
+    Arrays `[b, ...]`; with mixup also `partner_<name>` and `share`; `version`
+    as it is; teacher outputs float32, pairwise ones `[b, B]`.
   """
   batch = {}
   for key, array in arrays.items():
@@ -184,13 +201,14 @@ def take(arrays: Mapping[str, jax.Array], places: Mapping[str, jax.Array]):
       if 'partner' in places:
         batch[PARTNER + key] = array[places['partner']]
       continue
-    rows = array[places['own']]
+    if 'version' in places:
+      rows = array[places['own'], places['version']]
+    else:
+      rows = array[places['own']]
     if is_pairwise(key):
       rows = rows[:, places['columns']]
     batch[key] = rows.astype(jnp.float32)
-  if 'share' in places:
-    batch['share'] = places['share']
-  return batch
+  return batch | {k: places[k] for k in ('share', 'version') if k in places}
 
 
 class Resident:
@@ -340,6 +358,8 @@ class _Places:
     clips = self._order.clips(numbers)
     if self._order.mixup_alpha:
       clips['share'] = self._order.shares(numbers)
+    if self._order.num_versions:
+      clips['version'] = self._order.versions(numbers)
     more = max_steps - len(numbers)
     clips = {
       name: np.pad(x, ((0, 0), (0, more), (0, 0)), mode='edge')

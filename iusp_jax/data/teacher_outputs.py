@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from iusp_jax.audio import augment
 from iusp_jax.data import datasets, foreign_outputs
 from iusp_jax.models import tagger, trained
 from iusp_jax.objectives import similarity, targets
@@ -39,6 +40,31 @@ _FLAT = 'flat'  # Before the layer of vectors that a pairwise target is made of.
 
 
 @dataclasses.dataclass(frozen=True)
+class Versions:
+  """Augmentations of each clip that outputs are stored of; hashable.
+
+  Version k of a clip is what `changes` makes of it with
+  `augment.stored_keys`, for every student and front end.
+
+  Attributes:
+    count: of the versions of a clip.
+    changes: that make them.
+  """
+
+  count: int
+  changes: augment.ClipAugment
+
+  def check(self, names: Iterable[str]) -> None:
+    """Raises ValueError for targets that compare clips."""
+    for name in names:
+      if targets.is_pairwise(name):
+        raise ValueError(
+          f'{name} compares all clips with each other, and each has '
+          f'{self.count} versions: expected targets of one clip'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Folder:
   """Where a split's outputs of one teacher are kept.
 
@@ -48,6 +74,7 @@ class Folder:
     split: of the data set.
     precision: of frame similarities, 'float32' or 'float16'.
     place: what to call the folder where it cannot be written.
+    versions: what the outputs are of, in place of the clips as they are.
   """
 
   path: pathlib.Path
@@ -55,9 +82,12 @@ class Folder:
   split: datasets.Split
   precision: str = 'float32'
   place: str = ''
+  versions: 'Versions | None' = None
 
   def get_or_build(self, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Memory-mapped outputs `[N, ...]`, by target; makes what is not there.
+
+    With `versions` of each clip they are `[N, K, ...]`.
 
     All processes of a run call this together: each computes its part of the
     clips, process 0 writes. A file that is damaged is reported and made anew.
@@ -73,8 +103,9 @@ class Folder:
         for problem in problems:
           logs.log(f'teacher: {problem}; it is made anew')
         if missing:
+          of = f'{self.versions.count} versions of ' if self.versions else ''
           logs.log(
-            f'teacher: stores {", ".join(missing)} of {len(self.split)} '
+            f'teacher: stores {", ".join(missing)} of {of}{len(self.split)} '
             f'{self.split.name} clips in {self.path}'
           )
           build(self, missing)
@@ -267,7 +298,9 @@ def _outputs(
   folder, teacher, names, fits, batch_size
 ) -> Iterator[dict[str, np.ndarray]]:
   """Per-clip targets, and flattened frames for the pairwise ones."""
-  predict = _compile(teacher.model, tuple(names))
+  if folder.versions:
+    folder.versions.check(names)
+  predict = _compile(teacher.model, tuple(names), folder.versions)
   shared = devices.replicate((teacher.variables, fits))
   return _over_clips(folder.split, lambda b: predict(*shared, b), batch_size)
 
@@ -275,7 +308,7 @@ def _outputs(
 def _over_clips(
   split: datasets.Split, predict: Callable, batch_size: int
 ) -> Iterator[Any]:
-  """What a mapped function of waves and lengths gives for a split's clips."""
+  """What a mapped function gives for the waves of a split's clips."""
   left = len(split)
   batch_size = max(1, batch_size // jax.device_count()) * jax.device_count()
   for batch in datasets.eval_batches(
@@ -286,7 +319,7 @@ def _over_clips(
   ):
     if jax.process_count() == 1:  # Other hosts would wait for this one.
       preemption.check()
-    own = {key: batch[key] for key in ('wave', 'length')}
+    own = {key: batch[key] for key in ('wave', 'length', 'index')}
     found = devices.unreplicate(predict(devices.shard(own)))
     yield jax.tree.map(lambda x, n=left: x[:n], found)
     left -= batch_size
@@ -342,14 +375,30 @@ def _create(folder, name, shape):
 
 
 @functools.cache
-def _compile(model: tagger.Tagger, names: tuple[str, ...]) -> Callable:
+def _compile(
+  model: tagger.Tagger, names: tuple[str, ...], versions: Versions | None
+) -> Callable:
 
-  def predict(variables, fits, batch):
-    mel_BTF = tagger.log_mel(model, batch['wave'])
+  def of_clips(variables, fits, batch, keys_B=None, changes=None):
+    mel_BTF = tagger.log_mel(model, batch['wave'], keys_B, changes)
     num_samples = batch['wave'].shape[1]
     x = apply(model, variables, mel_BTF, batch['length'], num_samples, names)
     found = _targets(names, x, devices.gather, fits)
     return jax.tree.map(devices.gather, found)
+
+  def predict(variables, fits, batch):
+    if versions is None:
+      return of_clips(variables, fits, batch)
+    changes = versions.changes
+
+    def of_version(version):
+      index_B = batch['index']
+      keys_B = augment.stored_keys(index_B, jnp.full_like(index_B, version))
+      return of_clips(variables, fits, batch, keys_B, changes)
+
+    # One version at a time: the memory of the clips as they are.
+    found = jax.lax.map(of_version, jnp.arange(versions.count))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
 
   return devices.pmap(predict)
 
@@ -423,10 +472,15 @@ def shapes(
   return jax.eval_shape(of_clip, teacher.variables, wave_BS)
 
 
-def folder_name(teacher: Teacher, dataset: Mapping[str, Any], split: str):
+def folder_name(
+  teacher: Teacher,
+  dataset: Mapping[str, Any],
+  split: str,
+  versions: Versions | None = None,
+):
   """The name of a folder: of the teacher's arrays, the data and the split."""
-  text = json.dumps(
-    [teacher.fingerprint, teacher.weights(), dataset, split, FORMAT],
-    sort_keys=True,
-  )
+  of = [teacher.fingerprint, teacher.weights(), dataset, split, FORMAT]
+  if versions:
+    of.append(dataclasses.asdict(versions))
+  text = json.dumps(of, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -30,6 +30,7 @@ def check(config: Mapping[str, Any]) -> None:
   _check_ensemble(config)
   objective = terms.Objective.from_config(config['objective'])
   check_teacher_layers(config, objective)
+  check_augmentations(config, objective)
   if scenes := config['dataset']['builder'].get('train_scenes'):
     _check_batches(config, scenes, bool(objective.terms))
   else:
@@ -188,6 +189,44 @@ def check_teacher_layers(
     raise ValueError(
       f'config.teacher.ensemble_size is {size}, and an ensemble has no inner '
       f'layers, for {", ".join(names)}: expected 1'
+    )
+
+
+def check_augmentations(
+  config: Mapping[str, Any], objective: terms.Objective
+) -> None:
+  """Raises ValueError where augmentations of clips cannot be stored."""
+  count = config['teacher']['store_augmentations']
+  if not count:
+    return
+  place = f'config.teacher.store_augmentations is {count}'
+  own = Recipe.from_config(config['student']).augment
+  if not own.is_random():
+    raise ValueError(
+      f'{place}, and the fields of config.student.augment are 0: expected '
+      'some, such as num_time_masks=2, or 0 augmentations'
+    )
+  if own.mixup_alpha:
+    raise ValueError(
+      f'{place}, and config.student.augment.mixup_alpha is {own.mixup_alpha}: '
+      'a mix is of two clips; expected no mixup, or 0 augmentations (the '
+      'teacher then runs in every step)'
+    )
+  if config['teacher']['store'] == 'off':
+    raise ValueError(
+      f"{place}, and config.teacher.store is 'off': expected 'auto', 'float32' "
+      "or 'float16', or 0 augmentations"
+    )
+  comparing = [
+    name
+    for name in objective.terms
+    if any(map(targets.is_pairwise, terms.TERMS[name].targets))
+  ]
+  if comparing:
+    raise ValueError(
+      f'{place}, and {", ".join(comparing)} compares clips, whose versions '
+      'differ from step to step: leave that term out, or store 0 augmentations '
+      '(the teacher then runs in every step)'
     )
 
 

@@ -284,6 +284,7 @@ RANGES: dict[str, Range] = {
   'teacher.store': Choice(STORES),
   'teacher.train_scenes': whole(0, 10_000_000, "scenes (0: the student's)"),
   'teacher.seed': _SEED,
+  'teacher.store_augmentations': whole(0, 1000, 'versions of a clip'),
   'teacher.ensemble_size': whole(1, 100, 'teachers'),
   'table.objectives': Several(_NAME, least=1),
   'table.students': Several(_NAME, least=1),

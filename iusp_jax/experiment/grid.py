@@ -149,6 +149,7 @@ def check_grid(config: Mapping[str, Any]) -> None:
     for name in table['objectives']:
       found = objective(config, student, name)
       check.check_teacher_layers(config, found)
+      check.check_augmentations(config, found)
   if table['first_seed'] < table['tune_seeds']:
     raise ValueError(
       f'config.table.first_seed is {table["first_seed"]}, within the '

@@ -17,6 +17,7 @@ NEUTRAL = {
   'objective.*_schedule': 'constant',
   'objective.*_ratio': 0.0,
   'teacher.ensemble_size': 1,
+  'teacher.store_augmentations': 0,
   '*training.accumulate_steps': 1,
   '*training.compute_dtype': 'float32',
   'dataset.builder.snr_db': [-6.0, 12.0],
@@ -113,11 +114,12 @@ def of_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
   """What a config says of the teacher that a student is distilled from."""
   own = config['teacher']
   stored = {'store': 'float32' if own['store'] == 'auto' else own['store']}
+  # Configs of older runs lack the fields of what they did not have.
+  stored['store_augmentations'] = own.get('store_augmentations', 0)
   if own['checkpoint']:
     # Of a config that `teacher.identified` has not seen: as it is spelled.
     model = own.get('checkpoint_model', own['checkpoint'])
     return stored | {'checkpoint': model}
-  # Configs of older runs lack the fields of what they did not have.
   if outputs := own.get('outputs'):
     return stored | {'outputs': own.get('outputs_content', outputs)}
   if onnx := own.get('onnx'):

@@ -40,7 +40,11 @@ def load_dataset(settings: Mapping[str, Any]) -> datasets.Dataset:
 
 
 def teacher_must_run(
-  recipe: Recipe, names: Sequence[str], cache_dir: str, num_clips: int = 0
+  recipe: Recipe,
+  names: Sequence[str],
+  cache_dir: str,
+  num_clips: int = 0,
+  num_versions: int = 0,
 ) -> str:
   """Why a teacher has to run in every step; empty if it need not.
 
@@ -49,8 +53,10 @@ def teacher_must_run(
     names: of the targets that are wanted.
     cache_dir: where outputs would be stored.
     num_clips: of the split.
+    num_versions: of each clip that would be stored.
   """
-  if field := recipe.augment.is_random():
+  field = recipe.augment.is_random()
+  if field and not num_versions:
     return (
       f'config.student.augment.{field} is {getattr(recipe.augment, field)}: an '
       'augmented clip differs from epoch to epoch'
@@ -166,16 +172,19 @@ class Setup:
     Raises:
       ValueError: where stored outputs are demanded and cannot be right.
     """
-    runs_in_step = None
+    runs_in_step, versions = None, None
     if self.foreign:
       known_tags = self.foreign.known_tags
       check.check_outputs(self.foreign.contents, objective.terms, known_tags)
     if objective.terms and not self._stores(recipe, objective.targets):
       assert isinstance(self.teacher, trained.Trained)
       runs_in_step = self.teacher.model
+    elif objective.terms:
+      versions = self._versions(recipe)
     shapes = {}
     if objective.has_params:
-      shapes = self._target_shapes(objective.targets, runs_in_step is None)
+      stored = runs_in_step is None
+      shapes = self._target_shapes(objective.targets, stored, versions)
     return step.Job(
       name,
       recipe,
@@ -185,19 +194,31 @@ class Setup:
       runs_in_step,
       shapes,
       self.beside(recipe),
+      versions.count if versions else 0,
     )
 
+  def _versions(self, recipe: Recipe) -> teacher_outputs.Versions | None:
+    """Of the clips that a student is trained on; None for these as they are."""
+    count = self._config['teacher']['store_augmentations']
+    if not count or not recipe.augment.is_random():
+      return None
+    return teacher_outputs.Versions(count, recipe.clip_augment())
+
   def _target_shapes(
-    self, names: Sequence[str], stored: bool
+    self,
+    names: Sequence[str],
+    stored: bool,
+    versions: teacher_outputs.Versions | None,
   ) -> dict[str, tuple[int, ...]]:
     """Of a clip's targets."""
     if stored:
-      found = self.outputs('train', names)
-    else:
-      assert isinstance(self.teacher, trained.Trained)
-      found = teacher_outputs.shapes(
-        self.teacher, names, self.dataset.num_samples, self.fits(names)
-      )
+      found = self.outputs('train', names, versions)
+      first = 2 if versions else 1
+      return {name: x.shape[first:] for name, x in found.items()}
+    assert isinstance(self.teacher, trained.Trained)
+    found = teacher_outputs.shapes(
+      self.teacher, names, self.dataset.num_samples, self.fits(names)
+    )
     return {name: x.shape[1:] for name, x in found.items()}
 
   def beside(self, recipe: Recipe) -> terms.Correspondence:
@@ -225,7 +246,13 @@ class Setup:
     if self._store == 'off':
       return False
     count = len(self.dataset.splits['train'])
-    reason = teacher_must_run(recipe, names, self.cache_dir, count)
+    reason = teacher_must_run(
+      recipe,
+      names,
+      self.cache_dir,
+      count,
+      self._config['teacher']['store_augmentations'],
+    )
     if reason and self.foreign:
       raise ValueError(
         f'{self.foreign.contents.path} has outputs of a teacher that cannot be '
@@ -241,14 +268,19 @@ class Setup:
       logs.log(f'teacher: runs in every step, since {reason}')
     return not reason
 
-  def outputs(self, split: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+  def outputs(
+    self,
+    split: str,
+    names: Sequence[str],
+    versions: teacher_outputs.Versions | None = None,
+  ) -> dict[str, np.ndarray]:
     """Stored outputs of the teacher for a split, by target.
 
     With frames of which clips have different numbers also `num_frames`.
     """
     if self.foreign:
       names = [*names, *self.foreign.more_targets(split, names)]
-    return self._folder(split).get_or_build(names)
+    return self._folder(split, versions).get_or_build(names)
 
   def fits(self, names: Sequence[str]) -> dict[str, np.ndarray]:
     """What fitted targets are made with, of the training clips, by target."""
@@ -261,13 +293,18 @@ class Setup:
       for name in targets.fitted(names)
     }
 
-  def _folder(self, split: str) -> teacher_outputs.Folder:
+  def _folder(
+    self, split: str, versions: teacher_outputs.Versions | None = None
+  ) -> teacher_outputs.Folder:
     assert self.teacher is not None
     precision = self._store
     if precision not in teacher_outputs.PRECISIONS:
       precision = 'float32'
     name = teacher_outputs.folder_name(
-      self.teacher, self.dataset.fingerprint(), f'{split} {precision}'
+      self.teacher,
+      self.dataset.fingerprint(),
+      f'{split} {precision}',
+      versions,
     )
     return teacher_outputs.Folder(
       files.resolve(self.cache_dir) / 'outputs' / name,
@@ -275,6 +312,7 @@ class Setup:
       self.dataset.splits[split],
       precision,
       f'config.cache_dir is {self.cache_dir}',
+      versions,
     )
 
   def feed(self, job: step.Job) -> engine.Feed:
@@ -282,7 +320,8 @@ class Setup:
     runs_in_step = job.teacher is not None
     outputs = {}
     if job.objective.terms and not runs_in_step:
-      found = self.outputs('train', job.objective.targets)
+      versions = self._versions(job.recipe)
+      found = self.outputs('train', job.objective.targets, versions)
       outputs = {sources.TARGET + name: x for name, x in found.items()}
     of_teacher = {}
     if runs_in_step:

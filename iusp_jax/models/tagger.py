@@ -93,50 +93,26 @@ def build(
   )
 
 
-def clip_keys(
-  seed: int | jax.Array, step: jax.Array, index_B: jax.Array
-) -> jax.Array:
-  """One random key a clip, from its place in the split alone.
-
-  So that what happens to a clip depends neither on the devices that share
-  the batch nor on what was drawn before, and a resumed run needs no key.
-  """
-  key = jax.random.fold_in(jax.random.key(seed), step)
-  return jax.vmap(jax.random.fold_in, (None, 0))(key, index_B)
-
-
-def subkeys(keys_B: jax.Array, purpose: int) -> jax.Array:
-  """Independent keys of the same clips for another purpose."""
-  return jax.vmap(jax.random.fold_in, (0, None))(keys_B, purpose)
-
-
 def log_mel(
   tagger: Tagger,
   wave_BS: jax.Array,
   keys_B: jax.Array | None = None,
-  masks: augment.SpecAugmentConfig | None = None,
+  changes: augment.ClipAugment | None = None,
 ) -> jax.Array:
   """The log-mel that a model gets, `[B, T, F]`.
 
   Args:
     tagger: whose front end to use.
     wave_BS: int16 or float in [-1, 1].
-    keys_B: for SpecAugment. The same keys mask the same seconds and hertz
-      for every front end, so that teacher and student get the same sound.
-    masks: what to mask, or None for the log-mel as it is.
+    keys_B: of the clips, for `changes`. The same keys change the same seconds
+      and hertz for every front end, so that teacher and student get the same
+      sound.
+    changes: what is done to each clip, or None for the sound as it is.
   """
-  return mask(frontend.log_mel(wave_BS, tagger.frontend), keys_B, masks)
-
-
-def mask(
-  mel_BTF: jax.Array,
-  keys_B: jax.Array | None = None,
-  masks: augment.SpecAugmentConfig | None = None,
-) -> jax.Array:
-  """SpecAugment where it is wanted; see `log_mel`."""
-  if masks is None or keys_B is None:
-    return mel_BTF
-  return augment.spec_augment(mel_BTF, keys_B, masks)
+  if changes is None or keys_B is None:
+    return frontend.log_mel(wave_BS, tagger.frontend)
+  mel_BTF = frontend.log_mel(changes.wave(wave_BS, keys_B), tagger.frontend)
+  return changes.mel(mel_BTF, keys_B, tagger.frontend)
 
 
 def frame_reduction(tagger: Tagger) -> int:

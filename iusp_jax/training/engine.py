@@ -208,9 +208,12 @@ class Group:
     self._rates = jax.jit(jax.vmap(optim.schedule(training, self.plan)))
     self.layout = devices.Layout(len(jobs))
     seeds = tuple(job.seed for job in jobs)
-    mixup_alpha = job.recipe.augment.mixup_alpha
     self.order = sources.Order(
-      len(split), training.batch_size, seeds, mixup_alpha
+      len(split),
+      training.batch_size,
+      seeds,
+      job.recipe.augment.mixup_alpha,
+      job.num_versions,
     )
     self.source = feed.source(
       self.order, self.layout, self.plan.eval_every_steps

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from iusp_jax.audio import frontend
+from iusp_jax.audio.augment import ClipAugment, spec_augment_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,12 @@ class Recipe:
       training=Training(**training),
       augment=Augment(**section['augment']),
     )
+
+  def clip_augment(self) -> ClipAugment:
+    """What is done to each clip by itself in training."""
+    fields = self.augment
+    masks = spec_augment_config(dataclasses.asdict(fields))
+    return ClipAugment(masks, self.frontend, fields.time_roll_seconds)
 
   def plain(self) -> dict[str, Any]:
     """As JSON holds it."""

@@ -70,6 +70,8 @@ class Job:
       outputs are stored, or there is none.
     target_shapes: of a clip's targets, for the parameters of terms.
     beside: how a teacher from elsewhere lies beside the student.
+    num_versions: augmentations of each clip that the teacher's outputs are
+      stored of; 0 where they are of the clips as they are, or not stored.
   """
 
   name: str
@@ -82,6 +84,7 @@ class Job:
     default_factory=dict
   )
   beside: terms.Correspondence = terms.SAME
+  num_versions: int = 0
 
   def settings(self) -> dict[str, Any]:
     """What differs between the jobs that one compiled step serves."""
@@ -102,6 +105,7 @@ class Job:
       and self.dataset is other.dataset
       and self.teacher == other.teacher
       and self.beside == other.beside
+      and self.num_versions == other.num_versions
       and self.objective.without_weights() == other.objective.without_weights()
     )
 
@@ -218,7 +222,7 @@ def make_step(job: Job, plan: optim.Plan) -> Callable:
 
     def part(batch_stats, batch):
       """Some of the clips: statistics; gradients and parts of the loss."""
-      keys_B = tagger.clip_keys(settings['seed'], state.step, batch['index'])
+      keys_B = augment.clip_keys(settings['seed'], state.step, batch['index'])
       batch = prepare(batch, keys_B, of_teacher)
       gradients, (loss_terms, batch_stats) = jax.grad(
         loss_part, argnums=(0, 1), has_aux=True
@@ -283,13 +287,12 @@ def _mixed(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 def _make_prepare(job: Job) -> Callable:
   """What a batch still lacks: the student's log-mel, the teacher's outputs."""
-  fields, student = job.recipe.augment, job.student()
-  masks = augment.spec_augment_config(dataclasses.asdict(fields))
+  changes, student = job.recipe.clip_augment(), job.student()
   names, num_samples = job.objective.targets, job.dataset.num_samples
 
   def teacher_targets(wave_BS, keys_B, length_B, shared):
     assert job.teacher is not None
-    mel_BTF = tagger.log_mel(job.teacher, wave_BS, keys_B, masks)
+    mel_BTF = tagger.log_mel(job.teacher, wave_BS, keys_B, changes)
     x = teacher_outputs.apply(
       job.teacher, shared['variables'], mel_BTF, length_B, num_samples, names
     )
@@ -297,20 +300,17 @@ def _make_prepare(job: Job) -> Callable:
     return {sources.TARGET + name: value for name, value in found.items()}
 
   def prepare(batch, keys_B, of_teacher):
-    mask_keys_B = tagger.subkeys(keys_B, 1)
+    if 'version' in batch:
+      keys_B = augment.stored_keys(batch['index'], batch['version'])
     if 'mel' in batch:
-      mel_BTF = tagger.mask(batch['mel'], mask_keys_B, masks)
+      mel_BTF = changes.mel(batch['mel'], keys_B, student.frontend)
       return batch | {'mel': mel_BTF}
     wave_BS = batch['wave']
-    if roll := fields.time_roll_seconds:
-      wave_BS = augment.time_roll(
-        wave_BS, tagger.subkeys(keys_B, 0), roll, student.frontend.sample_rate
-      )
     if job.teacher is not None:
       batch = batch | teacher_targets(
-        wave_BS, mask_keys_B, batch['length'], of_teacher
+        wave_BS, keys_B, batch['length'], of_teacher
       )
-    mel_BTF = tagger.log_mel(student, wave_BS, mask_keys_B, masks)
+    mel_BTF = tagger.log_mel(student, wave_BS, keys_B, changes)
     return batch | {'mel': mel_BTF}
 
   return prepare
@@ -336,7 +336,7 @@ def _make_loss(job: Job, plan: optim.Plan) -> Callable:
       {'params': params, 'batch_stats': batch_stats},
       batch['mel'],
       train=True,
-      keys_B=tagger.subkeys(keys_B, 2),
+      keys_B=augment.subkeys(keys_B, 2),
       layers=objective.layers,
     )
     entropy_BC = losses.tagging_per_tag(
