@@ -160,3 +160,78 @@ def test_outputs_of_a_pytorch_module(written, monkeypatch):
   monkeypatch.setattr(module, 'RATE', 0)
   module.main(written / 'clips', written / 'outputs')
   assert_written(written)
+
+
+def gram(frames_TD):
+  frames_TD = np.asarray(frames_TD, np.float64)
+  return frames_TD @ frames_TD.T
+
+
+def test_several_folders_become_one(tmp_path, monkeypatch):
+  """As an ensemble: means, and the sum of Gram matrices of norm 1."""
+  join = module_of('join', monkeypatch)
+  rng, tags = np.random.default_rng(0), ['a', 'b', 'c']
+  ids = {'one': ['x', 'y', 'z'], 'two': ['z', 'w', 'x']}
+  orders = {'one': [0, 1, 2], 'two': [2, 0, 1]}
+  arrays = {}
+  for name, size in (('one', 4), ('two', 6)):
+    arrays[name] = {
+      'logits': rng.normal(size=(3, 3)).astype(np.float32),
+      'frames': rng.normal(size=(3, 5, size)).astype(np.float32),
+      'frame_logits': rng.normal(size=(3, 5, 3)).astype(np.float32),
+    }
+    arrays[name]['frames'][0] *= name == 'one'  # Silence in the other.
+    place = tmp_path / name / 'train'
+    place.mkdir(parents=True)
+    of = {**METADATA, 'format': 1, 'tags': [tags[k] for k in orders[name]]}
+    (tmp_path / name / 'teacher.json').write_text(json.dumps(of))
+    (place / 'clip_id.txt').write_text('\n'.join(ids[name]) + '\n')
+    for key, values in arrays[name].items():
+      np.save(place / f'{key}.npy', values)
+  folders = [str(tmp_path / name) for name in ids]
+  monkeypatch.setattr(
+    sys, 'argv', ['join.py', *folders, f'--output={tmp_path}/both']
+  )
+  join.main()
+  contents = foreign_outputs.inspect(tmp_path / 'both')
+  assert contents.tags == ('a', 'b', 'c')
+  assert contents.metadata['name'] == 'Tiny'
+  found = contents.splits['train'].arrays
+  assert (tmp_path / 'both/train/clip_id.txt').read_text() == 'x\nz\n'
+  back = np.argsort(orders['two'])
+  for row, (k, j) in enumerate(((0, 2), (2, 0))):  # Of x, of z.
+    for name in ('logits', 'frame_logits'):
+      one, two = arrays['one'][name][k], arrays['two'][name][j][..., back]
+      np.testing.assert_allclose(found[name][row], (one + two) / 2, 1e-5)
+    grams = [
+      gram(arrays[name]['frames'][of]) for name, of in (('one', k), ('two', j))
+    ]
+    expected = sum(g / max(np.linalg.norm(g), 1e-12) for g in grams)
+    np.testing.assert_allclose(gram(found['frames'][row]), expected, 1e-4, 1e-6)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'expected'),
+  [
+    ('tags', ['a', 'b', 'd'], 'differ in the tags c, d'),
+    ('frame_hop_seconds', 0.06, 'expected frames at the same times'),
+  ],
+)
+def test_folders_that_do_not_fit_are_refused(
+  field, value, expected, tmp_path, monkeypatch
+):
+  join = module_of('join', monkeypatch)
+  for name in ('one', 'two'):
+    place = tmp_path / name / 'train'
+    place.mkdir(parents=True)
+    of = {**METADATA, 'format': 1, 'tags': ['a', 'b', 'c']}
+    of |= {field: value} if name == 'two' else {}
+    (tmp_path / name / 'teacher.json').write_text(json.dumps(of))
+    (place / 'clip_id.txt').write_text('x\n')
+    np.save(place / 'frames.npy', np.ones((1, 5, 2), np.float32))
+  folders = [str(tmp_path / name) for name in ('one', 'two')]
+  monkeypatch.setattr(
+    sys, 'argv', ['join.py', *folders, f'--output={tmp_path}/both']
+  )
+  with pytest.raises(SystemExit, match=expected):
+    join.main()
