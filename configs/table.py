@@ -26,6 +26,7 @@ def get_config(arg: str = ''):
     config.bootstrap = 300  # Resamples of the test clips, for every cell.
   config.table = ConfigDict()
   config.table.objectives = ('baseline', 'kd', 'sp', 'iusp', 'iusp_sp')
+  config.table.leads = ()  # Objectives of the one family of tests, against KD.
   config.table.students = tuple(base.STUDENTS)
   config.table.seeds = 8  # Of the students, from first_seed on.
   config.train_baseline = False  # It is an objective here.

@@ -438,3 +438,28 @@ class TestClipDifference:
     truth_NC, good_NC, worse_NC = scored
     with pytest.raises(ValueError, match='scores'):
       statistics.clip_difference(truth_NC, good_NC, worse_NC[:-1])
+
+
+class TestHolm:
+  @pytest.mark.parametrize(
+    ('given', 'expected'),
+    [
+      ([], []),
+      ([0.04], [0.04]),
+      # Step by step, as R's p.adjust(…, 'holm') does it.
+      ([0.01, 0.02, 0.03, 0.04, 0.05], [0.05, 0.08, 0.09, 0.09, 0.09]),
+      ([0.04, 0.001, 0.5, 0.03], [0.09, 0.004, 0.5, 0.09]),
+      ([0.6, 0.7], [1.0, 1.0]),
+    ],
+  )
+  def test_is_the_step_down_procedure(self, given, expected):
+    np.testing.assert_allclose(statistics.holm(given), expected, 1e-12)
+
+  @hypothesis.given(p=st.lists(st.floats(0, 1), min_size=1, max_size=9))
+  def test_lies_between_no_correction_and_bonferronis(self, p):
+    found = np.array(statistics.holm(p))
+    assert (found >= p).all()
+    assert (found <= np.minimum(1.0, len(p) * np.array(p))).all()
+    # Equal p values have equal corrections, smaller ones no larger ones.
+    order = np.argsort(p)
+    assert (np.diff(found[order]) >= 0).all()

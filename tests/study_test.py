@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from configs import base, study_centred, study_related, table
+from configs import base, study_centred, study_leads, study_related, table
 from iusp_jax.experiment import grid, identity, tuning
 from iusp_jax.objectives import terms
 from iusp_jax.objectives.terms import TERMS
@@ -18,13 +18,17 @@ def test_the_paper_s_table_has_the_five_objectives():
 
 @pytest.mark.parametrize('arg', ['', 'smoke', 'student=cnn_8'])
 def test_related_systems_are_rows_of_a_table(arg):
-  config = study_related.get_config(arg)
-  grid.check_grid(config)
-  found = {
-    name: grid.objective(config, config.table.students[0], name)
-    for name in config.table.objectives
-  }
-  assert set(found) >= set(TERMS) - {'sp', 'attention_transfer'}
+  found = {}
+  for study in (study_related, study_leads):
+    config = study.get_config(arg)
+    grid.check_grid(identity.plain(config))
+    if 'student=' in arg:
+      assert config.table.students == ('cnn_8',)
+    found |= {
+      name: grid.objective(config, config.table.students[0], name)
+      for name in config.table.objectives
+    }
+  assert set(found) >= set(TERMS)
   assert found['kd_iusp'].terms == ('kd', 'iusp')
   assert found['frame_kd_iusp_centred'].terms == ('iusp_centred', 'frame_kd')
   assert found['iusp_decay'].schedules == {'iusp': 'decay_to_half'}
@@ -37,8 +41,18 @@ def test_related_systems_are_rows_of_a_table(arg):
   assert len({x.colour for x in own.values()}) == len(found)
 
 
+def test_leads_are_stated_for_both_data_sets():
+  street, clips = (study_leads.get_config(arg) for arg in ('', 'clips'))
+  assert len(street.table.leads) == 6
+  assert set(street.table.leads) < set(street.table.objectives)
+  assert clips.table.leads == street.table.leads
+  cells = grid.groups(identity.plain(clips))
+  assert len(cells) == 3 * 3 * len(clips.table.objectives)
+  assert all(pair != (2, 3) for pair in clips.table.rotations)
+
+
 def test_every_row_has_a_config_of_its_own():
-  for name in study_related.OBJECTIVES:
+  for name in base.OBJECTIVES:
     module = importlib.import_module(f'configs.{name}')
     config = identity.plain(module.get_config('smoke'))
     found = terms.Objective.from_config(config['objective'])

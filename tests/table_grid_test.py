@@ -50,6 +50,7 @@ def test_shards_share_the_grid():
     ('rotations', ((4, 5),), 'has no folds'),
     ('students', ('crnn_32', 'cnn_4', 'crnn_32'), "'crnn_32' 2 times"),
     ('objectives', ('iusp', 'iusp'), "'iusp' 2 times"),
+    ('leads', ('vic',), "'vic': expected some of baseline, kd"),
   ],
 )
 def test_impossible_grid_is_refused(field, value, expected):
@@ -58,6 +59,15 @@ def test_impossible_grid_is_refused(field, value, expected):
   with pytest.raises(ValueError, match=expected) as error:
     check(config)
   assert field in str(error.value)
+
+
+def test_leads_are_compared_with_kd():
+  config = table_config.get_config('')
+  config.table.leads = ('iusp',)
+  check(config)
+  config.table.objectives = ('baseline', 'iusp')
+  with pytest.raises(ValueError, match=r"leads is .*expected 'kd' among"):
+    check(config)
 
 
 @pytest.mark.parametrize(

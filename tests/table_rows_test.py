@@ -96,6 +96,40 @@ class TestRows:
     assert found['mean'] == pytest.approx(np.mean(gains))
     assert found['sd'] == pytest.approx(np.mean(gains, axis=0).std(ddof=1))
 
+  def test_leads_are_corrected_together(self, table):
+    """Those that were stated, in that order; one of them has no cell."""
+    found = sections_of(table | {'leads': ['iusp_sp', 'vic', 'iusp']})
+    first, absent, last = found['leads'].rows
+    for row, name in ((first, 'iusp_sp'), (last, 'iusp')):
+      wanted = difference(found, rows.POOLED, name, 'kd')
+      for key in ('mean', 'low', 'high', 'permutation_p'):
+        assert row[key] == wanted[key]
+    p = [first['permutation_p'], 1.0, last['permutation_p']]
+    assert [first['holm_p'], last['holm_p']] == statistics.holm(p)[::2]
+    assert absent['holm_p'] is None
+    lines = found['leads'].lines()
+    assert [line[0] for line in lines[1:]] == [
+      'SP + IUSP − KD', 'vic − KD', 'IUSP − KD',
+    ]  # fmt: skip
+    assert lines[2][2:] == ['-'] * 5
+    text = tables.markdown(table, found)
+    assert text.index('Stated beforehand') < text.index('## Differences')
+
+  def test_what_is_not_stated_is_not_shown(self, sections):
+    assert 'leads' not in sections
+
+  def test_cost_of_a_row(self, table):
+    cells = copy.deepcopy(table['cells'])
+    for number, cell in enumerate(cells):
+      cell |= {'stored_bytes': 62_500, 'step_seconds': 0.08 - 1e-4 * number}
+    section = sections_of(table | {'cells': cells})['other']
+    last = cells_of({'cells': cells}, 'mobilenet_0.5', 'iusp')[-1]
+    row = find(section, student='mobilenet_0.5', objective='iusp')
+    assert row['step_seconds'] == last['step_seconds']
+    titles = section.lines()[0]
+    assert titles[-2:] == ['stored, kB', 'step, ms']
+    assert section.lines()[1][-2] == '62.5'
+
   def test_the_ratio(self, table, sections):
     ratio = find(sections['ratio'], group='crnn_16')
     base, sp, iusp = (

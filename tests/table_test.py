@@ -270,6 +270,11 @@ def test_cell_is_a_run_whose_scores_its_checkpoints_give(group, setup):
     assert again['parameters'] == record['student']['parameters']
     assert record['weights'] == {'iusp': 300.0, 'sp': 30.0}
     assert record['status'] == 'done'
+    assert record['step_seconds'] > 0
+    num_frames = setup.outputs('train', ['frame_gram'])['frame_gram'].shape[1]
+    num_clips = len(setup.dataset.splits['train'])
+    expected = 4 * num_frames**2 + 4 * num_clips  # A matrix, and a row of one.
+    assert record['stored_bytes'] == expected
     assert len(record['resampled']) == 10
     rows = metrics_log.read_metrics(folder / 'metrics.jsonl')
     assert [row['step'] for row in rows if 'train/loss' in row] == [
@@ -391,6 +396,23 @@ def test_table_with_augmentation(fields, tiny, on_fakes, tmp_path, capsys):
   rows = metrics_log.read_metrics(folder / 'metrics.jsonl')
   assert rows[0]['train/iusp'] > 0
   assert 'teacher: runs in every step, since' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_table_with_stored_augmentations(tiny, on_fakes, tmp_path, capsys):
+  """Of 2 versions; cells of 3 versions are other cells."""
+  fields = {'student.augment.num_time_masks': 2}
+  config = one_cell_config(tiny, **fields, **{'teacher.store_augmentations': 2})
+  table.run(config, tmp_path)
+  record = record_of(tmp_path, 'tiny-iusp-seed100')
+  assert record['identity']['teacher']['store_augmentations'] == 2
+  assert record['frame_distance'] > 0
+  printed = capsys.readouterr().out
+  assert 'of 2 versions of 24 train clips' in printed
+  assert 'runs in every step' not in printed
+  config = one_cell_config(tiny, **fields, **{'teacher.store_augmentations': 3})
+  with pytest.raises(ValueError, match=r'store_augmentations: 2 there, 3 now'):
+    table.run(config, tmp_path)
 
 
 @pytest.mark.slow

@@ -287,6 +287,7 @@ RANGES: dict[str, Range] = {
   'teacher.store_augmentations': whole(0, 1000, 'versions of a clip'),
   'teacher.ensemble_size': whole(1, 100, 'teachers'),
   'table.objectives': Several(_NAME, least=1),
+  'table.leads': Several(_NAME),
   'table.students': Several(_NAME, least=1),
   'table.seeds': whole(1, 10_000, 'seeds'),
   'table.first_seed': _SEED,

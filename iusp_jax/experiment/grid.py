@@ -166,6 +166,13 @@ def _check_names(table: Mapping[str, Any]) -> None:
     _check_known('students', student, known)
     for name in table['objectives']:
       _check_known('objectives', name, table['weights'][student])
+  for name in table['leads']:
+    _check_known('leads', name, table['objectives'])
+  if table['leads'] and 'kd' not in table['objectives']:
+    raise ValueError(
+      f'config.table.leads is {table["leads"]}, which are compared with KD: '
+      "expected 'kd' among config.table.objectives"
+    )
 
 
 def _check_repeated(field: str, values: Sequence[Any]) -> None:

@@ -267,7 +267,8 @@ def _cell(record: Mapping[str, Any] | None) -> dict[str, Any]:
     return {'status': 'missing', 'reason': 'not run yet'}
   names = ('weights', 'frame_distance', 'seconds', 'status', 'reason', 'curve')
   found = {name: record[name] for name in names}
-  later = ('ratios', 'clipped_share')  # Records of earlier runs lack these.
+  # Records of earlier runs lack these.
+  later = ('ratios', 'clipped_share', 'stored_bytes', 'step_seconds')
   found |= {name: record[name] for name in later if name in record}
   found['model'] = record['identity']['student']['model']
   if record['status'] == 'diverged':

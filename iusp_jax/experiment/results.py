@@ -192,6 +192,7 @@ def complete_identity(of: Mapping[str, Any], setup: Setup) -> dict[str, Any]:
       'fingerprint': setup.teacher.fingerprint,
       'weights': setup.teacher.weights(),
       'store': of['teacher']['store'],
+      'store_augmentations': of['teacher'].get('store_augmentations', 0),
     }
   return found
 

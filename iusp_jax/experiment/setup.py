@@ -315,14 +315,30 @@ class Setup:
       versions,
     )
 
+  def stored_bytes(self, job: step.Job) -> float | None:
+    """Bytes a training clip that are stored of the teacher for a job.
+
+    None where it runs in every step.
+    """
+    if job.teacher is not None:
+      return None
+    found = self._of_job(job)
+    return sum(x.nbytes for x in found.values()) / len(
+      self.dataset.splits['train']
+    )
+
+  def _of_job(self, job: step.Job) -> dict[str, np.ndarray]:
+    """Stored outputs of the training clips, by target."""
+    if not job.objective.terms:
+      return {}
+    versions = self._versions(job.recipe)
+    return self.outputs('train', job.objective.targets, versions)
+
   def feed(self, job: step.Job) -> engine.Feed:
     """Training and validation clips for jobs like this one."""
     runs_in_step = job.teacher is not None
-    outputs = {}
-    if job.objective.terms and not runs_in_step:
-      versions = self._versions(job.recipe)
-      found = self.outputs('train', job.objective.targets, versions)
-      outputs = {sources.TARGET + name: x for name, x in found.items()}
+    found = {} if runs_in_step else self._of_job(job)
+    outputs = {sources.TARGET + name: x for name, x in found.items()}
     of_teacher = {}
     if runs_in_step:
       assert isinstance(self.teacher, trained.Trained)

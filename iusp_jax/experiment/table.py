@@ -214,7 +214,12 @@ def run_group(
   left = [k for k, cell in enumerate(cells) if cell in todo]
   runs = [runs[k] for k in left]
   members = [members[k] for k in left]
-  records = results.write(setup, members, runs, {'seconds': seconds})
+  cost = {
+    'seconds': seconds,
+    'step_seconds': members[0].step_seconds,
+    'stored_bytes': setup.stored_bytes(jobs[0]),
+  }
+  records = results.write(setup, members, runs, cost)
   for run, record in zip(runs, records, strict=True):
     results.finish(run.workdir, record)
   processes.barrier()
@@ -349,6 +354,7 @@ def save_setup(
     'tags': list(setup.dataset.coarse),
     'environment': environment.collect(),
     'command': shlex.join(['python', *workers.command()]),
+    'leads': config['table']['leads'],
   }
   parts.start(config, workdir, metadata)
 

@@ -260,6 +260,27 @@ def permutation_test(difference_S: Any) -> float:
   return float(found.pvalue)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+  """p values that hold for all of a family of tests together.
+
+  Args:
+    p_values: of every test of the family.
+
+  Returns:
+    In the same order: the k-th smallest of m times m - k + 1, and no smaller
+    than those before it; at most 1.
+
+  References:
+    Holm, A simple sequentially rejective multiple test procedure, 1979.
+  """
+  found = np.asarray(p_values, np.float64)
+  order = np.argsort(found, kind='stable')
+  steps = found[order] * np.arange(len(found), 0, -1)
+  result = np.empty(len(found))
+  result[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+  return result.tolist()
+
+
 def _bootstrap(values_KS, values_KSR, rotation_S, draws) -> np.ndarray | None:
   """Means of K quantities in each draw, `[K, W]`; None if they cannot vary."""
   n = len(values_KS[0])

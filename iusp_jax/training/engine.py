@@ -57,6 +57,8 @@ class Member:
     best_score: that score; None before the first validation.
     last: variables after the last step.
     diverged: why the run has no result; empty for a good one.
+    step_seconds: of a step of one member, the median over chunks; None where
+      no more than the first chunk was run.
   """
 
   job: Job
@@ -66,6 +68,7 @@ class Member:
   best_score: float | None = None
   last: Any = None
   diverged: str = ''
+  step_seconds: float | None = None
 
   def metadata(self) -> dict[str, Any]:
     """What a checkpoint keeps of it beside arrays."""
@@ -310,6 +313,7 @@ class Group:
     settings = self.layout.put(jax.tree.map(lambda *x: np.stack(x), *settings))
     teacher = self.layout.share(self._feed.of_teacher)
     pending, self._seconds, self._clock = None, None, time.monotonic()
+    self._spent: list[float] = []  # Seconds a step, by chunk.
     self._first_step, self._looked = self._step, -np.inf
     while self._step < self.plan.num_steps and self._alive():
       first = self._step
@@ -345,6 +349,8 @@ class Group:
     variables = self.layout.get(state.variables())
     for m, member in enumerate(self.members):
       member.last = jax.tree.map(lambda x, m=m: x[m], variables)
+      if self._spent:
+        member.step_seconds = float(np.median(self._spent)) / len(self.members)
 
   def _alive(self) -> bool:
     return not all(member.diverged for member in self.members)
@@ -387,6 +393,7 @@ class Group:
     now = time.monotonic()
     if first != self._first_step:  # Of which most is compiling.
       self._seconds = (now - self._clock) / count
+      self._spent.append(self._seconds)
     self._clock = now
     every = self._training.log_every_steps
     rates = np.asarray(self._rates(np.arange(first, first + count)))

@@ -27,6 +27,7 @@ from iusp_jax.scoring import statistics
 
 Row = dict[str, Any]
 POOLED = 'all students'
+_LEADS_OVER = 'kd'
 _OF_RATIO = ('iusp', 'sp', 'baseline')
 _NOTES = {
   'scores': """\
@@ -44,6 +45,11 @@ clips, and neither is corrected for the number of rows.
 "all students": the mean over the students of the pairs that all of them have;
 "a of b students": b - a of them have no run of an objective that the row needs.
 Students share seeds and clips, so a seed counts once, with their mean.""",
+  'leads': """\
+Stated in the config, and in this order, before the runs: each less KD, as the
+mean over all students. p: sign-flip permutation test over pairs. p Holm holds
+for all of these rows together (Holm, 1979); one that has no pair yet counts as
+p = 1. Every other line of this report is exploratory.""",
   'ratio': """\
 r = (IUSP - no KD) / (SP - no KD) - 1, the "increase in improvement relative to
 SP's improvement", and both gains, over the pairs that have all three. Withheld
@@ -54,7 +60,9 @@ On the test split but for "validate". last: micro-AUPRC after the last epoch
 instead of the best. distance: ‖G_teacher − G_student‖² / T² of the frame
 similarities, mean over test clips. γ: weights of the objectives, those
 of a student's first cell where cells differ; ratio: that of gradients that
-they follow from. clipped: mean share of steps that shortened the gradient.""",
+they follow from. clipped: mean share of steps that shortened the gradient.
+stored: kB of the teacher's outputs a clip. step: of one seed, the median of a
+run, and the least of the cells, on whatever machine ran them.""",
 }
 
 
@@ -102,12 +110,13 @@ def sections(
     objectives: of the table, see `objectives.of_table`.
 
   Returns:
-    Some of `scores`, `teachers`, `by_rotation`, `differences`, `ratio`, `other`
-    and `absent`.
+    Some of `scores`, `leads`, `teachers`, `by_rotation`, `differences`,
+    `ratio`, `other` and `absent`.
   """
   done = records.done(table)
   found = {
     'scores': _scores(table, done, objectives),
+    'leads': _leads(table, done, objectives),
     'teachers': _teachers(table),
     'by_rotation': _by_rotation(table, done, objectives),
     'differences': _differences(table, done, objectives),
@@ -220,6 +229,10 @@ def _per_objective(objectives, text) -> list[Column]:
 
 
 _STUDENT = Column('student', 'student', words=True)
+_DIFFERENCE = [
+  Column('difference', 'mean', signed),
+  Column('95 % interval', 'interval', lambda ends: interval(ends, signed)),
+]
 _SIZES = [
   Column('parameters', 'parameters', count), Column('MACs', 'macs', count),
 ]  # fmt: skip
@@ -280,6 +293,39 @@ def _best(done, student: str, objectives) -> list[str]:
   ]
 
 
+def _leads(table, done, objectives) -> Section:
+  """The differences that were stated beforehand, corrected together."""
+  students, rows = records.students(table), []
+  for name in table.get('leads') or []:
+    row: Row = {'own': name, 'other': _LEADS_OVER, 'students': 0}
+    titles = [
+      objectives[of].title if of in objectives else of
+      for of in (name, _LEADS_OVER)
+    ]
+    row['comparison'] = ' − '.join(titles)
+    found = None
+    if {name, _LEADS_OVER} <= {*objectives}:
+      found = matched(done, students, (name, _LEADS_OVER), _micro)
+    if found is not None:
+      row |= difference(found)
+      row['interval'] = [row['low'], row['high']]
+      row['won'] = f'{row["wins"]}/{row["n"]}'
+    row['student'] = _group(POOLED, students, row['students'])
+    rows.append(row)
+  corrected = statistics.holm([row.get('permutation_p', 1.0) for row in rows])
+  for row, p in zip(rows, corrected, strict=True):
+    row['holm_p'] = p if 'permutation_p' in row else None
+  columns = [
+    Column('comparison', 'comparison', words=True),
+    _STUDENT,
+    *_DIFFERENCE,
+    Column('won', 'won'),
+    Column('p', 'permutation_p', p_value),
+    Column('p Holm', 'holm_p', p_value),
+  ]
+  return Section('Stated beforehand', columns, rows, _NOTES['leads'])
+
+
 def _teachers(table) -> Section:
   def micro(scores):
     return decimal(scores.get('micro_auprc'))
@@ -332,8 +378,7 @@ def _differences(table, done, objectives) -> Section:
   columns = [
     Column('comparison', 'comparison', words=True),
     _STUDENT,
-    Column('difference', 'mean', signed),
-    Column('95 % interval', 'interval', lambda ends: interval(ends, signed)),
+    *_DIFFERENCE,
     Column('sd', 'sd', decimal),
     Column('won', 'won'),
     Column('p sign', 'sign_p', p_value),
@@ -404,6 +449,9 @@ def _other(table, done, objectives) -> Section:
         'seconds',
       ):
         row[key] = summary(cell.get(key) for cell in cells)
+      for key in ('stored_bytes', 'step_seconds'):
+        numbers = [cell[key] for cell in cells if is_number(cell.get(key))]
+        row[key] = min(numbers, default=None)
       rows.append(row)
   columns = [
     _STUDENT,
@@ -415,8 +463,11 @@ def _other(table, done, objectives) -> Section:
     Column('last', 'last_test_micro_auprc', mean_sd),
     Column('distance', 'frame_distance', lambda found: f'{found["mean"]:.2e}'),
     Column('clipped', 'clipped_share', lambda found: f'{found["mean"]:.0%}'),
+    Column('stored, kB', 'stored_bytes', lambda size: f'{size / 1e3:.1f}'),
+    Column('step, ms', 'step_seconds', lambda spent: f'{1e3 * spent:.1f}'),
   ]
-  later = ('ratios', 'clipped_share')  # Tables of earlier versions lack these.
+  # Tables of earlier versions lack these.
+  later = ('ratios', 'clipped_share', 'stored_bytes', 'step_seconds')
   columns = [c for c in columns if c.key not in later or _any(rows, c.key)]
   return Section('Other scores', columns, rows, _NOTES['other'])
 

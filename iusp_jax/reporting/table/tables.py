@@ -28,7 +28,8 @@ def write(table: Mapping[str, Any], folder: str | os.PathLike) -> str:
       `macs`, `validate`, `test` (with `class_auprc`, one a tag),
       `last_test_micro_auprc`, `resampled` (micro-AUPRC on resamples of the
       test clips), `frame_distance`, `curve` (pairs of step and validate
-      micro-AUPRC) and `seconds`. What is optional may be absent or None.
+      micro-AUPRC), `seconds`, `stored_bytes` and `step_seconds`; `leads`, names
+      of objectives, see `rows`. What is optional may be absent or None.
     folder: made if it is not there.
 
   Returns:
@@ -88,7 +89,7 @@ def terminal(
   """Scores, differences and ratios as text; what is bold has stars."""
   parts = [f'{table["dataset"]}: test micro-AUPRC, mean ± sd over pairs\n']
   parts.append(_counted(table) + '\n')
-  for name in ('scores', 'teachers', 'differences', 'ratio'):
+  for name in ('scores', 'leads', 'teachers', 'differences', 'ratio'):
     if section := sections.get(name):
       lines = [[c.replace('**', '*') for c in line] for line in section.lines()]
       parts.append(formatting.align(lines, _left(section), formatting.WIDTH))
