@@ -66,6 +66,7 @@ def names(tmp_path):
   return sorted(path.name for path in config.iterdir())
 
 
+@pytest.mark.slow
 def test_what_a_killed_preparation_left_is_gone_after_the_next(tmp_path):
   process = start(tmp_path, 'hold')
   until_begun(tmp_path, process)
@@ -81,6 +82,7 @@ def test_what_a_killed_preparation_left_is_gone_after_the_next(tmp_path):
   assert '8 scenes' in output
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_prepares_and_the_other_waits(tmp_path):
   first = start(tmp_path, 'hold')
   until_begun(tmp_path, first)
@@ -94,6 +96,7 @@ def test_of_two_processes_one_prepares_and_the_other_waits(tmp_path):
   assert names(tmp_path) == ['1.0.0']
 
 
+@pytest.mark.slow
 def test_who_waits_for_a_killed_process_prepares_itself(tmp_path):
   first = start(tmp_path, 'hold')
   until_begun(tmp_path, first)

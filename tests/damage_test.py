@@ -159,6 +159,7 @@ def test_damaged_teacher_is_refused_and_trained_again_as_advised(
 CUT_RECORDS = '', '{"status": "do'
 
 
+@pytest.mark.slow
 def test_cut_record_of_a_run_is_named_and_made_anew_as_advised(
   tiny, tiny_run, on_fakes, tmp_path
 ):
@@ -179,6 +180,7 @@ def test_cut_record_of_a_run_is_named_and_made_anew_as_advised(
     assert again[name] == whole[name]
 
 
+@pytest.mark.slow
 def test_files_without_part_in_the_result_end_no_run(
   tiny, tiny_run, on_fakes, tmp_path
 ):
@@ -203,6 +205,7 @@ def test_cut_metadata_of_a_model_names_the_run_to_delete(tiny_run, tmp_path):
   assert str(workdir / 'model.json') in str(error.value)
 
 
+@pytest.mark.slow
 def test_cell_whose_record_is_cut_is_run_again(
   tiny, tiny_table, on_fakes, tmp_path, capsys
 ):

@@ -213,6 +213,7 @@ for more in (
 """
 
 
+@pytest.mark.slow
 def test_full_disk_is_one_message_whatever_is_prepared(tmp_path):
   """A limit on the size of files stands for a full disk."""
   manual = tmp_path / 'manual'

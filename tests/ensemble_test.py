@@ -94,6 +94,7 @@ def config_of(folder, **fields):
   return identity.plain(changed(config, **fields))
 
 
+@pytest.mark.slow
 def test_members_are_teachers_of_the_next_seeds(fake, tmp_path, capsys):
   config = config_of(
     tmp_path, **{'teacher.ensemble_size': 2, 'teacher.seed': 3}

@@ -76,6 +76,7 @@ def with_variables(**variables):
   return files.json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_variables_that_change_bits_are_recorded_and_told_apart():
   plain = with_variables()
   other = with_variables(
@@ -167,6 +168,7 @@ def test_x64_is_refused():
     ('abacus', 'set JAX_PLATFORMS=cpu'),
   ],
 )
+@pytest.mark.slow
 def test_backend_that_is_not_there_is_one_line(platform, remedy):
   program = (
     'from iusp_jax.runtime import devices\n'

@@ -114,6 +114,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
   assert path.read_bytes() == b'old'
 
 
+@pytest.mark.slow
 def test_matplotlib_is_imported_where_it_is_used(tmp_path):
   """And pyplot never: it keeps figures, and needs a display."""
   code = (

@@ -597,6 +597,7 @@ _FULL = """
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_with_what_was_written(tmp_path, user_dir):
   done = python(_FULL, tmp_path / 'data', user_dir, 20_000)
   assert done.returncode == 1

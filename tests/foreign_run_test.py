@@ -66,6 +66,7 @@ def train(tiny, workdir, folder, **fields):
   return run.run(run_config(tiny, seed=100, **named), workdir)
 
 
+@pytest.mark.slow
 def test_run_is_that_with_the_teacher_itself(
   tiny, whole, on_fakes, tmp_path, logged
 ):
@@ -92,6 +93,7 @@ def test_run_is_that_with_the_teacher_itself(
   assert not [line for line in logged if 'order' in line]
 
 
+@pytest.mark.slow
 def test_moved_folder_is_the_same_teacher_and_a_changed_array_another(
   tiny, whole, folder, on_fakes, tmp_path, logged
 ):
@@ -128,6 +130,7 @@ def test_run_that_is_stopped_goes_on(
   assert rows[0] == rows[1]
 
 
+@pytest.mark.slow
 def test_splits_that_are_not_there_have_no_scores(
   tiny, folder, on_fakes, tmp_path, logged
 ):
@@ -145,6 +148,7 @@ def test_splits_that_are_not_there_have_no_scores(
   assert (tmp_path / 'again' / 'run' / 'tag_scores.png').exists()
 
 
+@pytest.mark.slow
 def test_frames_of_overlapping_patches_are_aligned_by_time(
   tiny, folder, on_fakes, tmp_path, logged
 ):
@@ -178,6 +182,7 @@ def test_frames_of_overlapping_patches_are_aligned_by_time(
   assert all(v is None or -1 <= v <= 1 for v in values.values())
 
 
+@pytest.mark.slow
 def test_tags_without_a_counterpart_are_left_out(
   tiny, folder, on_fakes, tmp_path, logged
 ):
@@ -288,6 +293,7 @@ def test_table_of_several_rotations_is_refused(tiny, whole):
     table.run(config, '/nowhere')
 
 
+@pytest.mark.slow
 def test_example_writes_the_outputs_of_a_model(tiny, tmp_path):
   """Those that the stored targets of the model itself are made of."""
   path = ROOT / 'examples' / 'teacher_outputs.py'

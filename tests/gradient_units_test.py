@@ -100,6 +100,7 @@ def test_ratio_of_0_changes_no_identity_and_another_does(tiny):
   assert run.run_identity(config).keys() == fields
 
 
+@pytest.mark.slow
 def test_run_and_table_with_a_ratio_are_those_with_its_weight(
   tiny, setup, on_fakes, tmp_path
 ):

@@ -301,6 +301,7 @@ def test_notice_to_one_host_stops_all_and_they_continue(tmp_path):
   assert f'continues after step {steps[0]}' in children[0].said()
 
 
+@pytest.mark.slow
 def test_missing_host_is_named_by_the_command(tmp_path):
   command = ['run.py', '--config=configs/iusp.py:smoke', '--start_timeout=2']
   address = f'--coordinator=127.0.0.1:{free_port()}'

@@ -98,6 +98,7 @@ def test_processes_give_the_same_and_end_with_their_context(monkeypatch):
   assert [process.poll() for process in started] == [0, 0]
 
 
+@pytest.mark.slow
 def test_scenes_of_processes_are_those_of_threads(tmp_path, monkeypatch):
   audio = []
   for many in (1, 10**9):
@@ -138,6 +139,7 @@ with in_order.by_processes(time.sleep, 2) as make:
 """
 
 
+@pytest.mark.slow
 def test_processes_end_with_a_parent_that_is_killed(tmp_path):
   """And a script needs no `__main__` guard: it is not imported by them."""
   script = tmp_path / 'script.py'

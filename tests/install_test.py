@@ -97,6 +97,7 @@ def test_the_version(installed):
   assert f'\nVersion: {iusp_jax.__version__}\n' in metadata.read_text()
 
 
+@pytest.mark.slow
 def test_tagging_from_any_folder(installed, tmp_path):
   import soundfile
 
@@ -125,6 +126,7 @@ print(json.dumps([command_line.workdir(), config.name, iusp_jax.__file__]))
     ['--mode=train', '--config=configs/iusp.py:clips,seed=3'],
   ],
 )
+@pytest.mark.slow
 def test_configs_are_found_by_name(installed, tmp_path, words):
   environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
   done = subprocess.run(
@@ -150,6 +152,7 @@ def test_configs_are_found_by_name(installed, tmp_path, words):
     (['tag', 'a.wav'], '--checkpoint is missing'),
   ],
 )
+@pytest.mark.slow
 def test_what_is_wrong_with_a_command(installed, tmp_path, words, message):
   done = iusp(installed, tmp_path, *words)
   assert done.returncode == 1

@@ -271,6 +271,7 @@ preparation.load(config)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason='only root can be another user')
+@pytest.mark.slow
 def test_prepared_data_are_used_where_they_cannot_be_written():
   """By a user who may read them: root itself may write everywhere."""
   with tempfile.TemporaryDirectory() as folder:

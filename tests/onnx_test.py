@@ -66,6 +66,7 @@ def test_export_says_how_onnx_is_added(exported, capsys):
   )
 
 
+@pytest.mark.slow
 def test_floats_are_added_from_the_folder_alone(folder):
   before = names(folder)
   add_onnx.run(str(folder))

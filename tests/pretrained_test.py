@@ -62,6 +62,7 @@ def logits(found, split):
   return np.asarray(predict(found.model, found.variables, wave_BS).logits_BC)
 
 
+@pytest.mark.slow
 def test_probe_is_trained_once_and_found(tmp_path, weights, fake, monkeypatch):
   config = config_of(tmp_path, weights)
   assert teacher.find(config, fake) is None
@@ -82,6 +83,7 @@ def test_probe_is_trained_once_and_found(tmp_path, weights, fake, monkeypatch):
   assert trained.load(found.workdir, 'last').weights() == found.weights()
 
 
+@pytest.mark.slow
 def test_probe_fits_the_training_clips_better_than_zero_shot(
   tmp_path, weights, fake
 ):

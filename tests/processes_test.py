@@ -88,6 +88,7 @@ def test_processes_wait_for_each_other_and_agree(tmp_path):
     pytest.param(0, 'devices', marks=slow),
   ],
 )
+@pytest.mark.slow
 def test_error_of_one_ends_the_other_with_its_message(number, wait, tmp_path):
   children = start(tmp_path, 'fail', number, wait=wait)
   try:
@@ -112,6 +113,7 @@ def test_error_of_one_ends_the_other_with_its_message(number, wait, tmp_path):
     pytest.param([0, 1], 1, marks=slow),
   ],
 )
+@pytest.mark.slow
 def test_request_to_stop_is_noticed_at_work_and_while_waiting(
   signalled, busy, tmp_path
 ):
@@ -132,6 +134,7 @@ def test_request_to_stop_is_noticed_at_work_and_while_waiting(
     stop(children)
 
 
+@pytest.mark.slow
 def test_error_that_a_request_to_stop_causes_has_its_exit_code(tmp_path):
   children = start(tmp_path, 'compile', 1)
   try:

@@ -144,6 +144,7 @@ def test_caches_keep_the_address(bucket):
     teacher.get_or_train(identity.plain(config), None)  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_run_with_a_remote_cache_stores_nothing_of_its_teacher(
   bucket, tiny, on_fakes, tmp_path
 ):

@@ -154,6 +154,7 @@ def test_metrics_of_a_run_that_is_stopped_are_those_of_the_whole(
   assert ends[0] == ends[1]
 
 
+@pytest.mark.slow
 def test_stream_continues_where_it_was_stopped(tmp_path, monkeypatch):
   made = job(augment={'mixup_alpha': 0.5})
   (whole,) = fit([made], stream=True)

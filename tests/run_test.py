@@ -192,6 +192,7 @@ def refused(config, workdir, message):
     ),
   ],
 )
+@pytest.mark.slow
 def test_refused_command_does_not_block_the_corrected_one(
   fields, message, tiny, on_fakes, tmp_path, monkeypatch
 ):
@@ -252,6 +253,7 @@ def test_workdir_in_use_is_refused(tiny, tmp_path):
     run.run(run_config(tiny), tmp_path)
 
 
+@pytest.mark.slow
 def test_named_runs_and_the_time_of_a_run_in_two_goes(
   tiny, tiny_run, on_fakes, tmp_path, monkeypatch, capsys
 ):
@@ -283,6 +285,7 @@ def test_named_runs_and_the_time_of_a_run_in_two_goes(
   assert seconds['all_processes'] > seconds['this_process'] > 0
 
 
+@pytest.mark.slow
 def test_baseline_beside_a_student_is_trained_first_and_once(
   tiny, on_fakes, tmp_path, monkeypatch
 ):
@@ -351,6 +354,7 @@ def test_every_config_runs(module, tiny, on_fakes, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('level', ['both', *slow('fine')])
+@pytest.mark.slow
 def test_levels_of_the_taxonomy(level, on_fakes, tmp_path):
   save_teacher(tmp_path / 'teacher', level)
   config = run_config(tmp_path, **{'dataset.level': level})

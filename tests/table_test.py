@@ -324,6 +324,7 @@ def test_frame_distance_is_the_iusp_loss_of_the_test_split(group, setup):
 @pytest.mark.skipif(
   not pathlib.Path('/proc/self/maps').exists(), reason='only on Linux'
 )
+@pytest.mark.slow
 def test_groups_leave_no_compiled_programs(tiny, setup, tmp_path):
   """A table of a hundred groups would take all memory maps of a process."""
 
@@ -664,6 +665,7 @@ def test_panels_of_a_killed_table_lack_a_run(tiny, tmp_path):
   assert kept(('teacher', *wanted))
 
 
+@pytest.mark.slow
 def test_repetitiveness_is_the_mean_cosine(setup):
   found = repetitiveness(setup)
   model, variables = setup.teacher.model, setup.teacher.variables

@@ -430,6 +430,7 @@ def run(*arguments):
   )
 
 
+@pytest.mark.slow
 def test_the_command(workdir, recordings, tmp_path):
   """Flags may follow the names; a bad recording makes the exit status 1."""
   output = tmp_path / 'tags.csv'

@@ -173,6 +173,7 @@ def test_shapes_and_fits_of_a_run_are_those_of_its_teacher(setup):
   jax.tree.map(np.testing.assert_array_equal, fitted, setup.fits(fitted))
 
 
+@pytest.mark.slow
 def test_units_of_terms_with_parameters_and_fits_are_measured(setup):
   model = {'architecture': 'crnn', 'width': 4, 'hidden': 6}
   names = (*WITH_PARAMS, 'inter_kd', 'cluster_iusp')

@@ -299,6 +299,7 @@ def test_tuning_trains_and_goes_on(tiny, on_fakes, tmp_path, monkeypatch):
   assert not list((tmp_path / 'tuning').glob('*/*/training'))
 
 
+@pytest.mark.slow
 def test_units_are_those_of_process_0(setup, monkeypatch):
   """Processes may differ in the last bits of what they measure."""
   asked = []

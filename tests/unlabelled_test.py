@@ -201,6 +201,7 @@ def test_unknown_labels_are_masked(unlabelled):
   assert not np.asarray(entropy).any()
 
 
+@pytest.mark.slow
 def test_student_agrees_with_its_teacher(unlabelled, tmp_path):
   record = run.run(unlabelled, tmp_path / 'run')
   best = record['student']['best']
