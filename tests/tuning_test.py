@@ -68,12 +68,19 @@ def test_units_make_gradients_equally_long(setup):
 
   names = ('kd', 'sp', 'iusp', 'iusp_centred')
   lengths = {term: [] for term in ('tagging', *names)}
+  products = []
   jacobian = jax.jit(jax.jacrev(all_losses))
   for clips_B in clips_KB:
     batch = {key: np.asarray(whole[key])[clips_B] for key in whole}
-    for term, gradient in jacobian(variables['params'], batch).items():
-      leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(gradient)]
-      lengths[term].append(np.sqrt(sum(np.sum(x**2) for x in leaves)))
+    found = {
+      term: np.concatenate(
+        [np.asarray(x, np.float64).reshape(-1) for x in jax.tree.leaves(tree)]
+      )
+      for term, tree in jacobian(variables['params'], batch).items()
+    }
+    for term, gradient_P in found.items():
+      lengths[term].append(np.linalg.norm(gradient_P))
+    products.append([found['tagging'] @ found[term] for term in names])
   units = gradient_units.measure(
     setup, job.recipe, job_of(setup, names).objective
   )
@@ -81,6 +88,14 @@ def test_units_make_gradients_equally_long(setup):
   for term, unit in units.items():
     ratio = np.mean(lengths['tagging']) / np.mean(lengths[term])
     np.testing.assert_allclose(unit, ratio, rtol=1e-3, err_msg=term)
+  objective = job_of(setup, names).objective
+  found_NKK = gradient_units.products(setup, job.recipe, objective)
+  order = [names.index(term) for term in objective.terms]
+  np.testing.assert_allclose(
+    found_NKK[:, 0, 1:],
+    np.array(products)[:, order],
+    atol=1e-3 * abs(found_NKK).max(),
+  )
 
 
 @pytest.fixture
@@ -307,13 +322,12 @@ def test_units_are_those_of_process_0(setup, monkeypatch):
 
   def by_primary(call, *rest):
     asked.append(original(call, *rest))
-    is_measured = isinstance(asked[-1], dict) and 'tagging' in asked[-1]
-    return {'tagging': 2.0, 'kd': 0.5} if is_measured else asked[-1]
+    return [2.0, 0.5] if isinstance(asked[-1], list) else asked[-1]
 
   monkeypatch.setattr(processes, 'by_primary', by_primary)
   job = job_of(setup, ['kd'])
   found = gradient_units.measure(setup, job.recipe, job.objective)
-  assert asked[-1].keys() == {'tagging', 'kd'}
+  assert len(asked[-1]) == 2
   assert found == {'kd': 4.0}
 
 

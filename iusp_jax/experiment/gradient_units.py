@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from iusp_jax.data import datasets, sources, teacher_outputs
 from iusp_jax.experiment import identity
@@ -96,24 +96,45 @@ def measure(
     recipe: of the student.
     objective: its terms are measured, whatever their weights.
   """
+  product_NKK = products(setup, recipe, objective)
+  mean_K = np.sqrt(np.diagonal(product_NKK, axis1=1, axis2=2)).mean(0)
+  # Weights follow from it, so that processes must have the same bits.
+  of_labels, *of_terms = processes.by_primary(mean_K.tolist)
+  return {
+    name: (of_labels or 1.0) / max(length, 1e-12)
+    for name, length in zip(
+      objective.without_weights().terms, of_terms, strict=True
+    )
+  }
+
+
+def products(
+  setup: Setup, recipe: Recipe, objective: terms.Objective, epochs: float = 1.0
+) -> np.ndarray:
+  """Inner products of the gradients of the labels' term and of every other.
+
+  For the student that was trained for some epochs without distillation.
+
+  Args:
+    setup: data and teacher.
+    recipe: of the student.
+    objective: its K - 1 terms, whatever their weights.
+    epochs: of training.
+
+  Returns:
+    `[N, K, K]` of N batches: labels first, then `objective.terms` in order.
+  """
   plain = setup.job('units', recipe, terms.Objective(), _SEED)
   job = setup.job('units', recipe, objective.without_weights(), _SEED)
   split = setup.dataset.splits['train']
   plan = optim.Plan.of(recipe.training, len(split))
-  steps = max(1, round(plan.steps_per_epoch))
+  steps = max(1, round(epochs * plan.steps_per_epoch))
   variables = engine.train_without_validation(plain, setup.feed(plain), steps)
   order = sources.Order(len(split), recipe.training.batch_size, (_SEED,))
   numbers = range(steps, steps + _NUM_BATCHES)
   batches = _batches(setup, job, order.clips(numbers)['own'][0])
-  norms = jax.jit(functools.partial(_gradient_norms, job))
-  found = [norms(variables, batch) for batch in batches]
-  mean = {n: float(np.mean([row[n] for row in found])) for n in found[0]}
-  # Weights follow from it, so that processes must have the same bits.
-  mean = processes.by_primary(lambda: mean)
-  of_labels = mean['tagging'] or 1.0
-  return {
-    name: of_labels / max(mean[name], 1e-12) for name in job.objective.terms
-  }
+  of_batch = jax.jit(functools.partial(_products, job))
+  return np.stack([of_batch(variables, batch) for batch in batches])
 
 
 def _batches(
@@ -150,8 +171,8 @@ def _targets(setup, job, wave_BS, length_B, clips_B) -> dict[str, Any]:
   }
 
 
-def _gradient_norms(job: step.Job, variables, batch):
-  """Lengths of the gradients of the tags and of every term."""
+def _products(job: step.Job, variables, batch) -> jax.Array:
+  """Inner products of the gradients of the tags and of every term, [K, K]."""
   model, params_of = job.student(), step.initial_term_params(job)
 
   def loss(params, name, batch):
@@ -167,13 +188,15 @@ def _gradient_norms(job: step.Job, variables, batch):
     inputs = step.term_inputs(job, name, output, batch, params_of.get(name))
     return jnp.mean(terms.TERMS[name].per_clip(inputs))
 
-  def norm(name):
+  def gradient(name):
     # The batch is in one place: an axis of one device for SP's gather.
     one = jax.tree.map(lambda x: x[None], batch)
-    gradient = jax.vmap(
+    found = jax.vmap(
       lambda batch: jax.grad(loss)(variables['params'], name, batch),
       axis_name=devices.AXIS,
     )(one)
-    return optax.global_norm(gradient)
+    return jax.flatten_util.ravel_pytree(found)[0]
 
-  return {name: norm(name) for name in ('tagging', *job.objective.terms)}
+  names = 'tagging', *job.objective.terms
+  gradient_KP = jnp.stack([gradient(name) for name in names])
+  return jnp.matmul(gradient_KP, gradient_KP.T, precision='highest')
