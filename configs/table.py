@@ -64,7 +64,7 @@ def get_config(arg: str = ''):
   # Tuning: the best of these, looked at with one seed, and both its neighbours
   # (one beyond the edge where it is there) are looked at with all seeds.
   config.table.tune_ratios = (0.3, 1.0, 3.0, 10.0, 30.0)
-  config.table.tune_learning_rates = (7.5e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2)
+  config.table.tune_learning_rates = (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2)
   config.table.tune_seeds = 3  # From 0 on.
   # Where tuning merges what it finds; '': nowhere but into the workdir.
   config.table.tuned_file = ''
