@@ -234,6 +234,7 @@ def test_clips_of_the_data_set(with_data):
   assert low <= high
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_LITERT, reason=litert.why_missing() or 'there')
 @pytest.mark.parametrize('losses', [(0.0,), (0.5, 0.0), (0.5, 0.5, 0.5)])
 def test_int8_is_the_first_kind_that_loses_little(
@@ -268,6 +269,7 @@ def test_int8_is_the_first_kind_that_loses_little(
   assert '.500 [.400, .600]' in card
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_LITERT, reason=litert.why_missing() or 'there')
 def test_a_kind_of_int8_that_cannot_be_made_is_passed_over(
   with_data, tmp_path, monkeypatch
