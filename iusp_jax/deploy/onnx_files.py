@@ -146,4 +146,5 @@ class Session:
 
   def __call__(self, array) -> np.ndarray:
     """Probabilities [C] of one clip's input, without its batch axis."""
-    return self._session.run(None, {self._name: array[None]})[0][0]
+    (found_BC,) = self._session.run(None, {self._name: array[None]})
+    return np.asarray(found_BC)[0]
