@@ -73,7 +73,7 @@ def test_floats_are_added_from_the_folder_alone(folder):
   assert names(folder) == before | {waveform, log_mel}
   card = (folder / 'README.md').read_text()
   assert f'| `{waveform}` |' in card
-  assert f'`{int8}`: int8 needs the clips' in card
+  assert f'`{int8}`: int8 needs clips that' in card
   assert '`tagger_waveform.tflite`: install it' in card  # Still.
   (record,) = (r for r in written(folder) if r['file'] == waveform)
   assert record['compared'] == 6
