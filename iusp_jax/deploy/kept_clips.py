@@ -46,7 +46,7 @@ def save(
     'sample_rate': dataset.sample_rate,
     'dataset': dataset.fingerprint(),
   }
-  arrays = {_ABOUT: np.array(json.dumps(about))}
+  arrays: dict[str, Any] = {_ABOUT: np.array(json.dumps(about))}
   for name, count in counts.items():
     split = dataset.splits[name]
     clips = [datasets.read(split, k) for k in range(min(count, len(split)))]
