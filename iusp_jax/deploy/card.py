@@ -31,7 +31,7 @@ ONNX (`pip install onnxruntime`):
 
     import onnxruntime
     session = onnxruntime.InferenceSession('tagger_waveform.onnx')
-    session.run(['probabilities'], {{'waveform': wave[None]}})
+    session.run(['probabilities'], {{'waveform': waves}})  # Any number.
 
 JAX:
 
