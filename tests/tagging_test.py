@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -16,8 +17,8 @@ from deploy_fakes import TAGS, sound, write_workdir
 from images import inked
 
 import iusp_jax
-from iusp_jax.deploy import tag_files, tagging
-from iusp_jax.models import tagger
+from iusp_jax.deploy import export, tag_files, tagging
+from iusp_jax.models import tagger, trained
 from iusp_jax.scoring import calibration
 from tfds_dcase import audio
 
@@ -253,6 +254,60 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     (folder / 'model.json').write_text(json.dumps(metadata | change))
     with pytest.raises(ValueError, match='another version'):
       iusp_jax.load(folder)
+
+
+OTHER_VERSIONS = {
+  'architecture': {'model': {'architecture': 'conformer', 'width': 4}},
+  'field of the model': {'model.heads': 4},
+  'field of the front end': {'frontend.gain': 2.0},
+  'kind of front end': {'frontend.kind': 'pcen'},
+  'value of the front end': {'frontend.num_mel_bands': -1},
+  'training': {'training': None},
+  'length': {'num_samples': 3},
+  'tags': {'tags': 'engine'},
+  'data': {'dataset': 'urban_scenes'},
+}
+
+
+@pytest.mark.parametrize('name', OTHER_VERSIONS)
+@pytest.mark.parametrize('command', ['load', 'tag', 'export'])
+def test_checkpoints_of_another_version_are_refused(tmp_path, name, command):
+  """Each with its file, what is wrong, and what to do."""
+  folder = write_workdir(tmp_path / 'run')
+  metadata = json.loads((folder / 'model.json').read_text())
+  for field, value in OTHER_VERSIONS[name].items():
+    first, _, last = field.partition('.')
+    if last:
+      metadata[first][last] = value
+    else:
+      metadata[first] = value
+  (folder / 'model.json').write_text(json.dumps(metadata))
+  soundfile.write(tmp_path / 'a.wav', sound(), 16_000)
+  call = {
+    'load': lambda: iusp_jax.load(folder),
+    'tag': lambda: tag_files.run(str(folder), [str(tmp_path / 'a.wav')]),
+    'export': lambda: export.run(str(folder), str(tmp_path / 'out')),
+  }[command]
+  with pytest.raises(ValueError, match='another version') as error:
+    call()
+  assert str(folder / 'model.json') in str(error.value)
+  assert f'delete {folder} and run the command' in str(error.value)
+  assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('command', [iusp_jax.load, trained.load])
+def test_arrays_of_another_version_are_refused(tmp_path, command):
+  folder = write_workdir(tmp_path / 'run')
+  other = write_workdir(tmp_path / 'other', 'cnn')
+  shutil.rmtree(folder / 'checkpoints')
+  shutil.copytree(other / 'checkpoints', folder / 'checkpoints')
+  with pytest.raises(ValueError, match='is of another architecture than'):
+    command(folder)
+  (checkpoint,) = (folder / 'checkpoints' / 'best').iterdir()
+  (checkpoint / 'facts').mkdir()  # As version 0.1.0 had it.
+  with pytest.raises(ValueError, match='an earlier version') as error:
+    command(folder)
+  assert f'Delete {folder}' in str(error.value)
 
 
 # Files -----------------------------------------------------------------------
