@@ -503,17 +503,16 @@ def test_the_command(workdir, recordings, tmp_path):
 
 MEMORY = """
 import resource, sys
-import iusp_jax
-tag = iusp_jax.load(sys.argv[1]).tag
-found = tag(sys.argv[2])
-print(len(found.windows_WC))
+from iusp_jax.deploy import tag_files
+checkpoint, sound, output, plots = sys.argv[1:]
+assert not tag_files.run(checkpoint, [sound], output, plot=plots)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
 @pytest.mark.slow
 def test_memory_does_not_depend_on_the_length(workdir, tmp_path):
-  """A recording of 10 hours takes what one of a minute takes."""
+  """A recording of 10 hours takes what one of a minute takes, with a plot."""
   minute = np.tile((3000 * sound(60.0, 8_000)).astype(np.int16), 1)
   peaks = []
   for name, count in (('minute', 1), ('hours', 600)):
@@ -521,15 +520,18 @@ def test_memory_does_not_depend_on_the_length(workdir, tmp_path):
     with soundfile.SoundFile(path, 'w', 8_000, 1, 'PCM_U8') as file:
       for _ in range(count):
         file.write(minute)
+    output, plots = tmp_path / f'{name}.csv', tmp_path / 'plots'
+    words = [sys.executable, '-c', MEMORY, workdir, path, output, plots]
     done = subprocess.run(
-      [sys.executable, '-c', MEMORY, str(workdir), str(path)],
+      list(map(str, words)),
       cwd=ROOT,
       env=os.environ | {'JAX_PLATFORMS': 'cpu'},
       capture_output=True,
       text=True,
       check=True,
     )
-    windows, peak = map(int, done.stdout.split())
+    windows = output.read_text().count(',window,')
     assert windows == pytest.approx(count * 60 / 0.48, rel=0.02)
-    peaks.append(peak)
+    assert inked(plots / f'{name}.png') > 0.2
+    peaks.append(int(done.stdout.split()[-1]))
   assert peaks[1] < peaks[0] + 100, peaks  # MiB; the sound alone is 275.
