@@ -395,6 +395,24 @@ def test_json_has_the_same_numbers(workdir, recordings, tmp_path):
     )
 
 
+def test_plots_of_files_of_one_name_do_not_replace_each_other(
+  workdir, tmp_path, monkeypatch
+):
+  targets = []
+  monkeypatch.setattr(
+    tag_files, 'draw', lambda *given: targets.append((given[1], given[4].name))
+  )
+  names = [
+    tmp_path / name for name in ('a.wav', 'b/a.wav', 'a-2.wav', 'a.flac')
+  ]
+  (tmp_path / 'b').mkdir()
+  for name in names:
+    soundfile.write(name, sound(), 16_000)
+  tag_files.run(str(workdir), list(map(str, names)), plot=str(tmp_path / 'p'))
+  wanted = ['a.png', 'a-2.png', 'a-2-2.png', 'a-3.png']
+  assert targets == list(zip(names, wanted, strict=True))
+
+
 @pytest.mark.slow
 def test_plots(workdir, recordings, tmp_path):
   paths = [str(recordings / 'a.wav'), str(recordings / 'deep' / 'long.flac')]
