@@ -1,6 +1,7 @@
 """An export holds what the model computes, or says why not."""
 
 import ctypes
+import errno
 import importlib.util
 import json
 import shutil
@@ -318,6 +319,20 @@ def test_a_folder_with_other_files_is_kept(workdir, tmp_path):
   with pytest.raises(ValueError, match='is a file'):
     export.run(str(workdir), str(tmp_path / 'mine.txt'))
   assert names(tmp_path) == {'mine.txt', 'config.json'}
+
+
+def test_a_full_disk_is_named_and_nothing_is_left(
+  workdir, tmp_path, few_clips, monkeypatch
+):
+  def full(*_, **__):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(np, 'savez_compressed', full)
+  (tmp_path / 'in').mkdir()
+  with pytest.raises(OSError, match='No space left') as error:
+    export.run(str(workdir), str(tmp_path / 'in' / 'out'))
+  assert str(tmp_path / 'in' / 'out') in str(error.value)
+  assert names(tmp_path / 'in') == set()
 
 
 def test_an_earlier_export_is_replaced(
