@@ -45,8 +45,10 @@ onnx: .venv/installed
 	$(BIN)/python -m pip install -q -r requirements.txt
 	@touch $@
 
-.venv/installed-dev: requirements.txt requirements-dev.txt | .venv/bin/pip
+.venv/installed-dev: requirements.txt requirements-dev.txt \
+  requirements-converter.txt | .venv/bin/pip
 	$(BIN)/python -m pip install -q -r requirements-dev.txt
+	$(BIN)/python -m pip install -q --no-deps -r requirements-converter.txt
 	@touch $@ .venv/installed
 
 clean:

@@ -62,7 +62,7 @@ def best_seconds(folder: pathlib.Path, name: str) -> float:
   content = (folder / name).read_bytes()
   if name.endswith('.onnx'):
     session = onnx_files.Session(content)
-    run = lambda: session(x)  # noqa: E731
+    run = lambda: session(x[None])  # noqa: E731
   else:
     interpreter = litert.Interpreter(content)
     run = lambda: interpreter(**{kind: x[None]})  # noqa: E731

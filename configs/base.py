@@ -130,6 +130,8 @@ def get_config(arg: str = '') -> Config:
   config.profile_steps = 0  # Steps to trace into <workdir>/profile.
   config.compare_with = ''  # Another run's workdir, shown in the plots.
   config.train_baseline = False  # The student without distillation as well.
+  # Kept in the workdir, with their labels, for an export of a copy of it.
+  config.keep_examples = 0  # Clips of each split; 0: none.
   config.dataset = dataset(options['dataset'])
   config.student = recipe(STUDENTS[options['student']], num_mel_bands=20)
   config.student.training.update(

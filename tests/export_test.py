@@ -1,6 +1,7 @@
 """An export holds what the model computes, or says why not."""
 
 import ctypes
+import errno
 import importlib.util
 import json
 import shutil
@@ -234,6 +235,7 @@ def test_clips_of_the_data_set(with_data):
   assert low <= high
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_LITERT, reason=litert.why_missing() or 'there')
 @pytest.mark.parametrize('losses', [(0.0,), (0.5, 0.0), (0.5, 0.5, 0.5)])
 def test_int8_is_the_first_kind_that_loses_little(
@@ -268,6 +270,7 @@ def test_int8_is_the_first_kind_that_loses_little(
   assert '.500 [.400, .600]' in card
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_LITERT, reason=litert.why_missing() or 'there')
 def test_a_kind_of_int8_that_cannot_be_made_is_passed_over(
   with_data, tmp_path, monkeypatch
@@ -316,6 +319,20 @@ def test_a_folder_with_other_files_is_kept(workdir, tmp_path):
   with pytest.raises(ValueError, match='is a file'):
     export.run(str(workdir), str(tmp_path / 'mine.txt'))
   assert names(tmp_path) == {'mine.txt', 'config.json'}
+
+
+def test_a_full_disk_is_named_and_nothing_is_left(
+  workdir, tmp_path, few_clips, monkeypatch
+):
+  def full(*_, **__):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(np, 'savez_compressed', full)
+  (tmp_path / 'in').mkdir()
+  with pytest.raises(OSError, match='No space left') as error:
+    export.run(str(workdir), str(tmp_path / 'in' / 'out'))
+  assert str(tmp_path / 'in' / 'out') in str(error.value)
+  assert names(tmp_path / 'in') == set()
 
 
 def test_an_earlier_export_is_replaced(

@@ -39,7 +39,8 @@ WITH_FIELD = all_configs()
 
 # Where 0 switches something off, or is a seed, a fold or an edge.
 ZERO_IS_LEGAL = {
-  'seed', 'bootstrap', 'profile_steps', 'table.first_seed', 'teacher.seed',
+  'seed', 'bootstrap', 'keep_examples', 'profile_steps', 'table.first_seed',
+  'teacher.seed',
   'teacher.train_scenes', 'teacher.onnx_rate',
   *(f'dataset.builder.{name}' for name in (
     'seed', 'detect_half_db', 'confusion', 'validate_fold', 'test_fold',

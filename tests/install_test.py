@@ -1,5 +1,6 @@
 """The package as `pip install` gives it: a wheel, and the command iusp."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from deploy_fakes import sound, write_workdir
+from packaging import requirements, utils
 
 import iusp_jax
 
@@ -33,6 +35,28 @@ def test_citation_is_of_this_version():
   cited = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
   assert cited['version'] == iusp_jax.__version__
   assert cited['license'] == 'Apache-2.0'
+
+
+def test_the_lock_has_what_the_project_asks_for():
+  """All dependencies and extras, in their ranges, under the same markers."""
+  project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+  extras = project['optional-dependencies'].values()
+  wanted = [*project['dependencies'], *itertools.chain(*extras)]
+  pinned = {}
+  for name in ('', '-dev', '-converter'):
+    for line in (ROOT / f'requirements{name}.txt').read_text().splitlines():
+      if line and not line.startswith(('#', '-r')):
+        pin = requirements.Requirement(line)
+        pinned[utils.canonicalize_name(pin.name)] = pin
+  for text in wanted:
+    asked = requirements.Requirement(text)
+    if asked.name == project['name']:  # Its own extras, looked at above.
+      assert asked.extras == {'export', 'onnx', 'serve'}
+      continue
+    pin = pinned[utils.canonicalize_name(asked.name)]
+    (version,) = (part.version for part in pin.specifier)
+    assert asked.specifier.contains(version), (text, version)
+    assert pin.marker == asked.marker, text
 
 
 BUILD = """

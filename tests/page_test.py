@@ -4,15 +4,19 @@ import http.client
 import importlib.util
 import io
 import json
+import os
+import select
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 
 import numpy as np
 import pytest
 import soundfile
+from conftest import ROOT
 from deploy_fakes import TAGS, sound, write_workdir
 
 import iusp_jax
@@ -128,19 +132,61 @@ def test_a_declared_size_that_is_too_large_is_refused_unread(port):
   assert 'at most 64 MB' in json.loads(reply.read())['problem']
 
 
-def test_an_undeclared_size_is_counted(port, monkeypatch):
-  monkeypatch.setattr(page, 'MAX_BYTES', 1 << 20)
-  sent = 0
+def test_a_stream_of_2_gb_is_refused_early(port):
+  """Its size is not declared: it is counted, and the answer comes before."""
+  part, sent, reply = bytes(1 << 20), 0, b''
+  with socket.create_connection(('127.0.0.1', port), timeout=60) as client:
+    client.sendall(
+      b'POST /tag HTTP/1.1\r\nHost: 127.0.0.1\r\n'
+      b'Transfer-Encoding: chunked\r\n\r\n'
+    )
+    while sent < 2 << 30 and not reply:
+      client.sendall(b'%x\r\n%b\r\n' % (len(part), part))
+      sent += len(part)
+      if select.select([client], [], [], 0)[0]:
+        reply = client.recv(1 << 16)
+  assert b' 413 ' in reply.splitlines()[0]
+  assert b'too large: expected at most 64 MB' in reply
+  assert page.MAX_BYTES <= sent < 2 * page.MAX_BYTES
+  assert ask(port, 'POST', '/tag', wav(sound()))[0] == 200  # Still there.
 
-  def parts():
-    nonlocal sent
-    for _ in range(40):
-      sent += 1 << 16
-      yield bytes(1 << 16)
 
-  status, body, _ = ask(port, 'POST', '/tag', parts())
-  assert status == 413
-  assert 'too large' in json.loads(body)['problem']
+PEAK = """
+import pathlib, resource, sys
+from iusp_jax.deploy import page
+page.MAX_SECONDS = 60.0
+found = page.describe(
+  page.find(sys.argv[1], []), pathlib.Path(sys.argv[2]).read_bytes()
+)
+assert found['seconds'] == page.MAX_SECONDS, found['seconds']
+assert any('the first 60 s' in n for n in found['models'][0]['notes'])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_a_recording_of_10_hours_takes_the_memory_of_a_short_one(
+  folders, tmp_path
+):
+  """Two minutes and ten hours, which FLAC makes small: silence."""
+  peaks = []
+  for minutes in (2, 600):
+    path = tmp_path / f'{minutes}.flac'
+    with soundfile.SoundFile(path, 'w', 8_000, 1) as file:
+      file.write(sound(60.0, 8_000))
+      for _ in range(minutes - 1):
+        file.write(np.zeros(60 * 8_000, np.int16))
+    assert path.stat().st_size < page.MAX_BYTES
+    done = subprocess.run(
+      [sys.executable, '-c', PEAK, str(folders / 'other'), str(path)],
+      cwd=ROOT,
+      env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    peaks.append(int(done.stdout.split()[-1]))
+  assert peaks[1] < peaks[0] + 100, peaks  # MiB; the sound alone is 549.
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,7 @@ def between(frames_TC):
   return (middle_TC[widest_C, tags_C] + middle_TC[widest_C + 1, tags_C]) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
   bool(litert.why_missing()), reason=litert.why_missing() or 'it is there'
 )

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -16,8 +17,8 @@ from deploy_fakes import TAGS, sound, write_workdir
 from images import inked
 
 import iusp_jax
-from iusp_jax.deploy import tag_files, tagging
-from iusp_jax.models import tagger
+from iusp_jax.deploy import export, tag_files, tagging
+from iusp_jax.models import tagger, trained
 from iusp_jax.scoring import calibration
 from tfds_dcase import audio
 
@@ -255,6 +256,60 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
       iusp_jax.load(folder)
 
 
+OTHER_VERSIONS = {
+  'architecture': {'model': {'architecture': 'conformer', 'width': 4}},
+  'field of the model': {'model.heads': 4},
+  'field of the front end': {'frontend.gain': 2.0},
+  'kind of front end': {'frontend.kind': 'pcen'},
+  'value of the front end': {'frontend.num_mel_bands': -1},
+  'training': {'training': None},
+  'length': {'num_samples': 3},
+  'tags': {'tags': 'engine'},
+  'data': {'dataset': 'urban_scenes'},
+}
+
+
+@pytest.mark.parametrize('name', OTHER_VERSIONS)
+@pytest.mark.parametrize('command', ['load', 'tag', 'export'])
+def test_checkpoints_of_another_version_are_refused(tmp_path, name, command):
+  """Each with its file, what is wrong, and what to do."""
+  folder = write_workdir(tmp_path / 'run')
+  metadata = json.loads((folder / 'model.json').read_text())
+  for field, value in OTHER_VERSIONS[name].items():
+    first, _, last = field.partition('.')
+    if last:
+      metadata[first][last] = value
+    else:
+      metadata[first] = value
+  (folder / 'model.json').write_text(json.dumps(metadata))
+  soundfile.write(tmp_path / 'a.wav', sound(), 16_000)
+  call = {
+    'load': lambda: iusp_jax.load(folder),
+    'tag': lambda: tag_files.run(str(folder), [str(tmp_path / 'a.wav')]),
+    'export': lambda: export.run(str(folder), str(tmp_path / 'out')),
+  }[command]
+  with pytest.raises(ValueError, match='another version') as error:
+    call()
+  assert str(folder / 'model.json') in str(error.value)
+  assert f'delete {folder} and run the command' in str(error.value)
+  assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('command', [iusp_jax.load, trained.load])
+def test_arrays_of_another_version_are_refused(tmp_path, command):
+  folder = write_workdir(tmp_path / 'run')
+  other = write_workdir(tmp_path / 'other', 'cnn')
+  shutil.rmtree(folder / 'checkpoints')
+  shutil.copytree(other / 'checkpoints', folder / 'checkpoints')
+  with pytest.raises(ValueError, match='is of another architecture than'):
+    command(folder)
+  (checkpoint,) = (folder / 'checkpoints' / 'best').iterdir()
+  (checkpoint / 'facts').mkdir()  # As version 0.1.0 had it.
+  with pytest.raises(ValueError, match='an earlier version') as error:
+    command(folder)
+  assert f'Delete {folder}' in str(error.value)
+
+
 # Files -----------------------------------------------------------------------
 
 
@@ -338,6 +393,24 @@ def test_json_has_the_same_numbers(workdir, recordings, tmp_path):
     np.testing.assert_allclose(
       record['windows']['probabilities'], found.windows_WC
     )
+
+
+def test_plots_of_files_of_one_name_do_not_replace_each_other(
+  workdir, tmp_path, monkeypatch
+):
+  targets = []
+  monkeypatch.setattr(
+    tag_files, 'draw', lambda *given: targets.append((given[1], given[4].name))
+  )
+  names = [
+    tmp_path / name for name in ('a.wav', 'b/a.wav', 'a-2.wav', 'a.flac')
+  ]
+  (tmp_path / 'b').mkdir()
+  for name in names:
+    soundfile.write(name, sound(), 16_000)
+  tag_files.run(str(workdir), list(map(str, names)), plot=str(tmp_path / 'p'))
+  wanted = ['a.png', 'a-2.png', 'a-2-2.png', 'a-3.png']
+  assert targets == list(zip(names, wanted, strict=True))
 
 
 @pytest.mark.slow
@@ -449,17 +522,16 @@ def test_the_command(workdir, recordings, tmp_path):
 
 MEMORY = """
 import resource, sys
-import iusp_jax
-tag = iusp_jax.load(sys.argv[1]).tag
-found = tag(sys.argv[2])
-print(len(found.windows_WC))
+from iusp_jax.deploy import tag_files
+checkpoint, sound, output, plots = sys.argv[1:]
+assert not tag_files.run(checkpoint, [sound], output, plot=plots)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
 @pytest.mark.slow
 def test_memory_does_not_depend_on_the_length(workdir, tmp_path):
-  """A recording of 10 hours takes what one of a minute takes."""
+  """A recording of 10 hours takes what one of a minute takes, with a plot."""
   minute = np.tile((3000 * sound(60.0, 8_000)).astype(np.int16), 1)
   peaks = []
   for name, count in (('minute', 1), ('hours', 600)):
@@ -467,15 +539,18 @@ def test_memory_does_not_depend_on_the_length(workdir, tmp_path):
     with soundfile.SoundFile(path, 'w', 8_000, 1, 'PCM_U8') as file:
       for _ in range(count):
         file.write(minute)
+    output, plots = tmp_path / f'{name}.csv', tmp_path / 'plots'
+    words = [sys.executable, '-c', MEMORY, workdir, path, output, plots]
     done = subprocess.run(
-      [sys.executable, '-c', MEMORY, str(workdir), str(path)],
+      list(map(str, words)),
       cwd=ROOT,
       env=os.environ | {'JAX_PLATFORMS': 'cpu'},
       capture_output=True,
       text=True,
       check=True,
     )
-    windows, peak = map(int, done.stdout.split())
+    windows = output.read_text().count(',window,')
     assert windows == pytest.approx(count * 60 / 0.48, rel=0.02)
-    peaks.append(peak)
+    assert inked(plots / f'{name}.png') > 0.2
+    peaks.append(int(done.stdout.split()[-1]))
   assert peaks[1] < peaks[0] + 100, peaks  # MiB; the sound alone is 275.

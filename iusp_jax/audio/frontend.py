@@ -106,15 +106,17 @@ class FrontendConfig:
     self,
     num_samples: int,
     full_scale: float,
-    magnitudes: Callable[[jax.Array], jax.Array] = jnp.abs,
+    magnitudes: Callable[[jax.Array], jax.Array] | None = None,
   ) -> Callable:
     """The function from a wave [S] to its log-mel [T, F]; see `log_mel`.
 
     Args:
       num_samples: S.
       full_scale: the wave's largest value.
-      magnitudes: of complex numbers, for formats that lack `jnp.abs` of them.
+      magnitudes: from frames [T, S] to those of their Fourier transform
+        [T, S / 2 + 1], for formats that lack complex numbers.
     """
+    magnitudes = magnitudes or _magnitudes
     count, length = self.frames_of(num_samples), self.window_samples
     # Frames of the FFT's length; zeros of the window hide what is too much.
     hann = np.pad(window(self) / full_scale, (0, self.fft_length - length))
@@ -123,8 +125,7 @@ class FrontendConfig:
     def of_wave(wave_S):
       frames_TS = frame(wave_S, count, self.fft_length, self.hop_samples)
       frames_TS = frames_TS.astype(jnp.float32) * hann[None].astype(np.float32)
-      spectrum = magnitudes(jnp.fft.rfft(frames_TS))
-      mel_TF = jnp.matmul(spectrum, weights, precision='highest')
+      mel_TF = jnp.matmul(magnitudes(frames_TS), weights, precision='highest')
       return jnp.log(mel_TF + self.log_offset)
 
     return of_wave
@@ -216,10 +217,15 @@ def frame(wave_S: jax.Array, count: int, length: int, hop: int) -> jax.Array:
   """
   pieces = -(-length // hop)
   total = (count + pieces - 1) * hop
-  wave_S = jnp.pad(wave_S[:total], (0, max(0, total - wave_S.shape[0])))
-  hops = wave_S.reshape(-1, hop)
+  if wave_S.shape[0] < total:
+    wave_S = jnp.pad(wave_S, (0, total - wave_S.shape[0]))
+  hops = wave_S[:total].reshape(-1, hop)
   parts = [hops[i : i + count] for i in range(pieces)]
   return jnp.concatenate(parts, axis=1)[:, :length]
+
+
+def _magnitudes(frames_TS: jax.Array) -> jax.Array:
+  return jnp.abs(jnp.fft.rfft(frames_TS))
 
 
 def log_mel(wave_BS: jax.Array, cfg: FrontendConfig) -> jax.Array:

@@ -242,8 +242,12 @@ def _levels(example, aggregation):
   )
 
 
-def _read(split: Split, index: int) -> Mapping[str, Any]:
-  """Example `index` of a split."""
+def read(split: Split, index: int) -> Mapping[str, Any]:
+  """Example `index` of a split, with the features that the builder gives.
+
+  Raises:
+    ValueError: where its record cannot be read.
+  """
   try:
     return split.source[int(index)]
   except Exception as error:  # The reader, the decoder: types of their own.
@@ -262,7 +266,7 @@ def read_clip(split: Split, index: int) -> dict[str, np.ndarray]:
   Raises:
     ValueError: where its record cannot be read.
   """
-  example = _read(split, index)
+  example = read(split, index)
   tags, mask = targets(example, split.level, split.aggregation)
   return {
     'wave': example['audio'],
@@ -276,7 +280,7 @@ def read_clip(split: Split, index: int) -> dict[str, np.ndarray]:
 def labels(split: Split) -> tuple[np.ndarray, np.ndarray]:
   """Tags and mask of every clip of a split, [N, C] each; see `targets`."""
   pairs = [
-    targets(_read(split, k), split.level, split.aggregation)
+    targets(read(split, k), split.level, split.aggregation)
     for k in range(len(split))
   ]
   tags, masks = zip(*pairs, strict=True)
@@ -333,7 +337,7 @@ def eval_batches(
 def _has_labels(split: Split) -> bool:
   """Whether any clip has one; most often the first has."""
   return any(
-    targets(_read(split, k), split.level, split.aggregation)[1].any()
+    targets(read(split, k), split.level, split.aggregation)[1].any()
     for k in range(len(split))
   )
 
@@ -355,9 +359,9 @@ def truth(split: Split) -> dict[str, Any]:
     `taxonomy.FINE_COLUMNS`, X included. Of a split without labels `coarse` is
     what `Split.agreed` holds, -1 where that is not set.
   """
-  examples = [_read(split, k) for k in range(len(split))]
+  examples = [read(split, k) for k in range(len(split))]
   result: dict[str, Any] = {
-    'clip_id': [_text(example['clip_id']) for example in examples],
+    'clip_id': [text(example['clip_id']) for example in examples],
     'coarse': np.stack([example['coarse'] for example in examples]),
   }
   if split.agreed is not None:
@@ -371,10 +375,11 @@ def truth(split: Split) -> dict[str, Any]:
   return result
 
 
-def _text(value) -> str:
+def text(value) -> str:
+  """A text feature, which some readers give as bytes."""
   return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def clip_ids(split: Split, index_B: Any) -> list[str]:
   """The names of some clips of a split."""
-  return [_text(_read(split, k)['clip_id']) for k in index_B]
+  return [text(read(split, k)['clip_id']) for k in index_B]

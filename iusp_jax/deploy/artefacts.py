@@ -58,7 +58,10 @@ class Artefacts:
     logs.log('export: collects clips to compare on')
     found = examples.find(loaded, own)
     if found.reason:
-      logs.log(f'export: compares on noise, without scores: {found.reason}')
+      what = 'the clips kept with the checkpoint'
+      if found.dataset is None:
+        what = 'noise, without scores'
+      logs.log(f'export: compares on {what}: {found.reason}')
     before = {'written': [], 'not_written': []}
     if (folder / NAME).is_file():
       before = files.read_json(folder / NAME, 'export the model again')
@@ -163,6 +166,12 @@ class Artefacts:
     """
     found, tried = self.found, []
     before = found.score('validate', self.reference['validate'])['micro_auprc']
+    if before is None:
+      count = len(self.reference['validate'])
+      raise NotWrittenError(
+        f'int8 is chosen by its score on validate, and its {count} clips here '
+        'have no tag'
+      )
     for kind in kinds:
       try:
         content = make(kind)
@@ -187,8 +196,9 @@ class Artefacts:
     """Raises NotWrittenError where the data set is not there."""
     if self.found.dataset is None:
       raise NotWrittenError(
-        'int8 needs the clips that the model was trained on: '
-        f'{self.found.reason}'
+        'int8 needs clips that the model was trained on: '
+        f'{self.found.reason}; export it where they are, or train it with '
+        '--config.keep_examples=300, which keeps clips with the checkpoint'
       )
 
   def finish(self) -> None:

@@ -31,7 +31,7 @@ ONNX (`pip install onnxruntime`):
 
     import onnxruntime
     session = onnxruntime.InferenceSession('tagger_waveform.onnx')
-    session.run(['probabilities'], {{'waveform': wave[None]}})
+    session.run(['probabilities'], {{'waveform': waves}})  # Any number.
 
 JAX:
 
@@ -56,7 +56,7 @@ def write(
     folder: of the export.
     loaded: the tagger.
     own: its functions.
-    found: the clips that were compared on.
+    found: the clips that were compared on, and where they are from.
     reference: probabilities of the model, by split.
     records: of what was written: `file`, `what`, `bytes`, `arena_bytes` (None
       where it is no LiteRT file), `largest_error`, `mean_error`, `compared`,
@@ -110,9 +110,16 @@ def _comparison(found: examples.Examples, reference) -> str:
       f'vectors, without scores: {found.reason}.\n\n'
     )
   own = found.score(found.tested, reference[found.tested])['micro_auprc']
+  kept = ''
+  if found.reason:
+    kept = (
+      ', which were kept with the checkpoint (`config.keep_examples`), with '
+      f'{len(found.splits["train"].mel_NTF)} of train and '
+      f'{len(reference["validate"])} of validate for int8: {found.reason}'
+    )
   return (
     f'Compared with the model on the first {count} clips of '
-    f'{found.dataset.name}, {found.tested}. Errors are of calibrated '
+    f'{found.dataset.name}, {found.tested}{kept}. Errors are of calibrated '
     'probabilities, and scores too: they differ from those of results.json, '
     'which are uncalibrated and of all clips. The model itself has '
     f'micro-AUPRC {formatting.decimal(own)} there.\n\n'

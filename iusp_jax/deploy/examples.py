@@ -1,18 +1,20 @@
 """The clips on which exported artefacts are compared with the model.
 
 The data set that the model was trained on, where it is prepared on this
-machine; else clips of noise, which show whether an artefact computes the same
-as the model, but not how well it tags.
+machine; else clips of it that were kept with the checkpoint; else clips of
+noise, which show whether an artefact computes the same as the model, but not
+how well it tags.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from iusp_jax.data import datasets
-from iusp_jax.deploy import functions, tagging
+from iusp_jax.deploy import functions, kept_clips, tagging
 from iusp_jax.runtime import files
 from iusp_jax.training import evaluate
 from tfds_dcase import audio
@@ -45,8 +47,9 @@ class Examples:
   Attributes:
     splits: 'train', 'validate' and 'test' of the data set, or 'noise'.
     tested: name of the one that errors are taken on.
-    dataset: None for noise.
-    reason: why there is no data set; '' where there is one.
+    dataset: what they are of; None for noise.
+    reason: why the data set is not there; '' where it is. With `dataset` these
+      are clips that were kept with the checkpoint.
   """
 
   splits: Mapping[str, Clips]
@@ -82,16 +85,57 @@ def find(loaded: tagging.LoadedTagger, own: functions.Functions) -> Examples:
   """
   dataset, reason = _dataset(loaded)
   if dataset is None:
+    dataset, reason = _kept(loaded, reason)
+  if dataset is None:
     wave_NS = audio.to_int16(_noise(_NOISE, own))
     noise = Clips(wave_NS, _log_mel(own, wave_NS))
     return Examples({'noise': noise}, 'noise', None, reason)
-  tested = 'test' if 'test' in dataset.splits else 'validate'
-  wanted = {'train': RANGES, 'validate': VALIDATE, tested: TEST}
+  tested = _tested(dataset)
   splits = {
     name: _clips(own, dataset.splits[name], count, name == tested)
-    for name, count in wanted.items()
+    for name, count in _counts(dataset).items()
   }
-  return Examples(splits, tested, dataset)
+  return Examples(splits, tested, dataset, reason)
+
+
+def keep(workdir: pathlib.Path, dataset: datasets.Dataset, count: int) -> None:
+  """Keeps clips with a checkpoint, for where the data set is not.
+
+  Args:
+    workdir: of the run.
+    dataset: that its model was trained on.
+    count: `config.keep_examples`: of each split, and no more than are looked
+      at; 0 for none.
+  """
+  if count:
+    counts = {name: min(count, n) for name, n in _counts(dataset).items()}
+    kept_clips.save(workdir, dataset, counts)
+
+
+def _tested(dataset: datasets.Dataset) -> str:
+  """The split that errors are taken on."""
+  return 'test' if 'test' in dataset.splits else 'validate'
+
+
+def _counts(dataset: datasets.Dataset) -> dict[str, int]:
+  """How many clips of each split are looked at, at most."""
+  return {'train': RANGES, 'validate': VALIDATE, _tested(dataset): TEST}
+
+
+def _kept(loaded, reason: str) -> tuple[datasets.Dataset | None, str]:
+  """Clips that were kept with the checkpoint, and why they are needed.
+
+  None where there are none, and why.
+  """
+  found = loaded.trained
+  try:
+    dataset = kept_clips.load(found.workdir, found.metadata['dataset'])
+  except ValueError as error:
+    return None, f'{reason}; {error}'
+  if dataset is not None and (without := datasets.without_labels(dataset)):
+    what = ' and '.join(without)
+    return None, f'{reason}; clips kept of {what} have no labels to score by'
+  return dataset, reason
 
 
 def _dataset(loaded) -> tuple[datasets.Dataset | None, str]:

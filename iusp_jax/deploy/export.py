@@ -81,11 +81,12 @@ def run(checkpoint: str, output: str, max_int8_loss: float = 0.01) -> None:
     folder = pathlib.Path(temporary)
     folder.chmod(0o755)
     given = Artefacts.of(loaded, folder)
-    _write_description(given, target, max_int8_loss)
-    _write_all(given, max_int8_loss)
-    if target.exists():
-      shutil.rmtree(target)
-    os.replace(folder, target)
+    with files.named_errors(target):
+      _write_description(given, target, max_int8_loss)
+      _write_all(given, max_int8_loss)
+      if target.exists():
+        shutil.rmtree(target)
+      os.replace(folder, target)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
   logs.log(f'Export: {target}')

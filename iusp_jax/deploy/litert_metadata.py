@@ -38,8 +38,9 @@ def add(
   buffer = schema.BufferT()
   buffer.data = list(_metadata(flatbuffers, sample_rate, num_samples))
   entry = schema.MetadataT()
-  entry.name, entry.buffer = _NAME, len(model.buffers)
-  model.buffers.append(buffer)
+  buffers = list(model.buffers or [])
+  entry.name, entry.buffer = _NAME, len(buffers)
+  model.buffers = [*buffers, buffer]
   model.metadata = [*(model.metadata or []), entry]
   builder = flatbuffers.Builder(len(content))
   builder.Finish(model.Pack(builder), b'TFL3')

@@ -34,25 +34,70 @@ _OPSET = 21  # The first with 16-bit quantisation.
 
 
 def from_wave(own: functions.Functions) -> Callable:
-  """A function of waves [1, S]: probabilities, without complex magnitudes."""
-  of_wave = own.model.frontend.transform(own.num_samples, 1.0, _magnitudes)
-  return lambda wave_BS: own.from_log_mel(jax.vmap(of_wave)(wave_BS))
+  """A function of waves [B, S]: probabilities, in operations of `jax2onnx`.
+
+  For any number of clips that has neither a Fourier transform nor `jnp.pad`.
+  """
+  cfg, size = own.model.frontend, own.num_samples
+  of_wave = cfg.transform(size, 1.0, magnitudes)
+  # What the last frame needs at most.
+  zeros_S = np.zeros(cfg.fft_length + cfg.hop_samples, np.float32)
+
+  def of_padded(wave_S):
+    return of_wave(jnp.concatenate([wave_S, zeros_S]))
+
+  return lambda wave_BS: own.from_log_mel(jax.vmap(of_padded)(wave_BS))
 
 
-def _magnitudes(complex_TF) -> jax.Array:
-  return jnp.sqrt(
-    jnp.square(jnp.real(complex_TF)) + jnp.square(jnp.imag(complex_TF))
-  )
+def magnitudes(frames_TS: jax.Array) -> jax.Array:
+  """Of the Fourier transform of frames, as products of small real matrices.
+
+  With S = P Q samples, sample Q p + q and frequency k + P m (Cooley and Tukey,
+  1965): a transform of length P over p, a factor for each q and k, and one of
+  length Q over q.
+
+  Args:
+    frames_TS: S a power of two.
+
+  Returns:
+    [T, S / 2 + 1]
+  """
+  size = frames_TS.shape[-1]
+  num_p = 1 << (size.bit_length() - 1) // 2
+  num_q = size // num_p
+  p, q = np.arange(num_p), np.arange(num_q)
+  first = _waves(np.outer(p, p) / num_p)  # [p, k]
+  factor_re, factor_im = _waves(np.outer(p, q)[None] / size)  # [1, k, q]
+  # Half of the frequencies and one: those of a real wave.
+  last = _waves(np.outer(q, q[: num_q // 2 + 1]) / num_q)  # [q, m]
+  split = frames_TS.reshape(-1, num_p, num_q).swapaxes(1, 2)  # [T, q, p]
+  re, im = (_matmul(split, part).swapaxes(1, 2) for part in first)  # [T, k, q]
+  re, im = re * factor_re - im * factor_im, re * factor_im + im * factor_re
+  re, im = (
+    _matmul(re, last[0]) - _matmul(im, last[1]),
+    _matmul(re, last[1]) + _matmul(im, last[0]),
+  )  # [T, k, m]
+  found = jnp.sqrt(re * re + im * im).swapaxes(1, 2)
+  return found.reshape(*frames_TS.shape[:-1], -1)[..., : size // 2 + 1]
 
 
-def convert(function: Callable, name: str, shape: Sequence[int]) -> bytes:
+def _waves(turns: np.ndarray) -> list[np.ndarray]:
+  """exp(-2πi turns): real and imaginary parts, float32."""
+  angles = -2 * np.pi * turns
+  return [np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)]
+
+
+def _matmul(one, other) -> jax.Array:
+  return jnp.matmul(one, other, precision='highest')
+
+
+def convert(function: Callable, name: str, shape: Sequence[int | str]) -> bytes:
   """An ONNX file of a function from an array to `probabilities`.
 
   Args:
     function: takes a float32 array.
     name: of its input in the file.
-    shape: of it; the number of clips is 1, as `jax2onnx` has no Fourier
-      transform of any number.
+    shape: of it; a text stands for any number.
   """
   import jax2onnx  # pyright: ignore[reportMissingImports]
 
@@ -144,6 +189,7 @@ class Session:
     )
     self._name = self._session.get_inputs()[0].name
 
-  def __call__(self, array) -> np.ndarray:
-    """Probabilities [C] of one clip's input, without its batch axis."""
-    return self._session.run(None, {self._name: array[None]})[0][0]
+  def __call__(self, inputs) -> np.ndarray:
+    """Probabilities [B, C] of the inputs of B clips."""
+    (found_BC,) = self._session.run(None, {self._name: inputs})
+    return np.asarray(found_BC)

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -68,12 +69,13 @@ def run(
   loaded = tagging.load(checkpoint)
   _log_model(loaded)
   problems: list[str] = []
+  drawn: set[str] = set()
   with _writer(output, loaded, frames) as write:
     for path in _progress(paths):
       try:
         found = loaded.tag(path, start, seconds or None, frames)
         if plot:
-          target = files.resolve(plot) / f'{path.stem}.png'
+          target = files.resolve(plot) / f'{_unused(path.stem, drawn)}.png'
           draw(loaded, path, found, path.name, target)
           logs.log(f'Plot: {target}')
       except audio.BadRecordingError as error:
@@ -87,6 +89,14 @@ def run(
   if output:
     logs.log(f'Tags: {output}')
   return len(problems)
+
+
+def _unused(stem: str, used: set[str]) -> str:
+  """A name for a plot: files of several folders may have the same one."""
+  numbered = (f'{stem}-{number}' for number in itertools.count(2))
+  name = next(n for n in itertools.chain([stem], numbered) if n not in used)
+  used.add(name)
+  return name
 
 
 def find(names: Sequence[str]) -> list[pathlib.Path]:

@@ -242,6 +242,7 @@ RANGES: dict[str, Range] = {
   'profile_steps': whole(0, 100_000, 'steps'),
   'compare_with': Text("another run's workdir", 'for none'),
   'train_baseline': Flag(),
+  'keep_examples': whole(0, 1000, 'clips of a split (0: none)'),
   'dataset.name': Choice(tuple(datasets.BUILDERS)),
   'dataset.data_dir': Text('a folder'),
   'dataset.manual_dir': Text('the folder of your recordings', 'for none'),

@@ -22,6 +22,7 @@ from iusp_jax.data import (
   sources,
   teacher_outputs,
 )
+from iusp_jax.deploy import examples
 from iusp_jax.experiment import identity, teacher
 from iusp_jax.experiment.setup import Setup
 from iusp_jax.models import tagger, trained
@@ -151,6 +152,7 @@ def _write_files(setup, member, run, scores) -> None:
     )
     write_predictions(setup.dataset, scores['best'], workdir)
     _write_calibration(setup.dataset, scores['best'], workdir)
+    examples.keep(workdir, setup.dataset, run.config['keep_examples'])
 
 
 def _write_calibration(dataset, scores, workdir) -> None:

@@ -12,7 +12,14 @@ from iusp_jax.runtime import checkpoint, files
 
 METADATA = 'model.json'
 CHECKPOINTS = ('best', 'last')
-_FIELDS = {'model', 'frontend', 'tags', 'num_samples', 'dataset', 'fingerprint'}
+_FIELDS = {
+  'model': dict,
+  'frontend': dict,
+  'tags': list,
+  'num_samples': int,
+  'dataset': dict,
+  'fingerprint': str,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +97,9 @@ def read_metadata(workdir: pathlib.Path) -> dict[str, Any]:
       f'run, with {METADATA} and checkpoints{hint}'
     )
   metadata = files.read_json(path, _remedy(workdir))
-  if not isinstance(metadata, dict) or not metadata.keys() >= _FIELDS:
+  if not isinstance(metadata, dict) or not all(
+    isinstance(metadata.get(name), kind) for name, kind in _FIELDS.items()
+  ):
     raise ValueError(
       f'{path} lacks some of the fields {", ".join(sorted(_FIELDS))}: it is '
       f'damaged or of another version; {_remedy(workdir)}'
@@ -119,12 +128,20 @@ def load(workdir: pathlib.Path, which: str = 'best') -> Trained:
       f'{workdir}/checkpoints/{which} has no checkpoint: run the command that '
       'made this workdir again'
     )
-  model = tagger.build(metadata, len(metadata['tags']))
   _, arrays, _ = restored
-  variables = {
-    'params': arrays['params'],
-    'batch_stats': arrays.get('batch_stats') or {},
-  }
+  try:
+    model = tagger.build(metadata, len(metadata['tags']))
+    model.shapes(metadata['num_samples'])
+    variables = {
+      'params': arrays['params'],
+      'batch_stats': arrays.get('batch_stats') or {},
+    }
+  # Whatever a model or front end says of values that are not its own.
+  except (KeyError, TypeError, AttributeError, ValueError) as error:
+    raise ValueError(
+      f'{workdir / METADATA} is of another version of this program or damaged '
+      f'({type(error).__name__}: {error}); {_remedy(workdir)}'
+    ) from error
   check_shapes(model, variables, workdir, metadata['num_samples'])
   return Trained(model, variables, metadata, workdir)
 
