@@ -165,6 +165,7 @@ def test_data_that_no_table_can_use_is_refused(tmp_path):
     ('objective.iusp_weight', 3.0, 'table.weights'),
     ('student.model.width', 3, 'table.models'),
     ('fit', 'teacher', '--mode=train'),
+    ('keep_examples', 10, '--mode=train'),
   ],
 )
 def test_fields_that_a_table_does_not_look_at_are_refused(

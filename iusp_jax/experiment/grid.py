@@ -223,6 +223,7 @@ def _check_ignored(config: Mapping[str, Any]) -> None:
     'seed': (0, 'config.table.first_seed'),
     'fit': ('student', run_by_run),
     'compare_with': ('', run_by_run),
+    'keep_examples': (0, run_by_run),
     'train_baseline': (False, 'the objective baseline'),
   } | {
     f'objective.{term}_{kind}': (0.0, 'config.table.weights.STUDENT.OBJECTIVE')
