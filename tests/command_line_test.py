@@ -132,7 +132,7 @@ SMOKE = '--config=configs/iusp.py:smoke'
       ['--config=configs/isup.py', '--config.seed=1'],
       [
         '--config=configs/isup.py: no such file',
-        ': expected one of configs/base',
+        ': expected one of configs/attention_transfer',
         "did you mean 'configs/iusp.py'?",
       ],
     ),

@@ -40,7 +40,7 @@ WITH_FIELD = all_configs()
 # Where 0 switches something off, or is a seed, a fold or an edge.
 ZERO_IS_LEGAL = {
   'seed', 'bootstrap', 'keep_examples', 'profile_steps', 'table.first_seed',
-  'teacher.seed',
+  'teacher.seed', 'teacher.store_augmentations',
   'teacher.train_scenes', 'teacher.onnx_rate',
   *(f'dataset.builder.{name}' for name in (
     'seed', 'detect_half_db', 'confusion', 'validate_fold', 'test_fold',
@@ -58,6 +58,7 @@ ZERO_IS_LEGAL = {
 NEGATIVE_IS_LEGAL = {'dataset.builder.detect_half_db'}
 NAMES = {
   'dataset.builder.tags',
+  'table.leads',
   'table.tuned',
 }  # Lists of these, empty by default.
 # They have a default, and need none.
