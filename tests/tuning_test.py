@@ -215,6 +215,28 @@ def test_learning_rate_is_of_the_student_and_all_its_objectives(
   assert training['learning_rate'] == 4e-3
 
 
+def test_learning_rates_need_no_teacher(tiny, on_fakes, tmp_path, monkeypatch):
+  asked = []
+
+  class Setup(tuning.Setup):
+    def get_teacher(self, required):
+      asked.append(required)
+
+  def train(config, search, setup, values, seeds, folder):
+    del config, search, setup, folder
+    return [[value for _ in seeds] for value in values]
+
+  monkeypatch.setattr(tuning, 'Setup', Setup)
+  monkeypatch.setattr(tuning, '_train', train)
+  tuning.run(config_of(tiny, 'baseline'), tmp_path)
+  assert not asked
+  tuned = json.loads((tmp_path / 'tuned.json').read_text())
+  rate = {'tiny': {'learning_rate': 8e-3}}  # One beyond the edge.
+  assert tuned['urban_scenes/procedural'] == {'ratios': {}, 'training': rate}
+  tuning.run(config_of(tiny, 'baseline', 'kd'), tmp_path)
+  assert asked == [True]
+
+
 def test_median_over_students_and_rotations_is_kept(looked, tmp_path):
   best = {'crnn_32': 1.0, 'cnn_4': 3.0, 'cnn_8': 30.0}
   looked.score = lambda search, value, seed: (

@@ -86,12 +86,7 @@ def run(config: Any, workdir: pathlib.Path, jobs: int = 1) -> None:
     workers.run(jobs)
   failures: list[str] = []
   config = _tune_learning_rates(config, workdir, setup_of, failures)
-  names = [
-    name
-    for name in config['table']['objectives']
-    if grid.objective(config, config['table']['students'][0], name).terms
-  ]
-  found = _find_all(config, workdir, setup_of, names, failures)
+  found = _find_all(config, workdir, setup_of, _distilled(config), failures)
   if not jobs:  # One of several, and the first of them reports.
     return
   if processes.is_primary():
@@ -104,8 +99,19 @@ def run(config: Any, workdir: pathlib.Path, jobs: int = 1) -> None:
 def _setup(config, rotation) -> Setup:
   setup = Setup(grid.config_of(config, rotation))
   grid.check_dataset(config, setup.dataset)
-  setup.get_teacher(required=True)
+  if _distilled(config):
+    setup.get_teacher(required=True)
   return setup
+
+
+def _distilled(config) -> list[str]:
+  """The objectives with terms, whose ratios are looked for."""
+  table = config['table']
+  return [
+    name
+    for name in table['objectives']
+    if grid.objective(config, table['students'][0], name).terms
+  ]
 
 
 def _tune_learning_rates(config, workdir, setup_of, failures):
