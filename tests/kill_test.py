@@ -88,7 +88,7 @@ class Runs:
     for folder in sorted((self.folder / name / 'table' / 'cells').iterdir()):
       left |= end_of(folder)
       record = json.loads((folder / 'results.json').read_text())
-      for free in ('seconds', 'environment', 'config'):
+      for free in ('seconds', 'step_seconds', 'environment', 'config'):
         del record[free]
       del record['identity']['teacher']
       left[f'{folder.name} record'] = record
