@@ -65,7 +65,7 @@ STUDENTS = {
 # go together have the same ratio. Where `--mode=tune` has been run for a data
 # set, tuned.json has better ratios, and learning rates of the students.
 UNTUNED = 1.0
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 1.2e-2  # Of students; see docs/explanation/protocol.md.
 _COMBINED = {
   'iusp_sp': ('iusp', 'sp'),
   'kd_iusp': ('kd', 'iusp'),
@@ -270,6 +270,7 @@ def teacher(dataset_name: str) -> Config:
   config.seed = 0  # Of the teacher alone: students of all seeds share it.
   config.ensemble_size = 1  # Teachers, of seed, seed + 1 and so on, as one.
   config.training.epochs = 8.0
+  config.training.learning_rate = 3e-3
   # All students depend on it: no batch may spoil it.
   config.training.clip_factor = 1.0
   config.augment.mixup_alpha = 0.2

@@ -292,7 +292,7 @@ def test_tuning_goes_on_with_more_objectives_and_refuses_another_recipe(
   tuning.run(config, tmp_path)
   assert {name for name, *_ in looked.looks[count:]} == {'tiny-iusp_sp'}
   for fields, message in (
-    ({'learning_rates': {'tiny': 0.1}}, r'learning_rate: 0\.003 there'),
+    ({'learning_rates': {'tiny': 0.1}}, f'rate: {base.LEARNING_RATE} there'),
     ({'tune_ratios': (1.0,)}, r'ladder: \[0.3, 1.0.*\] there, \[1.0\] now'),
     ({'tune_seeds': 5}, r'seeds: 3 there, 5 now'),
   ):
