@@ -22,8 +22,6 @@ import numpy as np
 
 from iusp_jax.data import foreign_outputs, output_files
 
-_TIMES = ('frame_hop_seconds', 'frame_span_seconds', 'first_frame_seconds')
-
 
 def open_all(
   folders: Sequence[pathlib.Path],
@@ -60,7 +58,7 @@ def outputs_of_all(
     for name in ('logits', 'frames', 'frame_logits')
     if all(each.contents.gives(name, split) for each in teachers)
   ]
-  if names[-1:] in ([], ['logits']):
+  if not {'frames', 'frame_logits'} & {*names}:
     return names
   contents = [each.contents for each in teachers]
   for each in contents:
@@ -90,7 +88,15 @@ def join(
   names: Sequence[str],
   index_B: np.ndarray,
 ) -> dict[str, np.ndarray]:
-  """Outputs of some clips, given the rows of all clips in each folder."""
+  """Outputs `[B, ...]` of some clips, by name.
+
+  Args:
+    teachers: K of them.
+    rows: of all clips `[N]` in the arrays of each.
+    split: its name.
+    names: of the outputs.
+    index_B: of the clips among all.
+  """
   found = [
     each.read(split, rows_N[index_B], names)
     for each, rows_N in zip(teachers, rows, strict=True)
@@ -127,7 +133,11 @@ def _write(teachers, output: pathlib.Path) -> None:
   contents = [each.contents for each in teachers]
   metadata = {
     'tags': list(contents[0].tags),
-    **{k: v for k, v in contents[0].metadata.items() if k in _TIMES},
+    **{
+      k: v
+      for k, v in contents[0].metadata.items()
+      if k in foreign_outputs.TIMES
+    },
   }
   for field in ('name', 'source', 'licence'):
     each = dict.fromkeys(of.metadata[field] for of in contents)

@@ -132,10 +132,9 @@ def stored_keys(index_B: jax.Array, version_B: jax.Array) -> jax.Array:
 
   The same for all students, since they share what is stored of the teacher.
   """
-  key = jax.random.key(_STORE_SEED)
 
   def of_clip(index, version):
-    return jax.random.fold_in(jax.random.fold_in(key, version), index)
+    return clip_keys(_STORE_SEED, version, index[None])[0]
 
   return jax.vmap(of_clip)(index_B, version_B)
 

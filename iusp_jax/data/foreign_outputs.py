@@ -34,7 +34,7 @@ ARRAYS = {  # By name, the axes.
   NUM_FRAMES: 'N',
 }
 PAGE = 'docs/reference/teacher_outputs_format.md'
-_TIMES = ('frame_hop_seconds', 'frame_span_seconds', 'first_frame_seconds')
+TIMES = ('frame_hop_seconds', 'frame_span_seconds', 'first_frame_seconds')
 _FIELDS = ('format', 'name', 'source', 'licence', 'tags')
 _CLIPS_AT_A_TIME = 1024
 _BLOCK = 1 << 24  # Numbers of an array that are in memory at a time.
@@ -81,9 +81,9 @@ class Contents:
   @property
   def timing(self) -> alignment.Timing | None:
     """Of the frames, where there are any."""
-    if any(name not in self.metadata for name in _TIMES):
+    if any(name not in self.metadata for name in TIMES):
       return None
-    return alignment.Timing(*(float(self.metadata[name]) for name in _TIMES))
+    return alignment.Timing(*(float(self.metadata[name]) for name in TIMES))
 
   def gives(self, output: str, split: str = 'train') -> bool:
     """Whether an output of a split is there."""
@@ -158,7 +158,7 @@ def read_metadata(
   if len(set(tags)) < len(tags):
     twice = next(tag for tag in tags if tags.count(tag) > 1)
     raise ValueError(f'{path}: tags has {twice!r} twice: expected each once')
-  for name in _TIMES:
+  for name in TIMES:
     if name in found:
       _check_seconds(path, name, found[name])
   return found
@@ -219,7 +219,7 @@ def check_times(
   path: pathlib.Path, metadata: Mapping[str, Any], why: str
 ) -> None:
   """Raises ValueError where nothing says when the frames are."""
-  if lacking := [name for name in _TIMES if name not in metadata]:
+  if lacking := [name for name in TIMES if name not in metadata]:
     raise ValueError(
       f'{path} lacks {", ".join(lacking)}, and {why}: expected when these are, '
       f'see {PAGE}'
